@@ -1,0 +1,88 @@
+"""Tell what a store knows of a file, without reading either again.
+
+In: a store, as it was when a run began. Out: for the path, size, time or
+digest of a file, the row or the failure that belongs to it. Takes about 64
+bytes of memory a row.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat.sources import Reference
+from rn50feat.store import FailureRecord, FeatureStore
+
+_KEY = np.dtype([("high", ">u8"), ("low", ">u8")])
+
+
+class Catalogue:
+    """The rows and failures of a store by path, size and digest; empty for None."""
+
+    def __init__(self, store: FeatureStore | None) -> None:
+        self._sizes = self._mtimes = np.empty(0, np.int64)
+        self._paths = self._digests = _Lookup(np.empty((0, 16), np.uint8))
+        self.failures: dict[str, FailureRecord] = {}
+        if store is not None:
+            with store.reading():
+                self._sizes, self._mtimes = store.column("size"), store.column("mtime_ns")
+                self._digests = _Lookup(store.column("digest"))
+                self._paths = _Lookup(_path_keys(store))
+                self.failures = {failure.path: failure for failure in store.failures()}
+        self._known_sizes = np.unique(self._sizes)
+
+    def row(self, path: str) -> int | None:
+        """Return the row of a stored path, or None."""
+        return self._paths.get(_path_key(path))
+
+    def unchanged(self, row: int, reference: Reference) -> bool:
+        """Tell whether a file has the size and time that it had when its row was made."""
+        return bool(self._sizes[row] == reference.size and self._mtimes[row] == reference.mtime_ns)
+
+    def failed_before(self, path: str, reference: Reference) -> bool:
+        """Tell whether a file failed, and has the size and time that it had then."""
+        failure = self.failures.get(path)
+        return failure is not None and (failure.size, failure.mtime_ns) == (reference.size, reference.mtime_ns)
+
+    def may_hold_copy(self, size: int) -> bool:
+        """Tell whether any row's file has `size` bytes: only then is a digest worth computing."""
+        i = int(np.searchsorted(self._known_sizes, size))
+        return i < len(self._known_sizes) and bool(self._known_sizes[i] == size)
+
+    def row_of_copy(self, digest: bytes) -> int | None:
+        """Return a row whose file had the bytes of `digest`, or None."""
+        return self._digests.get(digest)
+
+
+def _path_key(path: str) -> bytes:
+    return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=16).digest()
+
+
+def _path_keys(store: FeatureStore, block: int = 8192) -> NDArray[np.uint8]:
+    keys = [b"".join(map(_path_key, store.paths(start, start + block))) for start in range(0, len(store), block)]
+    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16)
+
+
+class _Lookup:
+    """A fixed map from keys of 16 bytes to row numbers: 24 bytes a key, a tenth of a dict.
+
+    Of equal keys the first row answers.
+    """
+
+    def __init__(self, keys: NDArray[np.uint8]) -> None:
+        """Map row i of `keys`, uint8 of shape (N, 16), to i."""
+        records = np.ascontiguousarray(keys).view(_KEY).reshape(-1)
+        self._order = np.argsort(records["high"], kind="stable")
+        self._high = records["high"][self._order].astype(np.uint64)
+        self._low = records["low"][self._order].astype(np.uint64)
+
+    def get(self, key: bytes) -> int | None:
+        high, low = np.frombuffer(key, ">u8").astype(np.uint64)
+        for i in range(int(np.searchsorted(self._high, high)), len(self._high)):
+            if self._high[i] != high:
+                break
+            if self._low[i] == low:
+                return int(self._order[i])
+        return None

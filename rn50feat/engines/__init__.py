@@ -1,0 +1,81 @@
+"""The contract of an engine: references in, features out, every reference exactly once.
+
+In: a stream of references to pictures. Out: a stream of `Batch`es. An engine
+decodes and runs the network, on this machine or on others; it never opens a
+store, and a picture that cannot be decoded never stops it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat.provenance import Preprocessing
+from rn50feat.sources import Reference
+from rn50feat.weights import Weights
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture without features, and why."""
+
+    reference: Reference
+    reason: str
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Features, float32 of shape (n, 2048), of n references in the same order; and failures.
+
+    The references carry the size, time and digest of the very bytes that were
+    decoded.
+    """
+
+    references: tuple[Reference, ...]
+    features: NDArray[np.float32]
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine computes; none of it changes a vector by more than rounding.
+
+    ``device`` is auto, cpu, cuda or cuda:N; ``precision`` auto, fp32, bf16 or
+    fp16; ``workers`` the number of decoding processes, 0 for a choice by the
+    number of cores.
+    """
+
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 32
+    workers: int = 0
+    max_megapixels: int = 200
+
+
+class Engine(Protocol):
+    """A context manager; leaving it frees what the engine holds."""
+
+    backend: str
+    device: str
+    precision: str  # fp32, bf16 or fp16
+    weights_sha256: str  # of the weights that it computes with
+
+    def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
+        """Yield every reference exactly once, with its features or its failure."""
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class StartEngine(Protocol):
+    """What starts an engine; raises `WeightsError` or `DeviceError`."""
+
+    def __call__(
+        self, weights: Weights, preprocessing: Preprocessing, options: EngineOptions, *, progress: bool
+    ) -> Engine:
+        """Return an engine with `weights`; `progress` shows their download on stderr."""

@@ -1,0 +1,115 @@
+"""The engine of this machine: decoding processes, and the network in a thread beside them.
+
+In: references. Out: batches, in the order of the references. While the
+network computes one batch, the next ones are decoded.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+
+import numpy as np
+
+from rn50feat.backends import Backend
+from rn50feat.engines import Batch, EngineOptions, Failure
+from rn50feat.engines.pool import DecoderPool
+from rn50feat.provenance import Preprocessing
+from rn50feat.sources import Reference
+from rn50feat.weights import Weights
+
+BUFFERS = 4  # two batches being decoded, one at the network, one waiting for it
+
+
+@dataclass(frozen=True)
+class _Decoding:
+    """A batch on its way: the buffer that it fills and the futures of its slots."""
+
+    buffer: int
+    pictures: list[Future[Reference | Failure]]
+
+
+class LocalEngine:
+    """Embed pictures on this machine."""
+
+    def __init__(self, backend: Backend, pool: DecoderPool, *, batch_size: int) -> None:
+        """Compute with `backend` what `pool`, of ``BUFFERS * batch_size`` slots, decodes."""
+        self.weights_sha256, self.device = backend.weights_sha256, backend.device
+        self.precision, self.backend = backend.precision, backend.name
+        self._compute = backend.features
+        self._pool = pool
+        self._batch_size = batch_size
+
+    def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
+        """Yield every reference exactly once, with its features or its failure."""
+        waiting = iter(references)
+        free = deque(range(BUFFERS))
+        decoding: deque[_Decoding] = deque()
+        computing: deque[tuple[int, Future[Batch]]] = deque()
+        with ThreadPoolExecutor(1, thread_name_prefix="network") as network:
+            while True:
+                while free and (chunk := list(islice(waiting, self._batch_size))):
+                    decoding.append(self._decode(chunk, free.popleft()))
+                if decoding and len(computing) < 2:
+                    batch = decoding.popleft()
+                    pictures = [picture.result() for picture in batch.pictures]
+                    computing.append((batch.buffer, network.submit(self._embed, pictures, batch.buffer)))
+                elif computing:
+                    buffer, result = computing.popleft()
+                    embedded = result.result()
+                    free.append(buffer)
+                    yield embedded
+                else:
+                    return
+
+    def _decode(self, chunk: list[Reference], buffer: int) -> _Decoding:
+        first = buffer * self._batch_size
+        return _Decoding(buffer, [self._pool.decode(first + i, reference) for i, reference in enumerate(chunk)])
+
+    def _embed(self, pictures: list[Reference | Failure], buffer: int) -> Batch:
+        """Run the network on one buffer, always on all its slots: a row must not depend on its neighbours."""
+        first = buffer * self._batch_size
+        failures = tuple(picture for picture in pictures if isinstance(picture, Failure))
+        good = [i for i, picture in enumerate(pictures) if isinstance(picture, Reference)]
+        if not good:
+            return Batch((), np.empty((0, 2048), np.float32), failures)
+        features = self._compute(self._pool.crops[first : first + self._batch_size])[good]
+        references = tuple(picture for picture in pictures if isinstance(picture, Reference))
+        return Batch(references, features, failures)
+
+    def __enter__(self) -> LocalEngine:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._pool.close()
+
+
+def start(
+    weights: Weights, preprocessing: Preprocessing, options: EngineOptions, *, progress: bool = False
+) -> LocalEngine:
+    """Start the engine; raise `WeightsError` or `DeviceError` when it cannot compute."""
+    pool = DecoderPool(
+        preprocessing,
+        slots=BUFFERS * options.batch_size,
+        workers=options.workers or max(1, cores() - 1),
+        max_pixels=options.max_megapixels * 1_000_000,
+    )
+    try:  # the processes start while torch is imported, which takes 4 s
+        from rn50feat import network
+        from rn50feat.backends.torch import TorchBackend
+
+        loaded = network.load(weights, progress=progress)
+        backend = TorchBackend(loaded, preprocessing, device=options.device, precision=options.precision)
+    except BaseException:
+        pool.close()
+        raise
+    return LocalEngine(backend, pool, batch_size=options.batch_size)
+
+
+def cores() -> int:
+    """Return how many cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -1,0 +1,75 @@
+"""A process that decodes pictures for `pool`.
+
+In: requests of one file each, as JSON over a socket. Out: the crop in the
+slot of a shared buffer that the request names, and the facts of the file, or
+the reason of its failure, as JSON. A process of its own, because a decoder
+may crash, hang or swallow memory on a hostile file.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+import os
+import resource
+import signal
+import sys
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat import images, sources
+from rn50feat.errors import RN50FeatError
+from rn50feat.provenance import Preprocessing
+from rn50feat.sources import Reference
+
+
+def main(
+    *, channel: int, buffer: int, memory: int, max_pixels: int, seconds: float, preprocessing: dict[str, Any]
+) -> None:
+    """Serve requests until the other end of the socket `channel` closes.
+
+    `buffer` is a file of crops, `memory` the number of bytes that this
+    process may take beyond what it has at the start, `seconds` what a picture
+    may take before SIGALRM ends the process.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    connection = Connection(channel)
+    settings = Preprocessing(**preprocessing)
+    crops = np.frombuffer(mmap.mmap(buffer, 0), np.uint8).reshape(-1, settings.crop, settings.crop, 3)
+    images.lift_pillow_limit()
+    _limit_memory(memory)
+    connection.send_bytes(b"ready")
+    while True:
+        try:
+            slot, *file = json.loads(connection.recv_bytes())
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, seconds)
+        answer = _decode(Reference(*file), crops[slot], settings, max_pixels)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.send_bytes(json.dumps(answer).encode())
+
+
+def _decode(reference: Reference, crop: NDArray[np.uint8], settings: Preprocessing, max_pixels: int) -> dict[str, Any]:
+    reason = None
+    try:
+        reference, data = sources.read(reference)
+        suffix = os.path.splitext(reference.location)[1]
+        crop[:] = images.decode(data, settings, suffix=suffix, max_pixels=max_pixels)
+    except RN50FeatError as error:
+        reason = str(error)
+    except MemoryError:
+        reason = "is larger than the memory that one picture is allowed"
+    facts = {"size": reference.size, "mtime_ns": reference.mtime_ns, "digest": reference.digest.hex()}
+    return {**facts, "reason": reason}
+
+
+def _limit_memory(beyond: int) -> None:
+    if sys.platform != "linux":  # elsewhere the limit is not enforced
+        return
+    with open("/proc/self/statm", "rb") as file:
+        taken = int(file.read().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (taken + beyond, resource.getrlimit(resource.RLIMIT_AS)[1]))

@@ -1,0 +1,57 @@
+"""Every error that a user can cause, and the exit code that belongs to it.
+
+Nothing comes in; the leaves of this tree go out, and the command line turns
+each of them into one ``Error:`` line::
+
+    RN50FeatError                exit code 1
+    ├── SourceError              a source folder or file that cannot be used
+    ├── ImageError               one picture that cannot be decoded (a ledger entry, not an exit)
+    ├── WeightsError             weights that are missing, damaged or no ResNet50
+    ├── DeviceError              a device or precision that this machine lacks
+    ├── StoreError               a store that cannot be read or written
+    │   ├── ProvenanceError      a store whose vectors are of another kind
+    │   └── StoreLockedError     75: another run holds the store
+    └── QueryError               a search that cannot be answered
+
+A message names the object, the cause and the remedy.
+"""
+
+
+class RN50FeatError(Exception):
+    """Base of all errors that the user can mend."""
+
+    exit_code = 1
+
+
+class SourceError(RN50FeatError):
+    """A source folder or file cannot be used."""
+
+
+class ImageError(RN50FeatError):
+    """One picture cannot be decoded; the message is the ledger's reason."""
+
+
+class WeightsError(RN50FeatError):
+    """Weights are missing, damaged, or not those of a ResNet50."""
+
+
+class DeviceError(RN50FeatError):
+    """This machine lacks the device or the precision asked for."""
+
+
+class StoreError(RN50FeatError):
+    """A store cannot be found, read or written."""
+
+
+class ProvenanceError(StoreError):
+    """A store holds vectors of another network, weights or preprocessing."""
+
+
+class StoreLockedError(StoreError):
+    """Another run holds the store."""
+
+    exit_code = 75
+
+
+class QueryError(RN50FeatError):
+    """A search cannot be answered."""

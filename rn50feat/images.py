@@ -1,0 +1,158 @@
+"""Decode a picture to the square that the network sees.
+
+In: the bytes of a file, and a `Preprocessing`. Out: a crop, uint8 of shape
+(crop, crop, 3) in RGB, or an `ImageError` with the reason. A crop equals what
+torchvision's ``Resize`` and ``CenterCrop`` make of the same picture with
+Pillow; it is resampled once, straight from the crop's box in the source.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import warnings
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageCms, ImageOps
+
+from rn50feat.errors import ImageError
+from rn50feat.provenance import Preprocessing
+
+# What Pillow reads by itself. Left out: EPS and WMF (they start other
+# programs), and the stubs that only recognise a format (HDF5, GRIB, BUFR, MPEG).
+_FORMATS = (
+    "AVIF BLP BMP CUR DCX DDS DIB FITS FLI FTEX GBR GIF ICNS ICO JPEG JPEG2000 MSP PCX"
+    " PNG PPM PSD QOI SGI SUN TIFF WEBP XBM XPM"
+).split()
+# These have no signature, and "recognise" other data too: tried for their own names only.
+_UNSIGNED = {".im": "IM", ".pcd": "PCD", ".tga": "TGA", ".icb": "TGA", ".vda": "TGA", ".vst": "TGA"}
+
+SUFFIXES = frozenset(
+    ".apng .avif .avifs .blp .bmp .cur .dcx .dds .dib .fit .fits .flc .fli .ftc .ftu .gbr .gif .heic .heics .heif"
+    " .heifs .hif .icb .icns .ico .im .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .msp .pbm .pcd .pcx"
+    " .pfm .pgm .png .pnm .ppm .psd .qoi .ras .rgb .rgba .sgi .tga .tif .tiff .vda .vst .webp .xbm .xpm".split()
+)
+
+# Only formats whose first bytes leave no doubt: a text that begins with "P5 "
+# or "BM" is no picture, so PPM and the like are known by their names alone.
+_MAGIC = re.compile(
+    rb"\xff\xd8\xff"  # JPEG
+    rb"|\x89PNG\r\n\x1a\n"
+    rb"|GIF8[79]a"
+    rb"|RIFF....WEBP"
+    rb"|BM.{12}[\x0c\x28\x34\x38\x40\x6c\x7c]\0\0\0"  # BMP with a known header size
+    rb"|II[*+]\0|MM\0[*+]"  # TIFF and BigTIFF
+    rb"|....ftyp(?:avi[fs]|hei[cxms]|hev[cx]|mif1|msf1)"  # AVIF and HEIC
+    rb"|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51"  # JPEG 2000
+    rb"|8BPS\x00\x01|qoif|DDS \x7c\0\0\0|icns\0",
+    re.DOTALL,
+)
+_HEIC = re.compile(rb"....ftyp(?:hei[cxms]|hev[cx]|mif1|msf1)", re.DOTALL)
+
+try:
+    import pillow_heif
+except ImportError:
+    HEIC = False
+else:
+    pillow_heif.register_heif_opener()
+    _FORMATS.append("HEIF")
+    HEIC = True
+
+
+def lift_pillow_limit() -> None:
+    """Leave the size of pictures to `decode`'s own limit, in the whole process."""
+    Image.MAX_IMAGE_PIXELS = None
+
+
+def named_as_picture(location: str) -> bool:
+    """Tell whether the name of a file says that it is a picture."""
+    return os.path.splitext(location)[1].lower() in SUFFIXES
+
+
+def holds_picture(head: bytes) -> bool:
+    """Tell whether the first bytes of a file (18 or more) are those of a picture."""
+    return _MAGIC.match(head) is not None
+
+
+def decode(data: bytes, preprocessing: Preprocessing, *, suffix: str, max_pixels: int) -> NDArray[np.uint8]:
+    """Return the crop of an encoded picture, uint8 of shape (crop, crop, 3), RGB.
+
+    The whole picture is decoded before anything is returned: a truncated one
+    raises. Animations give their first frame. `suffix` is that of the file's
+    name; it matters only for formats without a signature. Raises `ImageError`
+    with the reason, for a picture of more than `max_pixels` before decoding it.
+    """
+    if not data:
+        raise ImageError("is empty")
+    if not HEIC and _HEIC.match(data):
+        raise ImageError("is HEIC, which needs: pip install 'rn50feat[heic]'")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # Pillow's doubts about odd metadata; the pixels decide
+            return _decode(data, preprocessing, suffix.lower(), max_pixels)
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise ImageError("is no picture in a format that Pillow reads") from error
+    except MemoryError as error:
+        raise ImageError("needs more memory to decode than one picture is allowed") from error
+    except Exception as error:  # Pillow's decoders raise anything from struct.error to SyntaxError on broken data
+        raise ImageError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+
+
+def _decode(data: bytes, preprocessing: Preprocessing, suffix: str, max_pixels: int) -> NDArray[np.uint8]:
+    formats = [*_FORMATS, _UNSIGNED[suffix]] if suffix in _UNSIGNED else _FORMATS
+    with Image.open(io.BytesIO(data), formats=formats) as image:
+        if image.width * image.height > max_pixels:
+            megapixels = f"{image.width * image.height / 1e6:.0f} of {max_pixels / 1e6:.0f} megapixels"
+            raise ImageError(f"is too large, {image.width}x{image.height} ({megapixels}): raise --max-megapixels")
+        image.load()
+        if preprocessing.exif == "applied":
+            ImageOps.exif_transpose(image, in_place=True)
+        return np.asarray(_crop(_to_rgb(image), preprocessing))
+
+
+def _crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
+    """Resize the shorter side and cut the central square, in one resampling."""
+    shorter, crop = min(image.size), preprocessing.crop
+    width, height = (int(preprocessing.resize * side / shorter) for side in image.size)
+    # torchvision's Resize cuts off, its CenterCrop rounds half to even.
+    left, top = round((width - crop) / 2.0), round((height - crop) / 2.0)
+    x, y = image.width / width, image.height / height
+    box = (left * x, top * y, (left + crop) * x, (top + crop) * y)
+    return image.resize((crop, crop), Image.Resampling.BILINEAR, box=box)
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """Convert any mode of Pillow's to RGB as a person would expect.
+
+    Transparent parts are laid over white; integers of 16 bits and floats in
+    [0, 1] are scaled to 8 bits; values beyond those ranges are stretched from
+    their own smallest to their own largest.
+    """
+    if image.mode == "RGB" and "transparency" not in image.info:
+        return image
+    if image.mode == "I" or image.mode == "F" or image.mode.startswith("I;16"):
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if image.mode == "LAB":
+        lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+        converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
+        assert converted is not None
+        return converted
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        return Image.alpha_composite(white, image).convert("RGB")
+    return image.convert("RGB")
+
+
+def _to_8_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+    low, high = 0.0, 65535.0 if values.dtype.kind in "iu" else 1.0
+    values = values.astype(np.float32)
+    if not np.isfinite(values).all():
+        raise ImageError("holds pixels that are no finite numbers")
+    if values.min() < low or values.max() > high:
+        low, high = float(values.min()), float(values.max())
+    return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)

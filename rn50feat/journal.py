@@ -1,0 +1,286 @@
+"""A file that changes from one commit to the next as a whole, or not at all.
+
+In: a path. Out: a Python file object, as h5py's file-object driver takes it,
+whose writes reach other programs only through `commit`. The method is SQLite's
+rollback journal:
+
+- what is written beyond the committed end goes to the disk at once, since
+  nothing refers to it yet;
+- what is written over committed pages is held in memory;
+- a commit syncs the file, saves the old content of those pages with a
+  checksum in ``<path>-journal``, syncs that, writes the new pages, syncs
+  again and removes the journal. That removal is the commit.
+
+A process or machine that dies on the way leaves either no complete journal,
+and then no committed page was touched, or a complete one, from which `recover`
+puts the old pages back. A new file is written beside its path and takes its
+place at the first commit.
+
+Every change to the disk passes through a `Disk`, so that a test can stop the
+program at each of them.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import io
+import os
+import struct
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer, WriteableBuffer
+
+PAGE = 4096
+_MAGIC = b"rn50feat journal 1\n"
+_HEADER = struct.Struct("<QQ")  # committed length in bytes, number of pages
+_NUMBER = struct.Struct("<Q")
+_CHECKSUM = 16
+
+
+class Disk:
+    """The system calls that change what is on the disk; all raise `OSError`."""
+
+    def create(self, path: Path) -> int:
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+
+    def write(self, handle: int, data: ReadableBuffer, offset: int) -> None:
+        view = memoryview(data)
+        while view:
+            done = os.pwrite(handle, view, offset)
+            view, offset = view[done:], offset + done
+
+    def truncate(self, handle: int, length: int) -> None:
+        os.ftruncate(handle, length)
+
+    def sync(self, handle: int) -> None:
+        os.fsync(handle)
+
+    def rename(self, old: Path, new: Path) -> None:
+        os.replace(old, new)
+
+    def remove(self, path: Path) -> None:
+        path.unlink(missing_ok=True)
+
+    def sync_folder(self, folder: Path) -> None:
+        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fsync(handle)
+        except OSError as error:  # some network file systems sync no folders
+            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+                raise
+        finally:
+            os.close(handle)
+
+
+DISK = Disk()
+
+
+def journal_path(path: Path) -> Path:
+    return path.with_name(path.name + "-journal")
+
+
+def new_path(path: Path) -> Path:
+    """Return where a file lies until its first commit."""
+    return path.with_name(path.name + "-new")
+
+
+def recover(path: Path, disk: Disk = DISK) -> bool:
+    """Undo the commit that was interrupted at `path`; return whether there was one.
+
+    The caller holds the file alone.
+    """
+    journal = journal_path(path)
+    if not journal.exists():
+        return False
+    saved = _complete(journal.read_bytes())
+    if saved is not None:
+        length, pages = saved
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            for number, content in pages:
+                disk.write(handle, content[: length - number * PAGE], number * PAGE)
+            disk.truncate(handle, length)
+            disk.sync(handle)
+        finally:
+            os.close(handle)
+    disk.remove(journal)
+    disk.sync_folder(path.parent)
+    return saved is not None
+
+
+def _complete(data: bytes) -> tuple[int, Iterator[tuple[int, memoryview]]] | None:
+    """Return the committed length and the pages (number, content) of a complete journal."""
+    start, stop = len(_MAGIC) + _HEADER.size, len(data) - _CHECKSUM
+    if stop < start or not data.startswith(_MAGIC):
+        return None
+    if hashlib.blake2b(memoryview(data)[:stop], digest_size=_CHECKSUM).digest() != data[stop:]:
+        return None
+    length, count = _HEADER.unpack_from(data, len(_MAGIC))
+    step = _NUMBER.size + PAGE
+    at = range(start, start + count * step, step)
+    view = memoryview(data)
+    return length, ((_NUMBER.unpack_from(data, i)[0], view[i + _NUMBER.size : i + step]) for i in at)
+
+
+class JournaledFile(io.RawIOBase):
+    """A readable, writable, seekable file whose changes wait for `commit`.
+
+    One process at a time may have a path open so, and must have called
+    `recover` first.
+    """
+
+    def __init__(self, path: Path, *, create: bool = False, length: int = 0, disk: Disk = DISK) -> None:
+        """Open `path` with its committed `length` in bytes, or create it anew.
+
+        Whatever lies beyond `length` was never committed and is cut off.
+        """
+        self.path = path
+        self._disk = disk
+        self._new = create
+        self._at = 0
+        self._pages: dict[int, bytearray] = {}
+        self._undo_to: int | None = None  # the committed length of an abandoned file
+        self._length = self._committed = 0 if create else length
+        if create:
+            self.handle = disk.create(new_path(path))
+        else:
+            self.handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            if os.fstat(self.handle).st_size > length:
+                disk.truncate(self.handle, length)
+
+    def readable(self) -> bool:
+        return True
+
+    def writable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._at
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._at = offset + {os.SEEK_SET: 0, os.SEEK_CUR: self._at, os.SEEK_END: self._length}[whence]
+        return self._at
+
+    def readinto(self, buffer: WriteableBuffer) -> int:
+        view = memoryview(buffer).cast("B")[: max(0, self._length - self._at)]
+        done = os.preadv(self.handle, [view], self._at) if view else 0
+        view[done:] = bytes(len(view) - done)
+        for number, start, stop, at in _pieces(self._at, self._held(len(view))):
+            if number in self._pages:
+                view[at : at + stop - start] = self._pages[number][start:stop]
+        self._at += len(view)
+        return len(view)
+
+    def write(self, data: ReadableBuffer) -> int:
+        view = memoryview(data).cast("B")
+        held = self._held(len(view))
+        for number, start, stop, at in _pieces(self._at, held):
+            self._page(number)[start:stop] = view[at : at + stop - start]
+        if held < len(view):
+            self._disk.write(self.handle, view[held:], self._at + held)
+        self._at += len(view)
+        self._length = max(self._length, self._at)
+        return len(view)
+
+    def _held(self, length: int) -> int:
+        """Return how many of the next `length` bytes lie before the committed end."""
+        return min(length, max(0, self._committed - self._at))
+
+    def _page(self, number: int) -> bytearray:
+        if number not in self._pages:
+            content = os.pread(self.handle, PAGE, number * PAGE)
+            self._pages[number] = bytearray(content.ljust(PAGE, b"\0"))
+        return self._pages[number]
+
+    def truncate(self, length: int | None = None) -> int:
+        self._length = self._at if length is None else length
+        return self._length
+
+    def commit(self, alone: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
+        """Make everything written so far durable and visible, at once.
+
+        `alone` is held while committed pages change. An error leaves the
+        file as it was at the last commit, or a journal that brings it there.
+        """
+        self._disk.sync(self.handle)
+        if self._new:
+            self._disk.rename(new_path(self.path), self.path)
+            self._new = False
+            self._settle()
+        elif self._pages or self._length < self._committed:
+            with alone():
+                self._save_old_pages()
+                self._write_pages()
+                self._disk.remove(journal_path(self.path))
+                self._settle()
+        self._committed = self._length
+
+    def _settle(self) -> None:
+        """Take the new state for the committed one: nothing after this may undo it."""
+        self._committed = self._length
+        self._pages.clear()
+        self._disk.sync_folder(self.path.parent)
+
+    def _save_old_pages(self) -> None:
+        cut_off = range(self._length // PAGE, -(-self._committed // PAGE))
+        numbers = sorted({*self._pages, *cut_off})
+        journal = journal_path(self.path)
+        handle = self._disk.create(journal)
+        try:
+            pieces = [_MAGIC + _HEADER.pack(self._committed, len(numbers))]
+            for number in numbers:
+                old = os.pread(self.handle, PAGE, number * PAGE)
+                pieces.append(_NUMBER.pack(number) + old.ljust(PAGE, b"\0"))
+            content = b"".join(pieces)
+            checksum = hashlib.blake2b(content, digest_size=_CHECKSUM).digest()
+            self._disk.write(handle, content + checksum, 0)
+            self._disk.sync(handle)
+        finally:
+            os.close(handle)
+        self._disk.sync_folder(journal.parent)
+
+    def _write_pages(self) -> None:
+        for number, content in sorted(self._pages.items()):
+            end = min(self._length, self._committed, (number + 1) * PAGE)
+            self._disk.write(self.handle, memoryview(content)[: max(0, end - number * PAGE)], number * PAGE)
+        if self._length < self._committed:
+            self._disk.truncate(self.handle, self._length)
+        self._disk.sync(self.handle)
+
+    def abandon(self) -> None:
+        """Hold all further writes in memory: `close` then undoes what was not committed.
+
+        HDF5 writes when its file is closed, whatever came before.
+        """
+        if self._undo_to is None:
+            self._undo_to, self._committed = self._committed, 1 << 62
+
+    def close(self) -> None:
+        if self.closed:
+            return
+        super().close()
+        try:
+            if self._undo_to is not None and self._new:
+                self._disk.remove(new_path(self.path))
+            elif self._undo_to is not None:
+                self._disk.truncate(self.handle, self._undo_to)
+        finally:
+            os.close(self.handle)
+
+
+def _pieces(offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:
+    """Cut a span of bytes at page bounds: (page, start and stop in the page, start in the span)."""
+    at = 0
+    while at < length:
+        number, start = divmod(offset + at, PAGE)
+        stop = min(PAGE, start + length - at)
+        yield number, start, stop, at
+        at += stop - start

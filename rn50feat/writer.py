@@ -1,0 +1,210 @@
+"""Write a store: the one place that changes a store's file.
+
+In: features with the references of their pictures, failures, and the record
+of the run. Out: the same in the store, all of it or nothing at each commit,
+through `journal`. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat import journal, lock
+from rn50feat.errors import StoreError
+from rn50feat.provenance import Provenance
+from rn50feat.sources import Reference
+from rn50feat.store import FORMAT, LEDGER, ROWS, RUNS, SCHEMA, committed_length, decode_text, recover, stored_path
+
+# The file format of HDF5 1.8: read everywhere, and without the marks of later
+# ones that call a file open for writing after its writer was killed.
+_VERSION = ("v108", "v108")
+
+
+class StoreWriter:
+    """A store that one run writes to: a context manager that commits, or undoes on an error.
+
+    The caller holds the `lock.run_lock` of the store. A new store appears,
+    and takes an old one's place, at its first commit. Every method raises
+    `StoreError` when the disk does not take what is written; the store then
+    stays as of the last commit.
+    """
+
+    def __init__(self, path: Path, *, disk: journal.Disk = journal.DISK) -> None:
+        """Open the store at `path` for writing."""
+        self._prepare(path, disk)
+        with self._told():
+            with open(path, "rb") as file, lock.held(file.fileno(), path, alone=True):
+                recover(path)
+            self._journal = journal.JournaledFile(path, length=committed_length(path), disk=disk)
+            self._file = h5py.File(self._journal, "r+", libver=_VERSION)
+        self._next_id = int(self._file.attrs["next_id"])
+        self._ledger = {decode_text(name): i for i, name in enumerate(self._file["failures/path"][:])}
+
+    @classmethod
+    def create(
+        cls, path: Path, provenance: Provenance, dtype: np.dtype[Any], *, disk: journal.Disk = journal.DISK
+    ) -> StoreWriter:
+        """Begin a new store with features of `dtype`, float16 or float32."""
+        writer = cls.__new__(cls)
+        writer._prepare(path, disk)
+        with writer._told():
+            writer._journal = journal.JournaledFile(path, create=True, disk=disk)
+            writer._file = file = h5py.File(writer._journal, "w", libver=_VERSION)
+            for name, (kind, shape, chunk) in {**ROWS, **LEDGER, **RUNS}.items():
+                file.create_dataset(
+                    name, (0, *shape), dtype if kind is None else kind, maxshape=(None, *shape), chunks=(chunk, *shape)
+                )
+            attributes = {"format": FORMAT, "schema": SCHEMA, "store_id": str(uuid.uuid4()), "next_id": 0}
+            file.attrs.update({**attributes, "provenance": provenance.to_json()})
+        return writer
+
+    def _prepare(self, path: Path, disk: journal.Disk) -> None:
+        self.path = path
+        self._next_id = 0
+        self._ledger: dict[str, int] = {}
+        self._recorded = False
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """The dtype of the features: float16 or float32."""
+        return np.dtype(self._file["features"].dtype)
+
+    def append(self, references: Sequence[Reference], features: NDArray[np.floating[Any]]) -> None:
+        """Add one row for each of `references`, with features of shape (n, 2048)."""
+        paths = [stored_path(self.path, reference.location) for reference in references]
+        with self._told():
+            self._append(
+                ROWS, {"paths": paths, "features": np.asarray(features, self.dtype), **self._facts(references)}
+            )
+        self._forgive(paths)
+
+    def replace(self, row: int, reference: Reference, features: NDArray[np.floating[Any]]) -> None:
+        """Give `row`, whose picture has changed, new features of shape (2048,) and a new id."""
+        with self._told():
+            self._file["features"][row] = features
+            for name, values in self._facts([reference]).items():
+                self._file[name][row] = values[0]
+        self._forgive([stored_path(self.path, reference.location)])
+
+    def touch(self, row: int, reference: Reference) -> None:
+        """Note the new time of a file whose bytes are those of its row."""
+        with self._told():
+            self._file["mtime_ns"][row] = reference.mtime_ns
+
+    def copied(self, row: int, reference: Reference) -> NDArray[np.floating[Any]] | None:
+        """Return the features of `row` if they are those of the file's digest, else None."""
+        if bytes(self._file["digest"][row]) != reference.digest:
+            return None
+        return np.asarray(self._file["features"][row])
+
+    def _facts(self, references: Sequence[Reference]) -> dict[str, NDArray[Any]]:
+        first, self._next_id = self._next_id, self._next_id + len(references)
+        return {
+            "ids": np.arange(first, self._next_id),
+            "size": np.array([reference.size for reference in references], np.int64),
+            "mtime_ns": np.array([reference.mtime_ns for reference in references], np.int64),
+            "digest": np.array([list(reference.digest) for reference in references], np.uint8),
+        }
+
+    def fail(self, reference: Reference, reason: str) -> None:
+        """Enter a picture in the ledger, or count one more attempt at it."""
+        path = stored_path(self.path, reference.location)
+        facts = {"reason": reason, "size": reference.size, "mtime_ns": reference.mtime_ns}
+        with self._told():
+            if path in self._ledger:
+                entry = self._ledger[path]
+                for name, value in facts.items():
+                    self._file[f"failures/{name}"][entry] = _encoded(value)
+                self._file["failures/attempts"][entry] += 1
+            else:
+                self._ledger[path] = len(self._ledger)
+                facts = {"path": path, **facts, "attempts": 1}
+                self._append(LEDGER, {f"failures/{name}": [value] for name, value in facts.items()})
+
+    def _forgive(self, paths: Sequence[str]) -> None:
+        """Take pictures that have a row now out of the ledger."""
+        with self._told():
+            for path in paths:
+                if path in self._ledger:
+                    entry = self._ledger.pop(path)
+                    last = decode_text(self._file["failures/path"][len(self._ledger)])
+                    if last != path:
+                        self._ledger[last] = entry
+                    self._remove(LEDGER, entry)
+
+    def record(self, run: Mapping[str, Any]) -> None:
+        """Write this run's record; a later call of the same run replaces it."""
+        with self._told():
+            if not self._recorded:
+                self._append(RUNS, {"runs": [""]})
+                self._recorded = True
+            self._file["runs"][-1] = json.dumps(run)
+
+    def update_provenance(self, provenance: Provenance) -> None:
+        """Note where the weights lie now."""
+        with self._told():
+            self._file.attrs["provenance"] = provenance.to_json()
+
+    def _append(self, table: Mapping[str, Any], columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
+        for name in table:
+            dataset, values = self._file[name], columns[name]
+            count = dataset.shape[0]
+            dataset.resize(count + len(values), axis=0)
+            if h5py.check_string_dtype(dataset.dtype):
+                values = np.array([_encoded(value) for value in values], dtype=object)
+            dataset[count:] = values
+
+    def _remove(self, table: Mapping[str, Any], entry: int) -> None:
+        """Remove one entry: the last one takes its place."""
+        for name in table:
+            dataset = self._file[name]
+            last = dataset.shape[0] - 1
+            if entry != last:
+                dataset[entry] = dataset[last]
+            dataset.resize(last, axis=0)
+
+    def commit(self) -> None:
+        """Make everything written so far durable and visible to readers."""
+        with self._told():
+            self._file.attrs["next_id"] = self._next_id
+            self._file.flush()
+            self._journal.commit(lambda: lock.held(self._journal.handle, self.path, alone=True))
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if kind is None:
+                self.commit()
+        finally:
+            self._journal.abandon()  # what HDF5 writes from here on, nobody needs
+            self._file.close()
+            self._journal.close()
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell of a disk that does not take what is written."""
+        try:
+            yield
+        except OSError as error:
+            raise StoreError(
+                f"{self.path} cannot be written ({error.strerror or error}): free some space or mend the disk and"
+                " run again; what was committed is safe"
+            ) from error
+
+
+def _encoded(value: Any) -> Any:
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value

@@ -1,0 +1,46 @@
+"""Packaging of rn50feat; settings of the tools are in pyproject.toml."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+HERE = Path(__file__).parent
+VERSION = re.search(r'__version__ = "(.+)"', (HERE / "rn50feat" / "__init__.py").read_text())[1]
+
+HEIC = ["pillow-heif>=0.22"]
+TEST = ["pytest>=8", "ruff>=0.14", "mypy>=1.18", "scikit-learn>=1.5", *HEIC]
+
+setup(
+    name="rn50feat",
+    version=VERSION,
+    description="ResNet50 features for folders of pictures, in one HDF5 file, and similar pictures found by them",
+    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="MIT",
+    python_requires=">=3.10",
+    packages=find_packages(include=["rn50feat", "rn50feat.*"]),
+    package_data={"rn50feat": ["py.typed"]},
+    install_requires=[
+        "torch>=2.11",
+        "torchvision>=0.26",
+        "numpy>=1.26",
+        "Pillow>=11.3",  # the first with AVIF
+        "click>=8.1",
+        "h5py>=3.12",
+        "tqdm>=4.66",
+        "safetensors>=0.5",
+    ],
+    extras_require={"heic": HEIC, "test": TEST},
+    entry_points={"console_scripts": ["rn50feat=rn50feat.cli:main"]},
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Operating System :: MacOS",
+        "Programming Language :: Python :: 3",
+        "Topic :: Scientific/Engineering :: Image Recognition",
+        "Typing :: Typed",
+    ],
+)
