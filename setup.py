@@ -6,7 +6,7 @@ from pathlib import Path
 from setuptools import find_packages, setup
 
 HERE = Path(__file__).parent
-VERSION = re.search(r'__version__ = "(.+)"', (HERE / "rn50feat" / "__init__.py").read_text())[1]
+(VERSION,) = re.findall(r'__version__ = "(.+)"', (HERE / "rn50feat" / "__init__.py").read_text())
 
 HEIC = ["pillow-heif>=0.22"]
 TEST = ["pytest>=8", "ruff>=0.14", "mypy>=1.18", "scikit-learn>=1.5", *HEIC]

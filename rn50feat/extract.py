@@ -31,28 +31,31 @@ from rn50feat.engines import Batch, Engine, EngineOptions, StartEngine, local
 from rn50feat.errors import ProvenanceError, SourceError, StoreError
 from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore, stored_path
-from rn50feat.writer import StoreWriter
+from rn50feat.writer import StoreWriter, create_store, open_store
 
 COMMIT_SECONDS = 20.0  # what a kill may cost; a commit itself takes some 15 ms
 
 
 @dataclass
 class Summary:
-    """What a run found and did, in files.
+    """What a run did, in files; ``seconds`` is its length."""
 
-    ``found`` is the sum of the six that follow it; ``ignored`` files are no
-    pictures. ``seconds`` is the length of the run.
-    """
-
-    found: int = 0
     new: int = 0
     changed: int = 0
     reused: int = 0  # copies and moved files, which took the features of another row
     unchanged: int = 0
     failed: int = 0
     failed_before: int = 0  # not tried again
-    ignored: int = 0
+    ignored: int = 0  # no pictures
     seconds: float = 0.0
+
+    @property
+    def found(self) -> int:
+        """How many pictures there were."""
+        return self.new + self.changed + self.reused + self.unchanged + self.failed + self.failed_before
+
+    def as_dict(self) -> dict[str, int | float]:
+        return {"found": self.found, **asdict(self)}
 
 
 @dataclass(frozen=True)
@@ -149,11 +152,11 @@ class _Run:
 
     def _open(self) -> StoreWriter:
         if self._writer is None and self._old is not None:
-            self._writer = StoreWriter(self.path)
+            self._writer = open_store(self.path)
         elif self._writer is None:
             exact = self._engine is None or self._engine.precision == "fp32"
             dtype = np.dtype(self._dtype or ("float32" if exact else "float16"))
-            self._writer = StoreWriter.create(self.path, self.provenance, dtype)
+            self._writer = create_store(self.path, self.provenance, dtype)
         return self._writer
 
     def todo(self, references: Iterable[Reference], retry_failed: bool) -> Iterator[Reference]:
@@ -235,9 +238,6 @@ class _Run:
         """Write what is left and the record of the run, and return the summary."""
         self._write_copies()
         summary = self.summary
-        summary.found = (
-            summary.new + summary.changed + summary.reused + summary.unchanged + summary.failed + summary.failed_before
-        )
         if self._old is None and not summary.found:
             raise SourceError(f"there is no picture in the sources of {self.path}: name folders that hold some")
         ended = datetime.now(timezone.utc)
@@ -259,7 +259,7 @@ class _Run:
             "device": engine and engine.device,
             "precision": engine and engine.precision,
             "versions": _versions(),
-            "counts": asdict(self.summary),
+            "counts": self.summary.as_dict(),
         }
 
     def watch(self, roots: Sequence[str], on_progress: Callable[[Progress], None] | None) -> None:

@@ -12,10 +12,11 @@ import io
 import os
 import re
 import warnings
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, ImageCms, ImageOps
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 from rn50feat.errors import ImageError
 from rn50feat.provenance import Preprocessing
@@ -94,7 +95,7 @@ def decode(data: bytes, preprocessing: Preprocessing, *, suffix: str, max_pixels
             return _decode(data, preprocessing, suffix.lower(), max_pixels)
     except ImageError:
         raise
-    except Image.UnidentifiedImageError as error:
+    except UnidentifiedImageError as error:
         raise ImageError("is no picture in a format that Pillow reads") from error
     except MemoryError as error:
         raise ImageError("needs more memory to decode than one picture is allowed") from error
@@ -148,11 +149,11 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def _to_8_bits(values: NDArray[np.generic]) -> NDArray[np.uint8]:
+def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
     low, high = 0.0, 65535.0 if values.dtype.kind in "iu" else 1.0
-    values = values.astype(np.float32)
     if not np.isfinite(values).all():
         raise ImageError("holds pixels that are no finite numbers")
     if values.min() < low or values.max() > high:
         low, high = float(values.min()), float(values.max())
-    return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
+    scaled: NDArray[np.float32] = (values.astype(np.float32) - low) * (255 / (high - low))
+    return np.rint(scaled).astype(np.uint8, copy=False)

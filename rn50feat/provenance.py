@@ -82,6 +82,11 @@ class Provenance:
         return {"network": self.network, "layer": self.layer, **asdict(self.preprocessing)}
 
     @property
+    def random(self) -> bool:
+        """Tell whether the weights are random: good for trying things out, not for results."""
+        return self.weights.startswith("random:")
+
+    @property
     def weights_label(self) -> str:
         """Name the weights for people: ``imagenet-v1 (SHA-256 0676ba61…)``."""
         digest = f" (SHA-256 {self.weights_sha256[:8]}…)" if self.weights_sha256 else ""

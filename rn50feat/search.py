@@ -181,7 +181,7 @@ def _rank(
     results = []
     for name, (rows, scores) in zip(names, scan(queries, own, store, k, metric)):
         kept = [(int(row), float(score)) for row, score in zip(rows, scores) if min_score is None or score >= min_score]
-        paths = [store.path(row) for row, _ in kept]
+        paths = [store.path_of(row) for row, _ in kept]
         hits = (
             Hit(rank, score, path, store.locate(path), int(ids[row]))
             for rank, ((row, score), path) in enumerate(zip(kept, paths), 1)
@@ -198,12 +198,12 @@ def scan(
     Equal scores stand in the order of their rows. Every row is looked at, in
     blocks; `own` rows are left out.
     """
-    queries = _unit(queries) if metric == "cosine" else np.asarray(queries, np.float32)
+    wanted = _unit(queries) if metric == "cosine" else np.asarray(queries, np.float32)
     block = max(64, min(4096, (1 << 22) // max(1, len(queries))))  # at most 16 MB of scores
     best = np.full((len(queries), 0), -np.inf, np.float32)
     rows = np.empty((len(queries), 0), np.int64)
     for first, features in store.blocks(block):
-        nearness = _nearness(queries, features, metric)
+        nearness = _nearness(wanted, features, metric)
         for i, excluded in enumerate(own):
             inside = excluded[(excluded >= first) & (excluded < first + len(features))]
             nearness[i, inside - first] = -np.inf
@@ -212,21 +212,22 @@ def scan(
         order = np.argsort(-best, axis=1, kind="stable")[:, :k]
         best, rows = np.take_along_axis(best, order, axis=1), np.take_along_axis(rows, order, axis=1)
     kept = [row[score > -np.inf] for row, score in zip(rows, best)]
-    return [(row, _scores(query, store.features(row), metric)) for query, row in zip(queries, kept)]
+    return [(row, _scores(query, store.features(row), metric)) for query, row in zip(wanted, kept)]
 
 
 def _unit(vectors: Vectors) -> NDArray[np.float32]:
-    vectors = np.asarray(vectors, np.float32)
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    unit: NDArray[np.float32] = np.array(vectors, np.float32)
+    unit /= np.maximum(np.linalg.norm(unit, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return unit
 
 
 def _nearness(queries: NDArray[np.float32], features: Vectors, metric: str) -> NDArray[np.float32]:
     """Return (m, n) numbers that order rows as `metric` does, more being nearer."""
-    features = _unit(features) if metric == "cosine" else np.asarray(features, np.float32)
-    products = queries @ features.T
+    rows = _unit(features) if metric == "cosine" else np.asarray(features, np.float32)
+    nearness: NDArray[np.float32] = queries @ rows.T
     if metric == "l2":  # -|q - f|^2, less |q|^2, which is the same for all rows
-        return 2 * products - np.einsum("ij,ij->i", features, features)
-    return products
+        nearness = 2 * nearness - np.einsum("ij,ij->i", rows, rows)
+    return nearness
 
 
 def _scores(query: NDArray[np.float32], features: Vectors, metric: str) -> NDArray[np.float64]:

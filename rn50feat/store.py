@@ -125,7 +125,8 @@ class FeatureStore:
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the features: float16 or float32."""
         with self.reading() as file:
-            return np.dtype(file["features"].dtype)
+            dtype: np.dtype[Any] = file["features"].dtype
+            return dtype
 
     def blocks(self, rows: int = 4096) -> Iterator[tuple[int, NDArray[np.floating[Any]]]]:
         """Yield (first row, features of shape (n, 2048)) for all rows, `rows` at a time."""
@@ -151,7 +152,7 @@ class FeatureStore:
         with self.reading() as file:
             return [decode_text(path) for path in file["paths"][start:stop]]
 
-    def path(self, row: int) -> str:
+    def path_of(self, row: int) -> str:
         """Return the stored path of one row."""
         with self.reading() as file:
             return decode_text(file["paths"][row])

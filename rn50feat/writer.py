@@ -30,59 +30,53 @@ from rn50feat.store import FORMAT, LEDGER, ROWS, RUNS, SCHEMA, committed_length,
 _VERSION = ("v108", "v108")
 
 
+def open_store(path: Path, *, disk: journal.Disk = journal.DISK) -> StoreWriter:
+    """Open the store at `path` for writing, after undoing a commit that was interrupted."""
+    with _told(path):
+        with open(path, "rb") as file, lock.held(file.fileno(), path, alone=True):
+            recover(path)
+        journaled = journal.JournaledFile(path, length=committed_length(path), disk=disk)
+        return StoreWriter(journaled, h5py.File(journaled, "r+", libver=_VERSION))
+
+
+def create_store(
+    path: Path, provenance: Provenance, dtype: np.dtype[Any], *, disk: journal.Disk = journal.DISK
+) -> StoreWriter:
+    """Begin a store with features of `dtype`, float16 or float32; it appears at its first commit."""
+    with _told(path):
+        journaled = journal.JournaledFile(path, create=True, disk=disk)
+        file = h5py.File(journaled, "w", libver=_VERSION)
+        for name, (kind, shape, chunk) in {**ROWS, **LEDGER, **RUNS}.items():
+            file.create_dataset(
+                name, (0, *shape), dtype if kind is None else kind, maxshape=(None, *shape), chunks=(chunk, *shape)
+            )
+        attributes = {"format": FORMAT, "schema": SCHEMA, "store_id": str(uuid.uuid4()), "next_id": 0}
+        file.attrs.update({**attributes, "provenance": provenance.to_json()})
+        return StoreWriter(journaled, file)
+
+
 class StoreWriter:
     """A store that one run writes to: a context manager that commits, or undoes on an error.
 
-    The caller holds the `lock.run_lock` of the store. A new store appears,
-    and takes an old one's place, at its first commit. Every method raises
+    The caller holds the `lock.run_lock` of the store. Every method raises
     `StoreError` when the disk does not take what is written; the store then
     stays as of the last commit.
     """
 
-    def __init__(self, path: Path, *, disk: journal.Disk = journal.DISK) -> None:
-        """Open the store at `path` for writing."""
-        self._prepare(path, disk)
-        with self._told():
-            with open(path, "rb") as file, lock.held(file.fileno(), path, alone=True):
-                recover(path)
-            self._journal = journal.JournaledFile(path, length=committed_length(path), disk=disk)
-            self._file = h5py.File(self._journal, "r+", libver=_VERSION)
-        self._next_id = int(self._file.attrs["next_id"])
-        self._ledger = {decode_text(name): i for i, name in enumerate(self._file["failures/path"][:])}
-
-    @classmethod
-    def create(
-        cls, path: Path, provenance: Provenance, dtype: np.dtype[Any], *, disk: journal.Disk = journal.DISK
-    ) -> StoreWriter:
-        """Begin a new store with features of `dtype`, float16 or float32."""
-        writer = cls.__new__(cls)
-        writer._prepare(path, disk)
-        with writer._told():
-            writer._journal = journal.JournaledFile(path, create=True, disk=disk)
-            writer._file = file = h5py.File(writer._journal, "w", libver=_VERSION)
-            for name, (kind, shape, chunk) in {**ROWS, **LEDGER, **RUNS}.items():
-                file.create_dataset(
-                    name, (0, *shape), dtype if kind is None else kind, maxshape=(None, *shape), chunks=(chunk, *shape)
-                )
-            attributes = {"format": FORMAT, "schema": SCHEMA, "store_id": str(uuid.uuid4()), "next_id": 0}
-            file.attrs.update({**attributes, "provenance": provenance.to_json()})
-        return writer
-
-    def _prepare(self, path: Path, disk: journal.Disk) -> None:
-        self.path = path
-        self._next_id = 0
-        self._ledger: dict[str, int] = {}
+    def __init__(self, journaled: journal.JournaledFile, file: h5py.File) -> None:
+        """Write to `file`, which is HDF5 over `journaled`."""
+        self.path = journaled.path
+        self.dtype: np.dtype[Any] = np.dtype(file["features"].dtype)
+        self._journal = journaled
+        self._file = file
+        self._next_id = int(file.attrs["next_id"])
+        self._ledger = {decode_text(name): i for i, name in enumerate(file["failures/path"][:])}
         self._recorded = False
-
-    @property
-    def dtype(self) -> np.dtype[Any]:
-        """The dtype of the features: float16 or float32."""
-        return np.dtype(self._file["features"].dtype)
 
     def append(self, references: Sequence[Reference], features: NDArray[np.floating[Any]]) -> None:
         """Add one row for each of `references`, with features of shape (n, 2048)."""
         paths = [stored_path(self.path, reference.location) for reference in references]
-        with self._told():
+        with _told(self.path):
             self._append(
                 ROWS, {"paths": paths, "features": np.asarray(features, self.dtype), **self._facts(references)}
             )
@@ -90,7 +84,7 @@ class StoreWriter:
 
     def replace(self, row: int, reference: Reference, features: NDArray[np.floating[Any]]) -> None:
         """Give `row`, whose picture has changed, new features of shape (2048,) and a new id."""
-        with self._told():
+        with _told(self.path):
             self._file["features"][row] = features
             for name, values in self._facts([reference]).items():
                 self._file[name][row] = values[0]
@@ -98,7 +92,7 @@ class StoreWriter:
 
     def touch(self, row: int, reference: Reference) -> None:
         """Note the new time of a file whose bytes are those of its row."""
-        with self._told():
+        with _told(self.path):
             self._file["mtime_ns"][row] = reference.mtime_ns
 
     def copied(self, row: int, reference: Reference) -> NDArray[np.floating[Any]] | None:
@@ -120,7 +114,7 @@ class StoreWriter:
         """Enter a picture in the ledger, or count one more attempt at it."""
         path = stored_path(self.path, reference.location)
         facts = {"reason": reason, "size": reference.size, "mtime_ns": reference.mtime_ns}
-        with self._told():
+        with _told(self.path):
             if path in self._ledger:
                 entry = self._ledger[path]
                 for name, value in facts.items():
@@ -133,7 +127,7 @@ class StoreWriter:
 
     def _forgive(self, paths: Sequence[str]) -> None:
         """Take pictures that have a row now out of the ledger."""
-        with self._told():
+        with _told(self.path):
             for path in paths:
                 if path in self._ledger:
                     entry = self._ledger.pop(path)
@@ -144,7 +138,7 @@ class StoreWriter:
 
     def record(self, run: Mapping[str, Any]) -> None:
         """Write this run's record; a later call of the same run replaces it."""
-        with self._told():
+        with _told(self.path):
             if not self._recorded:
                 self._append(RUNS, {"runs": [""]})
                 self._recorded = True
@@ -152,7 +146,7 @@ class StoreWriter:
 
     def update_provenance(self, provenance: Provenance) -> None:
         """Note where the weights lie now."""
-        with self._told():
+        with _told(self.path):
             self._file.attrs["provenance"] = provenance.to_json()
 
     def _append(self, table: Mapping[str, Any], columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
@@ -175,7 +169,7 @@ class StoreWriter:
 
     def commit(self) -> None:
         """Make everything written so far durable and visible to readers."""
-        with self._told():
+        with _told(self.path):
             self._file.attrs["next_id"] = self._next_id
             self._file.flush()
             self._journal.commit(lambda: lock.held(self._journal.handle, self.path, alone=True))
@@ -194,16 +188,17 @@ class StoreWriter:
             self._file.close()
             self._journal.close()
 
-    @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Tell of a disk that does not take what is written."""
-        try:
-            yield
-        except OSError as error:
-            raise StoreError(
-                f"{self.path} cannot be written ({error.strerror or error}): free some space or mend the disk and"
-                " run again; what was committed is safe"
-            ) from error
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tell of a disk that does not take what is written."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror or error}): free some space or mend the disk and"
+            " run again; what was committed is safe"
+        ) from error
 
 
 def _encoded(value: Any) -> Any:

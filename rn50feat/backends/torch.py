@@ -35,7 +35,7 @@ class TorchBackend:
         self._dtype = _precision(precision, self._device)
         self.device = str(self._device)
         self.precision = next(name for name, dtype in _DTYPES.items() if dtype == self._dtype)
-        self._module = network.module.to(self._device, self._dtype, memory_format=torch.channels_last)
+        self._module = network.module.to(self._device, self._dtype).to(memory_format=torch.channels_last)
         # ToTensor's x / 255 and Normalize's (x - mean) / std in one multiplication and one addition.
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
         self._scale, self._shift = (1 / (255 * std)).to(self._device), (-mean / std).to(self._device)
@@ -47,7 +47,8 @@ class TorchBackend:
         with torch.inference_mode(), exact:
             pictures = torch.from_numpy(crops).to(self._device).permute(0, 3, 1, 2)
             pictures = (pictures * self._scale).add_(self._shift).to(self._dtype)
-            return self._module(pictures).float().cpu().numpy()
+            features: NDArray[np.float32] = self._module(pictures).float().cpu().numpy()
+        return features
 
 
 def _device(name: str) -> torch.device:

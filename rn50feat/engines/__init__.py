@@ -9,14 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
-from rn50feat.provenance import Preprocessing
-from rn50feat.sources import Reference
-from rn50feat.weights import Weights
+    from rn50feat.provenance import Preprocessing
+    from rn50feat.sources import Reference
+    from rn50feat.weights import Weights
 
 
 @dataclass(frozen=True)
