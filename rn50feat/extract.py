@@ -217,8 +217,9 @@ class _Run:
             else:
                 writer.replace(row, reference, features)
                 self.summary.changed += 1
-        writer.append([batch.references[i] for i in new], batch.features[new])
-        self.summary.new += len(new)
+        if new:
+            writer.append([batch.references[i] for i in new], batch.features[new])
+            self.summary.new += len(new)
         for failure in batch.failures:
             self._fail(failure.reference, failure.reason)
         self._commit_when_due()

@@ -71,13 +71,13 @@ class LocalEngine:
         return _Decoding(buffer, [self._pool.decode(first + i, reference) for i, reference in enumerate(chunk)])
 
     def _embed(self, pictures: list[Reference | Failure], buffer: int) -> Batch:
-        """Run the network on one buffer, always on all its slots: a row must not depend on its neighbours."""
+        """Run the network on the pictures of one buffer; the slots of failures are computed, and left out."""
         first = buffer * self._batch_size
         failures = tuple(picture for picture in pictures if isinstance(picture, Failure))
         good = [i for i, picture in enumerate(pictures) if isinstance(picture, Reference)]
         if not good:
             return Batch((), np.empty((0, 2048), np.float32), failures)
-        features = self._compute(self._pool.crops[first : first + self._batch_size])[good]
+        features = self._compute(self._pool.crops[first : first + len(pictures)])[good]
         references = tuple(picture for picture in pictures if isinstance(picture, Reference))
         return Batch(references, features, failures)
 

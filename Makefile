@@ -1,0 +1,32 @@
+# The one door for every check. All targets make their own environment first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/installed  ## extract the example pictures and search them
+	rm -f demo.h5
+	$(BIN)/rn50feat extract examples/images demo.h5 --weights random
+	$(BIN)/rn50feat search examples/images/coast-cropped.jpg demo.h5 -k 3
+	$(BIN)/rn50feat search --stored examples/images/hills-rotated.jpg demo.h5 -k 3 --exclude-self
+	$(BIN)/rn50feat info demo.h5
+
+test: check  ## all checks and all tests
+	$(BIN)/python -m pytest
+
+check: $(VENV)/installed  ## style and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/installed  ## speed against the loop that most people write
+	$(BIN)/python tests/benchmarks/extract.py
+
+$(VENV)/installed: setup.py
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e ".[test]"
+	touch $@
+
+clean:
+	rm -rf $(VENV) demo.h5 build *.egg-info

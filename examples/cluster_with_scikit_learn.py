@@ -1,0 +1,25 @@
+"""Put the features of a store into scikit-learn: group the pictures by k-means.
+
+    python examples/cluster_with_scikit_learn.py STORE GROUPS
+"""
+
+import sys
+
+import numpy as np
+from sklearn.cluster import KMeans
+from sklearn.preprocessing import normalize
+
+from rn50feat import FeatureStore
+
+
+def main(path: str, groups: int) -> None:
+    store = FeatureStore(path)
+    # Features are stored as the network gives them; of unit length, k-means groups by cosine.
+    features = normalize(np.concatenate([block for _, block in store.blocks()]).astype(np.float32))
+    labels = KMeans(groups, n_init=10, random_state=0).fit_predict(features)
+    for label, picture in sorted(zip(labels, store.paths())):
+        print(f"{label}  {picture}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]))

@@ -1,0 +1,15 @@
+"""Read a store with h5py alone: every other program can do the same.
+
+    python examples/read_with_h5py.py STORE
+"""
+
+import sys
+
+import h5py
+
+with h5py.File(sys.argv[1], "r") as file:
+    features, paths = file["features"][:], file["paths"].asstr()[:]
+
+print(f"{len(paths)} pictures, {features.shape[1]} features each, {features.dtype}")
+for path, feature in zip(paths, features):
+    print(f"{path}: mean {feature.mean():.4f}")

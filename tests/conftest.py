@@ -1,0 +1,92 @@
+"""Fixtures: pictures, a fake engine, the real network from a weights file, and the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from fake import FakeStart
+from PIL import Image
+from scenes import encoded, scene
+
+from rn50feat import FeatureStore
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def start() -> FakeStart:
+    return FakeStart()
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """A folder of five plain pictures; the fake engine's features are their colours."""
+    folder = tmp_path / "pictures"
+    for name, color in {"red": "red", "sub/green": "lime", "sub/blue": "blue", "white": "white", "z": "gray"}.items():
+        path = folder / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(encoded(Image.new("RGB", (40, 30), color), "PNG"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of twelve landscapes of different sizes."""
+    folder = tmp_path_factory.mktemp("scenes")
+    for seed in range(12):
+        image = scene(seed, 300 + 17 * seed, 420 - 23 * seed)
+        (folder / f"scene{seed:02}.jpg").write_bytes(encoded(image, quality=90))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def resnet50() -> torch.nn.Module:
+    """A seeded torchvision ResNet50 with its classifier, and with uneven batch norm statistics."""
+    torch.manual_seed(3)
+    module = torchvision.models.resnet50()
+    for part in module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.running_mean.normal_(0, 0.1)
+            part.running_var.uniform_(0.8, 1.6)
+    return module.eval()
+
+
+@pytest.fixture(scope="session")
+def weights(resnet50: torch.nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The state dict of `resnet50` in a file."""
+    path = tmp_path_factory.mktemp("weights") / "seeded.pth"
+    torch.save(resnet50.state_dict(), path)
+    return path
+
+
+@pytest.fixture
+def rn50feat(tmp_path: Path) -> Run:
+    """Run the program in a process of its own, in the test's folder; returns what it printed, and its exit code."""
+
+    def run(*arguments: str | os.PathLike[str], **variables: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "rn50feat", *map(os.fspath, arguments)],
+            cwd=tmp_path,
+            env={**{k: v for k, v in os.environ.items() if not k.startswith("RN50FEAT")}, **variables},
+            capture_output=True,
+            encoding="utf-8",
+            errors="surrogateescape",
+        )
+
+    return run
+
+
+def rows(store: Path) -> dict[str, np.ndarray]:
+    """Return the features of a store by path."""
+    opened = FeatureStore(store)
+    with opened.reading():
+        features = [row for _, block in opened.blocks() for row in block]
+        return dict(zip(opened.paths(), features))

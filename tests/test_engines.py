@@ -1,0 +1,145 @@
+"""The contract of an engine, held by the fake one and the local one; and what only decoding processes can do."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from fake import FakeBackend, FakeEngine
+from PIL import Image
+from scenes import encoded
+
+from rn50feat import sources
+from rn50feat.engines import Batch, Engine, Failure
+from rn50feat.engines.local import BUFFERS, LocalEngine
+from rn50feat.engines.pool import DecoderPool
+from rn50feat.errors import RN50FeatError
+from rn50feat.provenance import Preprocessing
+from rn50feat.sources import Reference
+
+BATCH = 3
+LIMITS = {"slots": BUFFERS * BATCH, "workers": 2, "max_pixels": 10**7}
+
+
+@pytest.fixture(params=["fake", "local"])
+def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
+    if request.param == "fake":
+        yield FakeEngine(Preprocessing(), BATCH)
+        return
+    with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), batch_size=BATCH) as local:
+        yield local
+
+
+@pytest.fixture
+def shades(tmp_path: Path) -> list[Reference]:
+    """Twenty pictures; the value of each is its number times ten. Every fourth is broken."""
+    for i in range(20):
+        data = encoded(Image.new("RGB", (30, 30), (10 * i, 0, 0)), "PNG")
+        (tmp_path / f"{i:02}.png").write_bytes(data if i % 4 else data[:40])
+    return list(sources.references([str(tmp_path)]))
+
+
+def test_every_reference_comes_back_exactly_once_with_its_own_features(engine: Engine, shades: list[Reference]) -> None:
+    batches = list(engine.embed(iter(shades)))
+    good = {ref.location: row for batch in batches for ref, row in zip(batch.references, batch.features)}
+    failed = [failure.reference.location for batch in batches for failure in batch.failures]
+    assert sorted([*good, *failed]) == [reference.location for reference in shades]
+    assert sorted(failed) == [reference.location for reference in shades[::4]]
+    assert all(row[0] == 10 * int(Path(location).stem) for location, row in good.items())
+    assert all(batch.features.dtype == np.float32 for batch in batches)
+
+
+def test_references_come_back_with_the_facts_of_their_bytes(engine: Engine, shades: list[Reference]) -> None:
+    stale = [replace(reference, size=1, mtime_ns=1) for reference in shades]
+    read = [reference for batch in engine.embed(stale) for reference in batch.references]
+    assert read == [sources.digest(reference) for i, reference in enumerate(shades) if i % 4]
+
+
+def test_references_are_taken_as_they_are_needed(engine: Engine, shades: list[Reference]) -> None:
+    taken: list[Reference] = []
+
+    def stream() -> Iterator[Reference]:
+        for reference in shades * 10:
+            taken.append(reference)
+            yield reference
+
+    next(iter(engine.embed(stream())))
+    assert len(taken) <= (BUFFERS + 1) * BATCH
+
+
+def test_nothing_in_nothing_out(engine: Engine) -> None:
+    assert list(engine.embed([])) == []
+
+
+def test_a_file_that_vanished_is_a_failure(engine: Engine, shades: list[Reference]) -> None:
+    os.remove(shades[1].location)
+    (batch,) = engine.embed([shades[1], shades[2]])
+    assert [failure.reason for failure in batch.failures] == ["cannot be read: No such file or directory"]
+    assert len(batch.references) == 1
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make the decoding processes do odd things for pictures of odd sizes."""
+    package = tmp_path / "path" / "rn50feat"
+    shutil.copytree(Path(sources.__file__).parent, package)
+    with open(package / "images.py", "a") as file:
+        file.write(
+            "\n_true = decode\n\n"
+            "def decode(data, *settings, **more):\n"
+            "    width = Image.open(io.BytesIO(data)).width\n"
+            "    if width == 13: os.kill(os.getpid(), 11)\n"
+            "    if width == 17: os._exit(3)\n"
+            "    while width == 19: pass\n"
+            "    if width == 23: bytearray(1 << 40)\n"
+            "    return _true(data, *settings, **more)\n"
+        )
+    monkeypatch.syspath_prepend(str(tmp_path / "path"))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("width", "reason"),
+    [
+        (13, "ended its decoding process .SIGSEGV."),
+        (17, "ended its decoding process .exit code 3."),
+        (19, "took longer"),
+        (23, "memory"),
+    ],
+)
+def test_a_picture_that_ends_its_process_fails_alone(odd: Path, width: int, reason: str) -> None:
+    for i, size in enumerate([30, width, 30, width, 30]):
+        (odd / f"{i}.png").write_bytes(encoded(Image.new("RGB", (size, 30), (i, i, i)), "PNG"))
+    references = [Reference(str(odd / f"{i}.png"), 0, 0) for i in range(5)]
+    pool = DecoderPool(Preprocessing(), **{**LIMITS, "workers": 1}, seconds=0.5)
+    with LocalEngine(FakeBackend(), pool, batch_size=BATCH) as engine:
+        batches: list[Batch] = list(engine.embed(references))
+    rows = [row[0] for batch in batches for row in batch.features]
+    failures: list[Failure] = [failure for batch in batches for failure in batch.failures]
+    assert rows == [0, 2, 4]
+    assert [failure.reference.location for failure in failures] == [str(odd / "1.png"), str(odd / "3.png")]
+    assert all(re.search(reason, failure.reason) for failure in failures)
+
+
+def test_a_process_that_cannot_start_is_an_error_not_a_failure_of_every_picture(
+    tmp_path: Path, shades: list[Reference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.executable", shutil.which("false"))
+    with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), batch_size=BATCH) as engine:
+        with pytest.raises(RN50FeatError, match="could not start .exit code 1."):
+            list(engine.embed(shades))
+
+
+def test_a_module_in_the_working_folder_is_not_imported(
+    tmp_path: Path, shades: list[Reference], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "json.py").write_text("raise SystemExit(9)")
+    monkeypatch.chdir(tmp_path)
+    with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), batch_size=BATCH) as engine:
+        assert sum(len(batch.references) for batch in engine.embed(shades)) == 15

@@ -1,0 +1,96 @@
+"""sources: which files are found, and under which names."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import socket
+from pathlib import Path
+
+import pytest
+
+from rn50feat import sources
+from rn50feat.errors import SourceError
+from rn50feat.sources import Reference
+
+
+def names(folder: Path, *more: Path) -> list[str]:
+    found = sources.references(sources.roots([folder, *more]))
+    return [os.path.relpath(reference.location, folder) for reference in found]
+
+
+def make(folder: Path, *files: str) -> None:
+    for name in files:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+
+
+def test_files_come_sorted_and_folders_in_their_place(tmp_path: Path) -> None:
+    make(tmp_path, "c", "a/2", "a/10", "b", "B/x", "a/sub/1")
+    assert names(tmp_path) == ["B/x", "a/10", "a/2", "a/sub/1", "b", "c"]
+
+
+def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
+    make(tmp_path, "a/1", "b/2")
+    (tmp_path / "a/up").symlink_to(tmp_path)
+    (tmp_path / "a/self").symlink_to(".")
+    (tmp_path / "c").symlink_to("b")
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "file").symlink_to("b/2")
+    assert names(tmp_path) == ["a/1", "b/2", "c/2", "file"]
+
+
+def test_only_regular_files_are_found(tmp_path: Path) -> None:
+    make(tmp_path, "a")
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "device").symlink_to("/dev/zero")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        assert names(tmp_path) == ["a"]
+
+
+def test_a_pipe_in_the_place_of_a_file_does_not_block(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match="no regular file any more"):
+        sources.read(Reference(str(tmp_path / "pipe"), 1, 1))
+
+
+def test_sources_inside_others_are_dropped(tmp_path: Path) -> None:
+    make(tmp_path, "a/1", "ab/2")
+    assert sources.roots([tmp_path / "a", tmp_path / "ab", tmp_path / "a/1", tmp_path / "a"]) == [
+        str(tmp_path / "a"),
+        str(tmp_path / "ab"),
+    ]
+
+
+def test_one_folder_has_one_name_however_it_is_reached(tmp_path: Path) -> None:
+    make(tmp_path, "real/pictures/1")
+    (tmp_path / "link").symlink_to("real")
+    (tmp_path / "album").symlink_to("real/pictures")
+    assert sources.locate(tmp_path / "link/pictures") == str(tmp_path / "real/pictures")
+    assert sources.locate(tmp_path / "album") == str(tmp_path / "album")
+
+
+@pytest.mark.parametrize("name", ["missing", "pipe"])
+def test_a_source_that_cannot_be_used_is_named(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(SourceError, match=f"{name}.*: name "):
+        sources.roots([tmp_path / name])
+
+
+def test_reading_gives_the_facts_of_the_bytes_that_were_read(tmp_path: Path) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(b"new bytes")
+    os.utime(path, ns=(5, 7))
+    stale = Reference(str(path), 1, 1)
+    reference, data = sources.read(stale)
+    assert (data, reference.size, reference.mtime_ns) == (b"new bytes", 9, 7)
+    assert reference == sources.digest(stale)
+    assert reference.digest == hashlib.blake2b(b"new bytes", digest_size=16).digest()
+
+
+def test_an_unreadable_file_says_why(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="cannot be read: No such file"):
+        sources.read(Reference(str(tmp_path / "gone"), 1, 1))
