@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench readme clean
 
 demo: $(VENV)/installed  ## extract the example pictures and search them
 	rm -f demo.h5
@@ -30,3 +30,6 @@ $(VENV)/installed: setup.py
 
 clean:
 	rm -rf $(VENV) demo.h5 build *.egg-info
+
+readme: $(VENV)/installed  ## write the help texts into the README
+	$(BIN)/python tests/readme.py

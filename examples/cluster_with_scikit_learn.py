@@ -1,6 +1,6 @@
 """Put the features of a store into scikit-learn: group the pictures by k-means.
 
-    python examples/cluster_with_scikit_learn.py STORE GROUPS
+python examples/cluster_with_scikit_learn.py STORE GROUPS
 """
 
 import sys

@@ -131,7 +131,9 @@ class JournaledFile(io.RawIOBase):
     """A readable, writable, seekable file whose changes wait for `commit`.
 
     One process at a time may have a path open so, and must have called
-    `recover` first.
+    `recover` first. An error of the disk is kept in ``error``, and the file
+    abandoned, instead of raised: HDF5 2.0 crashes (h5py 3.16, in H5Fclose)
+    when a write of its driver has failed.
     """
 
     def __init__(self, path: Path, *, create: bool = False, length: int = 0, disk: Disk = DISK) -> None:
@@ -145,6 +147,7 @@ class JournaledFile(io.RawIOBase):
         self._at = 0
         self._pages: dict[int, bytearray] = {}
         self._undo_to: int | None = None  # the committed length of an abandoned file
+        self.error: OSError | None = None
         self._length = self._committed = 0 if create else length
         if create:
             self.handle = disk.create(new_path(path))
@@ -171,8 +174,7 @@ class JournaledFile(io.RawIOBase):
 
     def readinto(self, buffer: WriteableBuffer) -> int:
         view = memoryview(buffer).cast("B")[: max(0, self._length - self._at)]
-        done = os.preadv(self.handle, [view], self._at) if view else 0
-        view[done:] = bytes(len(view) - done)
+        view[:] = self._read(len(view), self._at)
         for number, start, stop, at in _pieces(self._at, self._held(len(view))):
             if number in self._pages:
                 view[at : at + stop - start] = self._pages[number][start:stop]
@@ -182,10 +184,14 @@ class JournaledFile(io.RawIOBase):
     def write(self, data: ReadableBuffer) -> int:
         view = memoryview(data).cast("B")
         held = self._held(len(view))
+        if held < len(view):
+            try:
+                self._disk.write(self.handle, view[held:], self._at + held)
+            except OSError as error:
+                self._give_up(error)
+                held = len(view)
         for number, start, stop, at in _pieces(self._at, held):
             self._page(number)[start:stop] = view[at : at + stop - start]
-        if held < len(view):
-            self._disk.write(self.handle, view[held:], self._at + held)
         self._at += len(view)
         self._length = max(self._length, self._at)
         return len(view)
@@ -196,9 +202,20 @@ class JournaledFile(io.RawIOBase):
 
     def _page(self, number: int) -> bytearray:
         if number not in self._pages:
-            content = os.pread(self.handle, PAGE, number * PAGE)
-            self._pages[number] = bytearray(content.ljust(PAGE, b"\0"))
+            self._pages[number] = bytearray(self._read(PAGE, number * PAGE))
         return self._pages[number]
+
+    def _read(self, length: int, offset: int) -> bytes:
+        """Return `length` bytes of the disk, zeros where the file has ended."""
+        try:
+            return os.pread(self.handle, length, offset).ljust(length, b"\0")
+        except OSError as error:
+            self._give_up(error)
+            return bytes(length)
+
+    def _give_up(self, error: OSError) -> None:
+        self.error = self.error or error
+        self.abandon()
 
     def truncate(self, length: int | None = None) -> int:
         self._length = self._at if length is None else length

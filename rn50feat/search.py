@@ -212,7 +212,7 @@ def scan(
         order = np.argsort(-best, axis=1, kind="stable")[:, :k]
         best, rows = np.take_along_axis(best, order, axis=1), np.take_along_axis(rows, order, axis=1)
     kept = [row[score > -np.inf] for row, score in zip(rows, best)]
-    return [(row, _scores(query, store.features(row), metric)) for query, row in zip(wanted, kept)]
+    return [_exactly(query, row, store, metric) for query, row in zip(queries, kept)]
 
 
 def _unit(vectors: Vectors) -> NDArray[np.float32]:
@@ -230,11 +230,15 @@ def _nearness(queries: NDArray[np.float32], features: Vectors, metric: str) -> N
     return nearness
 
 
-def _scores(query: NDArray[np.float32], features: Vectors, metric: str) -> NDArray[np.float64]:
-    """Return the exact scores of the rows that were chosen."""
-    exact = features.astype(np.float64)
+def _exactly(query: Vectors, rows: Rows, store: FeatureStore, metric: str) -> tuple[Rows, NDArray[np.float64]]:
+    """Return `rows` and their scores in double precision, ordered by these: float32 leaves ties in doubt."""
+    features, vector = store.features(rows).astype(np.float64), query.astype(np.float64)
     if metric == "l2":
-        return np.asarray(np.linalg.norm(exact - query, axis=1))
+        scores = np.linalg.norm(features - vector, axis=1)
+    else:
+        scores = features @ vector
     if metric == "cosine":
-        exact /= np.maximum(np.linalg.norm(exact, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return np.asarray(exact @ query)
+        lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(vector)
+        scores = np.clip(scores / np.maximum(lengths, np.finfo(np.float64).tiny), -1, 1)
+    order = np.lexsort((rows, scores if metric == "l2" else -scores))
+    return rows[order], scores[order]

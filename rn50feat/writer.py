@@ -52,7 +52,7 @@ def create_store(
             )
         attributes = {"format": FORMAT, "schema": SCHEMA, "store_id": str(uuid.uuid4()), "next_id": 0}
         file.attrs.update({**attributes, "provenance": provenance.to_json()})
-        return StoreWriter(journaled, file)
+    return StoreWriter(journaled, file)
 
 
 class StoreWriter:
@@ -76,7 +76,7 @@ class StoreWriter:
     def append(self, references: Sequence[Reference], features: NDArray[np.floating[Any]]) -> None:
         """Add one row for each of `references`, with features of shape (n, 2048)."""
         paths = [stored_path(self.path, reference.location) for reference in references]
-        with _told(self.path):
+        with self._told():
             self._append(
                 ROWS, {"paths": paths, "features": np.asarray(features, self.dtype), **self._facts(references)}
             )
@@ -84,7 +84,7 @@ class StoreWriter:
 
     def replace(self, row: int, reference: Reference, features: NDArray[np.floating[Any]]) -> None:
         """Give `row`, whose picture has changed, new features of shape (2048,) and a new id."""
-        with _told(self.path):
+        with self._told():
             self._file["features"][row] = features
             for name, values in self._facts([reference]).items():
                 self._file[name][row] = values[0]
@@ -92,7 +92,7 @@ class StoreWriter:
 
     def touch(self, row: int, reference: Reference) -> None:
         """Note the new time of a file whose bytes are those of its row."""
-        with _told(self.path):
+        with self._told():
             self._file["mtime_ns"][row] = reference.mtime_ns
 
     def copied(self, row: int, reference: Reference) -> NDArray[np.floating[Any]] | None:
@@ -114,7 +114,7 @@ class StoreWriter:
         """Enter a picture in the ledger, or count one more attempt at it."""
         path = stored_path(self.path, reference.location)
         facts = {"reason": reason, "size": reference.size, "mtime_ns": reference.mtime_ns}
-        with _told(self.path):
+        with self._told():
             if path in self._ledger:
                 entry = self._ledger[path]
                 for name, value in facts.items():
@@ -127,7 +127,7 @@ class StoreWriter:
 
     def _forgive(self, paths: Sequence[str]) -> None:
         """Take pictures that have a row now out of the ledger."""
-        with _told(self.path):
+        with self._told():
             for path in paths:
                 if path in self._ledger:
                     entry = self._ledger.pop(path)
@@ -138,7 +138,7 @@ class StoreWriter:
 
     def record(self, run: Mapping[str, Any]) -> None:
         """Write this run's record; a later call of the same run replaces it."""
-        with _told(self.path):
+        with self._told():
             if not self._recorded:
                 self._append(RUNS, {"runs": [""]})
                 self._recorded = True
@@ -146,7 +146,7 @@ class StoreWriter:
 
     def update_provenance(self, provenance: Provenance) -> None:
         """Note where the weights lie now."""
-        with _told(self.path):
+        with self._told():
             self._file.attrs["provenance"] = provenance.to_json()
 
     def _append(self, table: Mapping[str, Any], columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
@@ -169,10 +169,19 @@ class StoreWriter:
 
     def commit(self) -> None:
         """Make everything written so far durable and visible to readers."""
-        with _told(self.path):
+        with self._told():
             self._file.attrs["next_id"] = self._next_id
             self._file.flush()
+        with self._told():  # only what was written whole is committed
             self._journal.commit(lambda: lock.held(self._journal.handle, self.path, alone=True))
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell of an error that the file has kept."""
+        with _told(self.path):
+            yield
+            if self._journal.error is not None:
+                raise self._journal.error
 
     def __enter__(self) -> StoreWriter:
         return self

@@ -30,7 +30,13 @@ def start() -> FakeStart:
 def pictures(tmp_path: Path) -> Path:
     """A folder of five plain pictures; the fake engine's features are their colours."""
     folder = tmp_path / "pictures"
-    for name, color in {"red": "red", "sub/green": "lime", "sub/blue": "blue", "white": "white", "z": "gray"}.items():
+    for name, color in {
+        "red": "red",
+        "sub/green": "lime",
+        "sub/blue": "blue",
+        "white": "white",
+        "z": "#606080",
+    }.items():
         path = folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(Image.new("RGB", (40, 30), color), "PNG"))

@@ -50,7 +50,9 @@ def test_all_orientations_are_turned_upright(orientation: int) -> None:
     assert (np.abs(left - expected).mean() < 1.5) == (orientation == 1)
 
 
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "HEIF"])
+@pytest.mark.parametrize(
+    "kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "HEIF"]
+)
 def test_formats(kind: str) -> None:
     if kind == "AVIF" and not features.check("avif"):
         pytest.skip("Pillow without AVIF")
@@ -177,4 +179,3 @@ def test_heic_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(images, "HEIC", False)
     with pytest.raises(ImageError, match="pip install 'rn50feat\\[heic\\]'"):
         decode(b"\0\0\0\x18ftypheic" + bytes(50))
-

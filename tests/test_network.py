@@ -207,9 +207,7 @@ def server(tmp_path: Path) -> Iterator[str]:
 
 
 @pytest.fixture
-def published(
-    server: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., Weights]:
+def published(server: str, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Weights]:
     """Publish the seeded weights as imagenet-v2 on the loopback server."""
     from rn50feat import weights as module
 
@@ -246,7 +244,9 @@ def test_a_file_known_by_its_hash_gets_its_own_preprocessing(published: Callable
 
 def test_a_download_of_other_content_is_refused(published: Callable[..., Weights]) -> None:
     chosen = published(b"something else")
-    with pytest.raises(WeightsError, match="invalid hash value.*fetch it by hand and put it at .*/checkpoints/resnet50"):
+    with pytest.raises(
+        WeightsError, match="invalid hash value.*fetch it by hand and put it at .*/checkpoints/resnet50"
+    ):
         network.load(chosen)
     assert not chosen.path.exists()
 

@@ -1,0 +1,118 @@
+"""The design holds: imports run downwards, and each library has one owner."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import rn50feat
+
+PACKAGE = Path(rn50feat.__file__).parent
+
+# The journey of one picture, from the bottom: a module imports only from rows above its own.
+LAYERS = [
+    ["errors"],
+    ["provenance"],
+    ["sources", "images", "journal", "lock", "weights", "backends"],
+    ["network", "store"],
+    ["catalogue", "writer", "backends.torch"],
+    ["engines", "engines.worker"],
+    ["engines.pool"],
+    ["engines.local"],
+    ["extract", "search"],
+    ["report"],
+    ["cli"],
+    ["__main__"],
+]
+
+OWNERS = {
+    "click": {"cli"},
+    "h5py": {"store", "writer"},
+    "torchvision": {"network"},
+    "PIL": {"images"},
+    "pillow_heif": {"images"},
+    "tqdm": {"cli"},
+    "torch": {"network", "weights", "backends.torch"},
+    "safetensors": {"weights"},
+}
+
+
+def modules() -> dict[str, ast.Module]:
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        name = ".".join(path.relative_to(PACKAGE).with_suffix("").parts).removesuffix(".__init__")
+        found[name] = ast.parse(path.read_text(encoding="utf-8"))
+    return found
+
+
+MODULES = modules()
+
+
+def imports(tree: ast.Module) -> set[str]:
+    """Return the dotted names of all imports, at run time and for types."""
+    names = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, "absolute imports only"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return names
+
+
+def own(tree: ast.Module) -> set[str]:
+    """Return the modules of this package that a module imports."""
+    found = set()
+    for name in imports(tree):
+        if name.startswith("rn50feat."):
+            parts = name.removeprefix("rn50feat.").split(".")
+            found |= {".".join(parts[:n]) for n in (1, 2) if ".".join(parts[:n]) in MODULES}
+    return found
+
+
+def test_every_module_has_its_layer() -> None:
+    assert sorted(name for layer in LAYERS for name in layer) == sorted(set(MODULES) - {"__init__"})
+
+
+@pytest.mark.parametrize("name", sorted(set(MODULES) - {"__init__"}))
+def test_imports_run_downwards(name: str) -> None:
+    depth = {module: i for i, layer in enumerate(LAYERS) for module in layer}
+    for other in own(MODULES[name]) - {name}:
+        assert depth[other] < depth[name], f"{name} imports {other}"
+
+
+@pytest.mark.parametrize("library", OWNERS)
+def test_each_library_has_its_owners(library: str) -> None:
+    users = {name for name, tree in MODULES.items() if library in {i.partition(".")[0] for i in imports(tree)}}
+    assert users == OWNERS[library]
+
+
+def test_store_and_network_never_meet() -> None:
+    for code, absent in (("rn50feat.writer", "torch"), ("rn50feat.network", "h5py")):
+        program = f"import sys, {code}; print({absent!r} in sys.modules)"
+        output = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=True)
+        assert output.stdout == "False\n", code
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_every_module_and_public_name_has_a_docstring(name: str) -> None:
+    tree = MODULES[name]
+    assert ast.get_docstring(tree)
+    for node in tree.body:
+        if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
+            assert ast.get_docstring(node) or name == "cli" or name == "journal", node.name
+
+
+@pytest.mark.parametrize("name", sorted(MODULES))
+def test_modules_and_functions_stay_short(name: str) -> None:
+    lines = (PACKAGE / (name.replace(".", "/") + ".py")) if name not in ("engines", "backends") else None
+    if lines is not None and lines.exists():
+        assert len(lines.read_text(encoding="utf-8").splitlines()) <= 340
+    for node in ast.walk(MODULES[name]):
+        if isinstance(node, ast.FunctionDef):
+            assert node.end_lineno is not None
+            assert node.end_lineno - node.lineno <= 65, node.name

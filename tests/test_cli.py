@@ -1,0 +1,233 @@
+"""The command line, run as a process: what it prints where, its exit codes, and what it leaves alone."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import inspect
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import numpy as np
+import pytest
+from conftest import Run
+from fake import FakeStart
+from PIL import Image
+from scenes import encoded
+
+import rn50feat as package
+from rn50feat import cli
+from rn50feat.engines import EngineOptions
+from rn50feat.lock import run_lock
+
+NAMES = ["plain.png", "a b.png", "quote'\".png", "line\nbreak\t.png", "🦜.png", os.fsdecode(b"\xff\xfe.png"), "\\x.png"]
+
+
+@pytest.fixture
+def store(tmp_path: Path, start: FakeStart) -> Path:
+    """A store of oddly named pictures, and of failures, made by the fake engine under the name of random weights."""
+    for i, name in enumerate(NAMES):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(encoded(Image.new("RGB", (9, 9), (255, 10 * i, 0)), "PNG"))
+        path.with_name(f"bad{name}").write_text("text")
+    package.extract(tmp_path / "pictures", tmp_path / "out.h5", weights="random", start=start)
+    return tmp_path / "out.h5"
+
+
+def test_extract_search_and_info_from_end_to_end(rn50feat: Run, scenes: Path, weights: Path, tmp_path: Path) -> None:
+    done = rn50feat("extract", scenes, "out.h5", "--weights", weights, "--json", "--workers", "1")
+    assert (done.returncode, json.loads(done.stdout)["new"]) == (0, 12)
+    assert done.stderr.startswith("out.h5: 12 new, in ")
+    query = scenes / "scene03.jpg"
+    done = rn50feat("search", query, "-k", "2", "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert result["query"] == str(query)
+    assert [hit["rank"] for hit in result["hits"]] == [1, 2]
+    assert result["hits"][0]["path"] == str(query)
+    assert result["hits"][0]["score"] == pytest.approx(1, abs=1e-6)
+    facts = json.loads(rn50feat("info", "--json").stdout)
+    assert (facts["rows"], facts["provenance"]["weights"]) == (12, "seeded.pth")
+    assert facts["runs"][0]["counts"]["new"] == 12
+
+
+def test_a_run_with_nothing_to_do_imports_no_torch_and_reads_no_picture(rn50feat: Run, store: Path) -> None:
+    program = (
+        "import sys; from rn50feat.cli import main\n"
+        "try: main(['extract', 'pictures', 'out.h5'])\n"
+        "finally: print(sorted({'torch', 'torchvision'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", program], cwd=store.parent, capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stdout) == (0, "[]\n")
+    assert "7 unchanged, 7 failed before" in done.stderr
+
+
+def test_names_survive_in_json(rn50feat: Run, store: Path) -> None:
+    done = rn50feat("search", "--stored", "pictures/plain.png", "--json")
+    (result,) = json.loads(done.stdout)["results"]
+    assert {hit["path"] for hit in result["hits"]} == {f"pictures/{name}" for name in NAMES}
+    failures = json.loads(rn50feat("info", "--failures", "--json").stdout)["failures_list"]
+    assert {failure["path"] for failure in failures} == {f"pictures/bad{name}" for name in NAMES}
+
+
+def test_names_survive_in_the_other_forms(rn50feat: Run, store: Path) -> None:
+    wanted = {f"pictures/{name}" for name in NAMES}
+    by_name = ("search", "--stored", "pictures/line\nbreak\t.png")
+    assert set(rn50feat(*by_name, "-0").stdout.split("\0")[:-1]) == wanted
+    table = list(csv.DictReader(io.StringIO(rn50feat(*by_name, "--csv").stdout, newline="")))
+    assert {row["path"] for row in table} == wanted
+    lines = rn50feat(*by_name).stdout.split("\n")[:-1]
+    assert len(lines) == len(NAMES)
+    assert lines[0].split("\t") == [r"pictures/line\nbreak\t.png", "1", "1.000000", r"pictures/line\nbreak\t.png"]
+    assert any(line.endswith(r"pictures/\\x.png") for line in lines)
+    assert len(rn50feat("info", "--failures").stdout.split("\n")[:-1]) == len(NAMES)
+
+
+def test_a_terminal_gets_a_table(store: Path) -> None:
+    code = "import sys; sys.stdout.isatty = lambda: True; from rn50feat.cli import main; main()"
+    arguments = [sys.executable, "-c", code, "search", "--stored", "pictures/plain.png", "-k", "1"]
+    done = subprocess.run(arguments, cwd=store.parent, capture_output=True, encoding="utf-8")
+    assert done.stdout == "pictures/plain.png\nrank   score  path\n   1  1.0000  pictures/plain.png\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["extract", "missing", "new.h5"], 1, "Error: missing: No such file or directory: name an existing"),
+        (["extract", "pictures", "no/such/folder/new.h5"], 1, "new.h5 cannot be written (No such file or directory)"),
+        (["extract", "pictures", "text.h5"], 1, "text.h5 is no HDF5 file"),
+        (["extract", "pictures", "out.h5", "--weights", "random:1"], 1, "use another file or --overwrite"),
+        (
+            ["extract", "pictures", "new.h5", "--weights", "nowhere.pth"],
+            1,
+            "nowhere.pth: no such file: give imagenet-v1",
+        ),
+        (["extract", "empty", "new.h5", "--weights", "random"], 1, "no picture in the sources of"),
+        (["extract", "pictures", "new.h5", "--weights", "random", "--device", "tpu"], 1, "there is no device tpu"),
+        (["extract", "pictures"], 2, "Missing argument"),
+        (["extract", "pictures", "new.h5", "--batch-size", "0"], 2, "--batch-size"),
+        (["search"], 2, "Usage"),
+        (["search", "out.h5"], 2, "Give a QUERY picture, or --stored PATH"),
+        (["search", "none.jpg"], 1, "none.jpg: No such file or directory: name an existing picture"),
+        (["search", "text.h5", "pictures/plain.png"], 1, "text.h5 is no HDF5 file"),
+        (["search", "a.h5", "b.h5", "pictures/plain.png"], 2, "one store at a time"),
+        (["search", "--stored", "none"], 1, "holds no picture none"),
+        (["search", "--stored", "pictures/plain.png", "--metric", "l2", "--min-score", "1"], 1, "l2 is a distance"),
+        (["info", "missing.h5"], 1, "missing.h5: No such file or directory"),
+    ],
+)
+def test_mistakes_get_one_line_and_harm_nothing(
+    rn50feat: Run, store: Path, arguments: list[str], code: int, message: str
+) -> None:
+    (store.parent / "text.h5").write_text("notes")
+    (store.parent / "empty").mkdir()
+    before = {path: path.read_bytes() for path in store.parent.glob("*.h5")}
+    done = rn50feat(*arguments)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert message in done.stderr
+    assert code == 2 or done.stderr.count("\n") == 1
+    assert {path: path.read_bytes() for path in store.parent.glob("*.h5*")} == before
+
+
+def test_weights_that_cannot_be_downloaded(rn50feat: Run, store: Path, tmp_path: Path) -> None:
+    proxy = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "torch")}
+    done = rn50feat("extract", "pictures", "new.h5", **proxy)
+    assert done.returncode == 1
+    assert "resnet50-0676ba61.pth cannot be downloaded" in done.stderr
+    assert f"put it at {tmp_path}/torch/hub/checkpoints/resnet50-0676ba61.pth" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert not (tmp_path / "new.h5").exists()
+
+
+def test_the_store_is_named_or_alone(rn50feat: Run, store: Path) -> None:
+    assert rn50feat("info").returncode == 0
+    (store.parent / "other.hdf5").write_bytes(store.read_bytes())
+    (store.parent / "notes.h5").write_text("no store")
+    done = rn50feat("info")
+    assert done.returncode == 1
+    assert "2 stores (other.hdf5, out.h5): name one" in done.stderr
+    assert rn50feat("info", RN50FEAT_STORE="out.h5").returncode == 0
+    assert rn50feat("info", "other.hdf5").stdout.startswith(f"store          {store.parent}/other.hdf5")
+    assert rn50feat("search", "other.hdf5", "--stored", "pictures/plain.png").returncode == 0
+    for path in store.parent.glob("*.h*5"):
+        path.unlink()
+    assert "there is no store in the current folder" in rn50feat("info").stderr
+
+
+def test_a_second_run_leaves_at_once_with_75(rn50feat: Run, store: Path) -> None:
+    with run_lock(store):
+        done = rn50feat("extract", "pictures", "out.h5")
+        assert rn50feat("info").returncode == 0
+    assert (done.returncode, done.stderr.count("\n")) == (75, 1)
+    assert f"out.h5 is in use by process {os.getpid()} on " in done.stderr
+
+
+def test_random_weights_are_marked_in_every_output(rn50feat: Run, store: Path) -> None:
+    for arguments in (["extract", "pictures", "out.h5"], ["search", "--stored", "pictures/plain.png"], ["info"]):
+        done = rn50feat(*arguments)
+        assert "random" in done.stdout + done.stderr
+    assert json.loads(rn50feat("search", "--stored", "pictures/plain.png", "--json").stdout)["weights"] == "random:0"
+
+
+def test_quiet_is_quiet(rn50feat: Run, store: Path) -> None:
+    done = rn50feat("extract", "pictures", "out.h5", "--quiet")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+def test_options_can_be_set_by_variables(rn50feat: Run, store: Path) -> None:
+    done = rn50feat("extract", "pictures", "out.h5", RN50FEAT_QUIET="1", RN50FEAT_JSON="1")
+    assert json.loads(done.stdout)["unchanged"] == 7
+    assert done.stderr == ""
+    done = rn50feat("search", "--stored", "pictures/plain.png", RN50FEAT_NEIGHBOURS="2")
+    assert done.stdout.count("\n") == 2
+
+
+def test_a_picture_that_vanished_leaves_its_row(rn50feat: Run, store: Path) -> None:
+    shutil.rmtree(store.parent / "pictures")
+    assert rn50feat("search", "--stored", "pictures/plain.png").returncode == 0
+
+
+def test_a_bug_keeps_its_traceback(store: Path) -> None:
+    code = "import rn50feat.store as s; s.FeatureStore.failures = 3; from rn50feat.cli import main; main(['info'])"
+    done = subprocess.run([sys.executable, "-c", code], cwd=store.parent, capture_output=True, encoding="utf-8")
+    assert done.returncode == 1
+    assert "Traceback" in done.stderr
+
+
+def test_defaults_are_those_of_the_library() -> None:
+    for name, function in (("extract", package.extract), ("search", package.search)):
+        library = {key: value.default for key, value in inspect.signature(function).parameters.items()}
+        library |= dataclasses.asdict(EngineOptions())
+        for parameter in cli.main.commands[name].params:
+            if isinstance(parameter, click.Option) and parameter.name in library:
+                assert parameter.default == library[parameter.name] or not library[parameter.name], parameter.name
+
+
+def test_every_command_and_option_has_help() -> None:
+    for name, command in cli.main.commands.items():
+        assert command.help, name
+        for parameter in command.params:
+            if isinstance(parameter, click.Option):
+                assert parameter.help, (name, parameter.name)
+                variables = {
+                    "RN50FEAT_" + opt[2:].replace("-", "_").upper() for opt in parameter.opts if opt[:2] == "--"
+                }
+                assert parameter.envvar in variables
+
+
+def test_float16_is_what_it_says(rn50feat: Run, scenes: Path, tmp_path: Path) -> None:
+    one = sorted(scenes.iterdir())[0]
+    for arguments, dtype in (
+        ([], "float32"),
+        (["--precision", "bf16"], "float16"),
+        (["--dtype", "float16"], "float16"),
+    ):
+        done = rn50feat("extract", one, "o.h5", "--overwrite", "--weights", "random", "--device", "cpu", *arguments)
+        assert done.returncode == 0, done.stderr
+        assert package.FeatureStore(tmp_path / "o.h5").dtype == np.dtype(dtype)
