@@ -49,7 +49,7 @@ def test_a_picture_finds_the_most_similar_first(store: FeatureStore, pink: Path,
     ("metric", "expected", "score"),
     [
         ("cosine", ["white", "z"], (255 + 128 + 128) / np.sqrt(3) / np.linalg.norm([255, 128, 128])),
-        ("ip", ["white", "z"], 255 * (255 + 128 + 128)),
+        ("ip", ["white", "red"], 255 * (255 + 128 + 128)),
         ("l2", ["z", "white"], np.linalg.norm([159, 32, 0])),
     ],
 )
