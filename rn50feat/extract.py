@@ -8,7 +8,6 @@ with it torch) starts only for a picture that must be computed.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import socket
@@ -179,23 +178,25 @@ class _Run:
         """Give a copy of a known file the features that it has already; tell whether it was one."""
         if not self._catalogue.may_hold_copy(reference.size):
             return False
-        with contextlib.suppress(SourceError):  # the engine will meet the same error, and report it
+        try:
             reference = sources.digest(reference)
-        twin = self._catalogue.row_of_copy(reference.digest) if reference.digest else None
-        features = None if twin is None else self._open().copied(twin, reference)
-        if features is None:
+        except SourceError:  # the engine will meet the same error, and report it
             return False
-        if row is not None and row == twin:
-            self._open().touch(row, reference)
+        writer, twin = self._open(), self._catalogue.row_of_copy(reference.digest)
+        if row is not None and writer.copied(row, reference) is not None:
+            writer.touch(row, reference)
             self.summary.unchanged += 1
             return True
-        self.summary.reused += 1
+        features = None if twin is None else writer.copied(twin, reference)
+        if features is None:
+            return False
         if row is not None:
-            self._open().replace(row, reference, features)
+            writer.replace(row, reference, features)
         else:
             self._copies.append((reference, features))
-            if len(self._copies) >= 256:
-                self._write_copies()
+        if len(self._copies) >= 256:
+            self._write_copies()
+        self.summary.reused += 1
         return True
 
     def _write_copies(self) -> None:

@@ -127,8 +127,7 @@ def run_line(run: dict[str, Any]) -> str:
 def counts(summary: dict[str, Any]) -> str:
     """Return a summary's counts in one line, without those that are zero."""
     names = ("new", "changed", "reused", "unchanged", "failed", "failed_before", "ignored")
-    words = {"failed_before": "failed before", "ignored": "no pictures"}
-    parts = [f"{summary[name]} {words.get(name, name)}" for name in names if summary[name]]
+    parts = [f"{summary[name]} {name.replace('_', ' ')}" for name in names if summary[name]]
     return ", ".join(parts) or "nothing"
 
 

@@ -225,7 +225,8 @@ def _open(path: Path) -> Iterator[h5py.File]:
     try:
         file = h5py.File(path, "r", locking=False)
     except OSError as error:
-        raise StoreError(f"{path} is no HDF5 file, or a damaged one ({error}): name another store") from error
+        fault = "is a damaged HDF5 file" if path.is_file() and h5py.is_hdf5(path) else "is no HDF5 file"
+        raise StoreError(f"{path} {fault}: name another store") from error
     with file:
         if file.attrs.get("format") != FORMAT:
             raise StoreError(f"{path} is an HDF5 file, but not a store of rn50feat: name another file")

@@ -75,9 +75,12 @@ def test_moved_and_copied_files_reuse_their_features(pictures: Path, start: Fake
 
 def test_a_touched_file_keeps_its_row_and_id(pictures: Path, start: FakeStart) -> None:
     extract(pictures, start)
-    os.utime(pictures / "red.png", (1, 1))
-    assert extract(pictures, start).unchanged == 5
-    assert FeatureStore(pictures.parent / "out.h5").column("ids").tolist() == [0, 1, 2, 3, 4]
+    shutil.copy(pictures / "red.png", pictures / "copy.png")
+    extract(pictures, start)
+    for name in ("red.png", "copy.png"):
+        os.utime(pictures / name, (1, 1))
+    assert extract(pictures, start).unchanged == 6
+    assert FeatureStore(pictures.parent / "out.h5").column("ids").tolist() == [0, 1, 2, 3, 4, 5]
     assert len(start.engines) == 1
 
 

@@ -171,6 +171,7 @@ def test_nothing_in_a_weights_file_is_executed(tmp_path: Path, monkeypatch: pyte
     [
         (b"", "no torch state dict"),
         (b"just a text", "no torch state dict"),
+        (b"root:x:0:0", "no torch state dict"),
         ((20).to_bytes(8, "little") + b'{"broken": ' + bytes(20), "damaged safetensors"),
         (bytes(257) + b"ustar" + bytes(250), "tar form of torch 0.1.*resnet50-0676ba61.pth instead"),
     ],
