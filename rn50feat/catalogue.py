@@ -1,7 +1,7 @@
 """Tell what a store knows of a file, without reading either again.
 
 In: a store, as it was when a run began. Out: for the path, size, time or
-digest of a file, the row or the failure that belongs to it. Takes about 64
+digest of a file, the row or the failure that belongs to it. Takes about 80
 bytes of memory a row.
 """
 
@@ -23,15 +23,20 @@ class Catalogue:
 
     def __init__(self, store: FeatureStore | None) -> None:
         self._sizes = self._mtimes = np.empty(0, np.int64)
-        self._paths = self._digests = _Lookup(np.empty((0, 16), np.uint8))
+        self._digest_of_row: NDArray[np.uint8] = np.empty((0, 16), np.uint8)
+        self._paths = self._digests = _Lookup(self._digest_of_row)
         self.failures: dict[str, FailureRecord] = {}
         if store is not None:
             with store.reading():
                 self._sizes, self._mtimes = store.column("size"), store.column("mtime_ns")
-                self._digests = _Lookup(store.column("digest"))
+                self._digest_of_row = store.column("digest")
+                self._digests = _Lookup(self._digest_of_row)
                 self._paths = _Lookup(_path_keys(store))
                 self.failures = {failure.path: failure for failure in store.failures()}
         self._known_sizes = np.unique(self._sizes)
+
+    def __len__(self) -> int:
+        return len(self._sizes)
 
     def row(self, path: str) -> int | None:
         """Return the row of a stored path, or None."""
@@ -50,6 +55,10 @@ class Catalogue:
         """Tell whether any row's file has `size` bytes: only then is a digest worth computing."""
         i = int(np.searchsorted(self._known_sizes, size))
         return i < len(self._known_sizes) and bool(self._known_sizes[i] == size)
+
+    def digest(self, row: int) -> bytes:
+        """Return the digest of the file that a row was made from."""
+        return bytes(self._digest_of_row[row])
 
     def row_of_copy(self, digest: bytes) -> int | None:
         """Return a row whose file had the bytes of `digest`, or None."""

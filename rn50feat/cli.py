@@ -12,25 +12,23 @@ import json
 import logging
 import os
 import sys
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rn50feat import __version__, report
 from rn50feat.engines import EngineOptions
-from rn50feat.errors import RN50FeatError, StoreError
+from rn50feat.errors import RN50FeatError, StoreError, VerifyError
+from rn50feat.options import commit_interval, duration, engine_options, failure_limit, option
+from rn50feat.terminal import attended, progress, say, signals, write
 
 if TYPE_CHECKING:
-    from rn50feat.extract import Progress
-    from rn50feat.provenance import Provenance
+    from rn50feat.store import FeatureStore
+    from rn50feat.summary import Summary
 
-Command = TypeVar("Command", bound=Callable[..., Any])
-PLAIN_SECONDS = 30.0  # between two lines of progress where there is no terminal
 STORE_SUFFIXES = (".h5", ".hdf5")
+STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
 class _Failed(click.ClickException):
@@ -49,57 +47,6 @@ class _Program(click.Group):
             raise _Failed(error) from error
 
 
-class _Option(click.Option):
-    """An option that the variable RN50FEAT_<its long name> sets too."""
-
-    def __init__(self, declarations: Sequence[str], **settings: Any) -> None:
-        long = next(name for name in declarations if name.startswith("--")).partition("/")[0]
-        super().__init__(declarations, envvar="RN50FEAT_" + long[2:].replace("-", "_").upper(), **settings)
-
-
-def option(*declarations: str, **settings: Any) -> Callable[[Command], Command]:
-    return click.option(*declarations, cls=_Option, **settings)
-
-
-def engine_options(command: Command) -> Command:
-    """Give a command the options of `EngineOptions`."""
-    for decorate in reversed(
-        (
-            option("--device", default=EngineOptions.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
-            option(
-                "--precision",
-                type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-                default=EngineOptions.precision,
-                show_default=True,
-                help="What to compute in; auto is fp16 on a GPU, fp32 on the CPU.",
-            ),
-            option(
-                "--batch-size",
-                type=click.IntRange(1, 4096),
-                default=EngineOptions.batch_size,
-                show_default=True,
-                help="Pictures that go through the network at once.",
-            ),
-            option(
-                "--workers",
-                type=click.IntRange(0, 1024),
-                default=EngineOptions.workers,
-                show_default=True,
-                help="Decoding processes; 0 chooses by the number of cores.",
-            ),
-            option(
-                "--max-megapixels",
-                type=click.IntRange(1, 100_000),
-                default=EngineOptions.max_megapixels,
-                show_default=True,
-                help="Larger pictures fail before they are decoded.",
-            ),
-        )
-    ):
-        command = decorate(command)
-    return command
-
-
 @click.group(
     cls=_Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
@@ -115,27 +62,45 @@ def main() -> None:
 @main.command(no_args_is_help=True)
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.h5", type=click.Path(path_type=Path))
-@option("--weights", help="imagenet-v1, imagenet-v2, a file, or random[:SEED]. [default: the store's, or imagenet-v1]")
+@option("--weights", help="imagenet-v1, imagenet-v2, a file, or random[:SEED].  [default: the store's, or imagenet-v1]")
 @option(
-    "--exif/--no-exif", default=None, help="Turn pictures upright as their EXIF says. [default: as the store, or yes]"
+    "--exif/--no-exif", default=None, help="Turn pictures upright as their EXIF says.  [default: as the store, or yes]"
 )
-@option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored features. [default: by precision]")
+@option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored features.  [default: by precision]")
 @option("--overwrite", is_flag=True, help="Replace the store by a new one.")
 @option("--retry-failed", is_flag=True, help="Try pictures again that failed and have not changed.")
+@option("--prune", is_flag=True, help="Remove the rows of pictures that are gone from these sources.")
+@option(
+    "--prune-limit",
+    type=click.FloatRange(0, 100),
+    default=20.0,
+    show_default=True,
+    help="Remove nothing when more than this percentage of the rows would go.",
+)
+@option("--force", is_flag=True, help="Prune beyond the limit, and when a source is empty.")
+@option(
+    "--commit-every",
+    type=commit_interval,
+    metavar="PICTURES,TIME",
+    default="10000,20s",
+    show_default=True,
+    help="Commit after so many pictures, or so much time, or whichever comes first.",
+)
+@option("--time-budget", type=duration, metavar="TIME", help="Stop after this time, at a commit: 90s, 30m, 2h.")
+@option("--max-failures", type=failure_limit, metavar="N|P%", help="Exit with 4 when more pictures fail than this.")
+@option("--dry-run", is_flag=True, help="Only tell what would be done, and estimate what it takes.")
 @engine_options
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
 @option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 def extract(
     sources: tuple[Path, ...],
     out: Path,
-    weights: str | None,
-    exif: bool | None,
-    dtype: str | None,
-    overwrite: bool,
-    retry_failed: bool,
+    commit_every: tuple[float, float],
+    max_failures: tuple[float, bool] | None,
+    dry_run: bool,
     quiet: bool,
     as_json: bool,
-    **engine: Any,
+    **settings: Any,
 ) -> None:
     """Give every picture in SOURCE (folders or files) a row in OUT.h5.
 
@@ -144,27 +109,54 @@ def extract(
     that cannot be read are entered in the store's ledger of failures.
     """
     from rn50feat.extract import extract as run
-    from rn50feat.store import FeatureStore
 
-    with _progress(quiet) as on_progress:
+    options = EngineOptions(**{field.name: settings.pop(field.name) for field in dataclasses.fields(EngineOptions)})
+    if dry_run:
+        del settings["time_budget"]
+        _show_preview(sources, out, as_json, **settings)
+        return
+    with progress(quiet) as on_progress, signals() as should_stop:
         summary = run(
             sources,
             out,
-            weights=weights,
-            exif=exif,
-            dtype=dtype,
-            overwrite=overwrite,
-            retry_failed=retry_failed,
-            options=EngineOptions(**engine),
+            commit_rows=commit_every[0],
+            commit_seconds=commit_every[1],
+            options=options,
+            should_stop=should_stop,
             on_progress=on_progress,
+            **settings,
         )
     if not quiet:
-        _say(f"{out}: {report.counts(summary.as_dict())}, in {summary.seconds:.1f} s")
-        if summary.failed:
-            _say(f"rn50feat info {out} --failures tells what could not be read, and why")
-        _mark_random(FeatureStore(out).provenance)
+        _tell_summary(summary, out)
     if as_json:
-        _write(json.dumps({"store": str(out), **summary.as_dict()}) + "\n")
+        write(json.dumps({"store": str(out), **summary.as_dict()}) + "\n")
+    if summary.stopped in STOP_CODES:
+        sys.exit(STOP_CODES[summary.stopped])
+    if max_failures is not None:
+        summary.check_failures(*max_failures)
+
+
+def _tell_summary(summary: Summary, out: Path) -> None:
+    say(f"{out}: {report.counts(summary.as_dict())}, in {summary.seconds:.1f} s")
+    if summary.stopped:
+        rest = "" if summary.left is None else f", {summary.left} pictures left"
+        say(f"stopped by {summary.stopped}{rest}: run again to go on")
+    if summary.failed:
+        say(f"rn50feat info {out} --failures tells what could not be read, and why")
+    if out.exists():
+        from rn50feat.store import FeatureStore
+
+        _mark_random(FeatureStore(out))
+
+
+def _show_preview(sources: tuple[Path, ...], out: Path, as_json: bool, **settings: Any) -> None:
+    from rn50feat.preview import preview
+
+    expected = preview(sources, out, **settings)
+    if as_json:
+        write(json.dumps({"store": str(out), **dataclasses.asdict(expected)}) + "\n")
+    else:
+        write(report.preview_line(expected))
 
 
 @main.command(no_args_is_help=True)
@@ -218,14 +210,14 @@ def search(
     results = by_path(stored, store, **settings) if stored else []
     if pictures:
         results += by_picture(
-            pictures, store, weights_file=weights, options=EngineOptions(**engine), progress=_on_terminal(), **settings
+            pictures, store, weights_file=weights, options=EngineOptions(**engine), progress=attended(), **settings
         )
-    _mark_random(store.provenance)
+    _mark_random(store)
     if form == "json":
-        _write(report.as_json(results, store, metric))
+        write(report.as_json(results, store, metric))
     else:
         default = report.table if sys.stdout.isatty() else report.tab_separated
-        _write({"csv": report.comma_separated, "null": report.nul_separated}.get(form or "", default)(results))
+        write({"csv": report.comma_separated, "null": report.nul_separated}.get(form or "", default)(results))
 
 
 @main.command()
@@ -244,9 +236,42 @@ def info(store: Path | None, failures: bool, as_json: bool) -> None:
     ledger = opened.failures() if failures else []
     if as_json:
         listed = {"failures_list": [dataclasses.asdict(failure) for failure in ledger]} if failures else {}
-        _write(json.dumps({**facts, **listed}, indent=2) + "\n")
+        write(json.dumps({**facts, **listed}, indent=2) + "\n")
     else:
-        _write(report.failure_lines(ledger) if failures else report.description(facts, opened.provenance))
+        write(report.failure_lines(ledger) if failures else report.description(facts, opened.provenance))
+
+
+@main.command()
+@click.argument("store", metavar="[STORE]", required=False, type=click.Path(path_type=Path))
+@option("--sources", is_flag=True, help="Hash the pictures' files again, too, and compare.")
+@option("--recompute", type=click.IntRange(0), default=0, metavar="N", help="Compute N random rows again, and compare.")
+@option("--weights", help="Where the store's weights are, if they have moved.")
+@engine_options
+def verify(store: Path | None, sources: bool, recompute: int, weights: str | None, **engine: Any) -> None:
+    """Check that STORE is whole: exit with 1, and say what is wrong, if not.
+
+    STORE is as for search. All datasets must agree and every row be readable,
+    finite and not all zero.
+    """
+    from rn50feat.store import FeatureStore
+    from rn50feat.verify import verify as run
+
+    opened = FeatureStore(store or _find_store())
+    result = run(
+        opened,
+        sources=sources,
+        recompute=recompute,
+        weights_file=weights,
+        options=EngineOptions(**engine),
+        progress=attended(),
+    )
+    for finding in result.findings:
+        write(f"{report.one_line(finding)}\n")
+    for note in result.notes:
+        say(note)
+    if result.findings:
+        raise VerifyError(f"{opened.path} has {len(result.findings)} faults: restore it from a backup or extract anew")
+    say(f"{opened.path}: {len(opened)} rows, no fault found")
 
 
 def _find_store() -> Path:
@@ -264,52 +289,6 @@ def _find_store() -> Path:
     raise StoreError("there is no store in the current folder: name one, or make one with rn50feat extract")
 
 
-@contextmanager
-def _progress(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """Yield what shows the progress of a run: a bar on a terminal, a plain line now and then elsewhere."""
-    if quiet:
-        yield None
-    elif _on_terminal():
-        from tqdm import tqdm
-
-        with tqdm(unit="img", dynamic_ncols=True, leave=False, smoothing=0.1) as bar:
-
-            def advance(progress: Progress) -> None:
-                bar.total = progress.total
-                bar.update(progress.done.found + progress.done.ignored - bar.n)
-
-            yield advance
-    else:
-        yield _plain_progress()
-
-
-def _plain_progress() -> Callable[[Progress], None]:
-    started = told = time.monotonic()
-
-    def tell(progress: Progress) -> None:
-        nonlocal told
-        now = time.monotonic()
-        if now - told >= PLAIN_SECONDS:
-            told = now
-            rate = (progress.done.new + progress.done.changed) / (now - started)
-            _say(f"{progress.done.found} pictures of {progress.total or '?'} files, {rate:.1f} images/s")
-
-    return tell
-
-
-def _mark_random(provenance: Provenance) -> None:
-    if provenance.random:
-        _say(f"Note: the weights are {provenance.weights}: good for trying things out, not for results")
-
-
-def _on_terminal() -> bool:
-    return sys.stderr.isatty()
-
-
-def _say(line: str) -> None:
-    click.echo(report.one_line(line), err=True)
-
-
-def _write(text: str) -> None:
-    """Write results to stdout, names as the very bytes that they are."""
-    click.echo(text.encode("utf-8", "surrogateescape"), nl=False)
+def _mark_random(store: FeatureStore) -> None:
+    if (provenance := store.provenance).random:
+        say(f"Note: the weights are {provenance.weights}: good for trying things out, not for results")

@@ -5,13 +5,17 @@ each of them into one ``Error:`` line::
 
     RN50FeatError                exit code 1
     ├── SourceError              a source folder or file that cannot be used
+    │   └── VanishedError        a file that was there when its folder was listed
     ├── ImageError               one picture that cannot be decoded (a ledger entry, not an exit)
     ├── WeightsError             weights that are missing, damaged or no ResNet50
     ├── DeviceError              a device or precision that this machine lacks
     ├── StoreError               a store that cannot be read or written
     │   ├── ProvenanceError      a store whose vectors are of another kind
     │   └── StoreLockedError     75: another run holds the store
-    └── QueryError               a search that cannot be answered
+    ├── QueryError               a search that cannot be answered
+    ├── PruneError               rows that were not removed, to be on the safe side
+    ├── VerifyError              a store that is not as it should be
+    └── TooManyFailuresError     4: more failures than --max-failures allows
 
 A message names the object, the cause and the remedy.
 """
@@ -25,6 +29,10 @@ class RN50FeatError(Exception):
 
 class SourceError(RN50FeatError):
     """A source folder or file cannot be used."""
+
+
+class VanishedError(SourceError):
+    """A file is gone that was there when its folder was listed."""
 
 
 class ImageError(RN50FeatError):
@@ -55,3 +63,17 @@ class StoreLockedError(StoreError):
 
 class QueryError(RN50FeatError):
     """A search cannot be answered."""
+
+
+class PruneError(RN50FeatError):
+    """Rows were not removed, since that looks like a mistake."""
+
+
+class VerifyError(RN50FeatError):
+    """A store is not as it should be."""
+
+
+class TooManyFailuresError(RN50FeatError):
+    """More pictures failed than the user allows."""
+
+    exit_code = 4

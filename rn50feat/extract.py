@@ -1,22 +1,20 @@
 """Bring a store up to date with its sources: the journey from files to rows.
 
 In: sources and the path of a store. Out: the store with a row for every
-picture, its ledger, and a `Summary`. A run costs what is new: unchanged files
-are not read, copies reuse the features of their digest, and the engine (and
-with it torch) starts only for a picture that must be computed.
+picture, its ledger, and a `Summary`. A run costs what is new: what must be
+computed is decided by `plan`, and the engine (and with it torch) starts only
+when there is something.
 """
 
 from __future__ import annotations
 
 import os
-import platform
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from contextlib import contextmanager
+from dataclasses import replace
 from datetime import datetime, timezone
-from importlib import metadata
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,45 +22,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import __version__, images, lock, sources, weights
+from rn50feat import lock, prune, sources, weights
 from rn50feat.catalogue import Catalogue
-from rn50feat.engines import Batch, Engine, EngineOptions, StartEngine, local
-from rn50feat.errors import ProvenanceError, SourceError, StoreError
+from rn50feat.engines import Batch, Engine, EngineOptions, Failure, StartEngine, local
+from rn50feat.errors import SourceError, StoreError
+from rn50feat.plan import Step, Verdict, plan
+from rn50feat.provenance import Provenance
 from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore, stored_path
+from rn50feat.summary import Progress, Summary, record
 from rn50feat.writer import StoreWriter, create_store, open_store
 
+COMMIT_ROWS = 10_000
 COMMIT_SECONDS = 20.0  # what a kill may cost; a commit itself takes some 15 ms
-
-
-@dataclass
-class Summary:
-    """What a run did, in files; ``seconds`` is its length."""
-
-    new: int = 0
-    changed: int = 0
-    reused: int = 0  # copies and moved files, which took the features of another row
-    unchanged: int = 0
-    failed: int = 0
-    failed_before: int = 0  # not tried again
-    ignored: int = 0  # no pictures
-    seconds: float = 0.0
-
-    @property
-    def found(self) -> int:
-        """How many pictures there were."""
-        return self.new + self.changed + self.reused + self.unchanged + self.failed + self.failed_before
-
-    def as_dict(self) -> dict[str, int | float]:
-        return {"found": self.found, **asdict(self)}
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is: what it did so far, of how many files (None while they are being counted)."""
-
-    done: Summary
-    total: int | None
+PORTION = 1000  # rows that are pruned, or copies that are written, at once: memory for their pages
 
 
 def extract(
@@ -74,8 +47,15 @@ def extract(
     dtype: str | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
+    prune: bool = False,
+    prune_limit: float = prune.LIMIT,
+    force: bool = False,
+    commit_rows: float = COMMIT_ROWS,
+    commit_seconds: float = COMMIT_SECONDS,
+    time_budget: float | None = None,
     options: EngineOptions = EngineOptions(),
     start: StartEngine = local.start,
+    should_stop: Callable[[], str | None] = lambda: None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
     """Give every picture in `pictures`, folders or files, a row in `store`.
@@ -84,70 +64,78 @@ def extract(
     a new one ``imagenet-v1``, orientation applied, and float32 when computed
     in fp32, else float16. `overwrite` replaces the store by a new one;
     `retry_failed` tries pictures again that failed and have not changed.
-    Raises the leaves of `RN50FeatError`; what was committed by then stays.
+
+    `prune` removes the rows of pictures that are gone from these sources,
+    though not when a source is empty or more than `prune_limit` percent of
+    its rows would go, unless `force` is given.
+
+    A commit comes after `commit_rows` pictures or `commit_seconds`. A run
+    ends early, after a commit, when `time_budget` seconds are over or
+    `should_stop` returns a reason. Raises the leaves of `RN50FeatError`;
+    what was committed by then stays.
     """
     if isinstance(pictures, (str, os.PathLike)):
         pictures = [pictures]
     roots = sources.roots([Path(picture) for picture in pictures])
     path = Path(store).resolve()
-    with lock.run_lock(path), _Run(path, overwrite) as run:
+    deadline = None if time_budget is None else time.monotonic() + time_budget
+
+    def stop() -> str | None:
+        return "time budget" if deadline is not None and time.monotonic() > deadline else should_stop()
+
+    with lock.run_lock(path), _Run(path, overwrite, stop, commit_rows, commit_seconds) as run:
         run.agree(weights, exif, dtype)
         run.watch(roots, on_progress)
-        todo = run.todo(sources.references(roots), retry_failed)
+        references = sources.references(roots)
+        todo = run.todo(references, retry_failed)
         if (first := next(todo, None)) is not None:
             with start(run.weights, run.provenance.preprocessing, options, progress=on_progress is not None) as engine:
-                run.meet(engine)
-                for batch in engine.embed(chain([first], todo)):
-                    run.write(batch)
-        return run.finish()
+                run.compute(engine, chain([first], todo))
+        if run.summary.stopped == "time budget":
+            run.count_left(references, retry_failed)
+        run.finish()
+        if prune and not run.summary.stopped:
+            run.prune(roots, prune_limit, force)
+        return run.summary
 
 
 class _Run:
     """One run over one store: what it agreed to, what it counted, and its writer once there is something to write."""
 
-    def __init__(self, path: Path, overwrite: bool) -> None:
+    def __init__(
+        self, path: Path, overwrite: bool, stop: Callable[[], str | None], commit_rows: float, commit_seconds: float
+    ) -> None:
         self.path = path
         self.summary = Summary()
-        self._started = datetime.now(timezone.utc)
+        self._started, self._clock = datetime.now(timezone.utc), time.monotonic()
         old = FeatureStore(path) if path.exists() else None  # raises for a file that is not ours to overwrite
         self._old = None if overwrite else old
         self._catalogue = Catalogue(self._old)
+        self._met = np.zeros(len(self._catalogue), bool)
+        self._stop, self._commit_rows, self._commit_seconds = stop, commit_rows, commit_seconds
         self._writer: StoreWriter | None = None
         self._engine: Engine | None = None
+        self._handed = 0  # pictures given to the engine and not yet back
         self._copies: list[tuple[Reference, NDArray[np.floating[Any]]]] = []
-        self._last_commit = time.monotonic()
+        self._uncommitted, self._last_commit = 0, time.monotonic()
         self._on_progress: Callable[[Progress], None] | None = None
         self._total: int | None = None
 
     def agree(self, weights_name: str | None, exif: bool | None, dtype: str | None) -> None:
         """Settle the weights, provenance and dtype, and refuse what differs from the store's."""
-        old = self._old
-        if weights_name is not None or old is None:
-            self.weights = weights.find(weights_name or weights.DEFAULT)
-        else:
-            self.weights = weights.recorded(old.provenance)
-        if exif is None:
-            exif = old is None or old.provenance.preprocessing.exif == "applied"
         self._dtype = dtype
-        self.provenance = weights.provenance(self.weights, exif=exif)
-        self._check_provenance()
-        if old is not None and dtype is not None and old.dtype != dtype:
-            raise StoreError(f"{self.path} holds {old.dtype}, you asked for {dtype}: use another file or --overwrite")
-
-    def _check_provenance(self) -> None:
-        if self._old is not None and (difference := self._old.provenance.difference(self.provenance)):
-            name, theirs, ours = difference
-            raise ProvenanceError(
-                f"{self.path} holds features with {name} {theirs}, you asked for {ours}:"
-                " use another file or --overwrite"
+        self.weights, self.provenance = weights.settle(
+            weights_name, exif, None if self._old is None else self._old.provenance
+        )
+        self._require(self.provenance)
+        if self._old is not None and dtype is not None and self._old.dtype != dtype:
+            raise StoreError(
+                f"{self.path} holds {self._old.dtype}, you asked for {dtype}: use another file or --overwrite"
             )
 
-    def meet(self, engine: Engine) -> None:
-        """Take the engine's word for the weights that it has, and open the store for writing."""
-        self._engine = engine
-        self.provenance = replace(self.provenance, weights_sha256=engine.weights_sha256)
-        self._check_provenance()
-        self._open()
+    def _require(self, provenance: Provenance) -> None:
+        if self._old is not None:
+            self._old.provenance.require(provenance, where=str(self.path), remedy="use another file or --overwrite")
 
     def _open(self) -> StoreWriter:
         if self._writer is None and self._old is not None:
@@ -158,43 +146,47 @@ class _Run:
             self._writer = create_store(self.path, self.provenance, dtype)
         return self._writer
 
-    def todo(self, references: Iterable[Reference], retry_failed: bool) -> Iterator[Reference]:
+    def todo(self, references: Iterator[Reference], retry_failed: bool) -> Iterator[Reference]:
         """Yield the pictures that the network must see; deal with all other files on the way."""
-        summary, catalogue = self.summary, self._catalogue
-        for reference in references:
+        steps = plan(references, self.path, self._catalogue, retry_failed=retry_failed)
+        while not self._stopped():
+            with self._timed("find"):
+                step = next(steps, None)
+            if step is None:
+                return
+            if step.row is not None:
+                self._met[step.row] = True
+            if step.verdict is Verdict.COMPUTE or not self._take(step):
+                self._handed += 1
+                yield step.reference
             self._tell()
-            path = stored_path(self.path, reference.location)
-            row = catalogue.row(path)
-            if row is not None and catalogue.unchanged(row, reference):
-                summary.unchanged += 1
-            elif catalogue.failed_before(path, reference) and not retry_failed:
-                summary.failed_before += 1
-            elif row is None and path not in catalogue.failures and not _is_picture(reference):
-                summary.ignored += 1
-            elif not self._reuse(row, reference):
-                yield reference
 
-    def _reuse(self, row: int | None, reference: Reference) -> bool:
-        """Give a copy of a known file the features that it has already; tell whether it was one."""
-        if not self._catalogue.may_hold_copy(reference.size):
-            return False
-        try:
-            reference = sources.digest(reference)
-        except SourceError:  # the engine will meet the same error, and report it
-            return False
-        writer, twin = self._open(), self._catalogue.row_of_copy(reference.digest)
-        if row is not None and writer.copied(row, reference) is not None:
-            writer.touch(row, reference)
-            self.summary.unchanged += 1
-            return True
-        features = None if twin is None else writer.copied(twin, reference)
+    def _stopped(self) -> bool:
+        self.summary.stopped = self.summary.stopped or self._stop()
+        return self.summary.stopped is not None
+
+    def _take(self, step: Step) -> bool:
+        """Do what needs no network; return False for a copy whose original was replaced in this very run."""
+        summary = self.summary
+        if step.verdict is Verdict.COPY:
+            return self._copy(step)
+        if step.verdict is Verdict.TOUCHED and step.row is not None:
+            self._open().touch(step.row, step.reference)
+        summary.unchanged += step.verdict in (Verdict.UNCHANGED, Verdict.TOUCHED)
+        summary.failed_before += step.verdict is Verdict.FAILED_BEFORE
+        summary.ignored += step.verdict is Verdict.IGNORED
+        return True
+
+    def _copy(self, step: Step) -> bool:
+        assert step.twin is not None
+        features = self._open().copied(step.twin, step.reference)
         if features is None:
             return False
-        if row is not None:
-            writer.replace(row, reference, features)
+        if step.row is not None:
+            self._open().replace(step.row, step.reference, features)
         else:
-            self._copies.append((reference, features))
-        if len(self._copies) >= 256:
+            self._copies.append((step.reference, features))
+        if len(self._copies) >= PORTION:
             self._write_copies()
         self.summary.reused += 1
         return True
@@ -203,16 +195,30 @@ class _Run:
         if self._copies:
             references, features = zip(*self._copies)
             self._open().append(references, np.stack(features))
+            self._uncommitted += len(self._copies)
             self._copies.clear()
             self._commit_when_due()
 
-    def write(self, batch: Batch) -> None:
+    def compute(self, engine: Engine, references: Iterable[Reference]) -> None:
+        """Send references through `engine`, and write what comes back."""
+        self._engine = engine
+        self.provenance = replace(self.provenance, weights_sha256=engine.weights_sha256)
+        self._require(self.provenance)
+        for batch in engine.embed(references):
+            with self._timed("write"):
+                self._write(batch)
+            self._tell()
+            if self._stopped():
+                break
+        self.summary.stages.update(engine.seconds)
+
+    def _write(self, batch: Batch) -> None:
         """Write what the engine gives: new rows, changed rows and failures."""
         writer, new = self._open(), []
         for i, (reference, features) in enumerate(zip(batch.references, batch.features)):
             row = self._catalogue.row(stored_path(self.path, reference.location))
             if not _storable(features, writer.dtype):
-                self._fail(reference, f"has features that are not finite in {writer.dtype}")
+                self._fail(Failure(reference, f"has features that are not finite in {writer.dtype}"))
             elif row is None:
                 new.append(i)
             else:
@@ -222,47 +228,62 @@ class _Run:
             writer.append([batch.references[i] for i in new], batch.features[new])
             self.summary.new += len(new)
         for failure in batch.failures:
-            self._fail(failure.reference, failure.reason)
+            self._fail(failure)
+        size = len(batch.references) + len(batch.failures)
+        self._handed -= size
+        self._uncommitted += size
         self._commit_when_due()
-        self._tell()
 
-    def _fail(self, reference: Reference, reason: str) -> None:
-        self._open().fail(reference, reason)
+    def _fail(self, failure: Failure) -> None:
+        reference = failure.reference
+        if failure.cause == "vanished":
+            self.summary.vanished += 1
+            return
+        if failure.cause == "access":  # a size that no file has: the next run tries it again
+            reference = replace(reference, size=-1, mtime_ns=-1)
+        self._open().fail(reference, failure.reason)
         self.summary.failed += 1
 
     def _commit_when_due(self) -> None:
-        if time.monotonic() - self._last_commit > COMMIT_SECONDS:
-            self._open().record(self._record(ended=None))
-            self._open().commit()
-            self._last_commit = time.monotonic()
+        due = time.monotonic() - self._last_commit > self._commit_seconds
+        if due or self._uncommitted >= self._commit_rows:
+            self._commit(ended=False)
 
-    def finish(self) -> Summary:
-        """Write what is left and the record of the run, and return the summary."""
+    def _commit(self, *, ended: bool) -> None:
+        self.summary.seconds = time.monotonic() - self._clock
+        self._open().record(record(self.summary, self._started, self._engine, ended=ended))
+        self._open().commit()
+        self._uncommitted, self._last_commit = 0, time.monotonic()
+
+    def count_left(self, rest: Iterator[Reference], retry_failed: bool) -> None:
+        """Count what a run that ran out of time leaves undone: what the engine had in hand, and the rest."""
+        steps = plan(rest, self.path, self._catalogue, retry_failed=retry_failed, hashing=False)
+        self.summary.left = self._handed + sum(step.verdict is Verdict.COMPUTE for step in steps)
+
+    def finish(self) -> None:
+        """Write what is left, and the record of the run."""
         self._write_copies()
-        summary = self.summary
-        if self._old is None and not summary.found:
+        old = self._old
+        if old is None and self._writer is None:
+            if self.summary.stopped:
+                return
             raise SourceError(f"there is no picture in the sources of {self.path}: name folders that hold some")
-        ended = datetime.now(timezone.utc)
-        summary.seconds = (ended - self._started).total_seconds()
-        writer = self._open()
-        if self._old is not None and self._old.provenance.weights_path != self.provenance.weights_path:
-            writer.update_provenance(self.provenance)
-        writer.record(self._record(ended))
-        writer.commit()
-        return summary
+        if old is not None and old.provenance.weights_path != self.provenance.weights_path:
+            self._open().update_provenance(self.provenance)
+        self._commit(ended=True)
 
-    def _record(self, ended: datetime | None) -> dict[str, Any]:
-        engine = self._engine
-        return {
-            "started": self._started.isoformat(timespec="seconds"),
-            "ended": ended and ended.isoformat(timespec="seconds"),
-            "host": socket.gethostname(),
-            "backend": engine and engine.backend,
-            "device": engine and engine.device,
-            "precision": engine and engine.precision,
-            "versions": _versions(),
-            "counts": self.summary.as_dict(),
-        }
+    def prune(self, roots: Sequence[str], limit: float, force: bool) -> None:
+        """Remove the rows and ledger entries of pictures that are gone."""
+        if self._old is None:
+            return
+        rows = prune.gone(self._old, roots, self._met, limit=limit, force=force)
+        writer = self._open()
+        for end in range(len(rows), 0, -PORTION):  # from the last row: those before keep their places
+            writer.remove(rows[max(0, end - PORTION) : end])
+            writer.commit()
+        writer.forgive(prune.gone_failures(self.path, list(self._catalogue.failures), roots))
+        self.summary.removed = len(rows)
+        self._commit(ended=True)
 
     def watch(self, roots: Sequence[str], on_progress: Callable[[Progress], None] | None) -> None:
         """Report progress, and count the files in a thread meanwhile, so that it has an end."""
@@ -278,6 +299,12 @@ class _Run:
         if self._on_progress is not None:
             self._on_progress(Progress(self.summary, self._total))
 
+    @contextmanager
+    def _timed(self, stage: str) -> Iterator[None]:
+        begun = time.monotonic()
+        yield
+        self.summary.stages[stage] = self.summary.stages.get(stage, 0.0) + time.monotonic() - begun
+
     def __enter__(self) -> _Run:
         return self
 
@@ -286,22 +313,7 @@ class _Run:
             self._writer.__exit__(*error)
 
 
-def _is_picture(reference: Reference) -> bool:
-    if images.named_as_picture(reference.location):
-        return True
-    try:
-        return images.holds_picture(sources.head(reference))
-    except SourceError:  # it cannot be read, and its name does not say picture
-        return False
-
-
 def _storable(features: NDArray[np.float32], dtype: np.dtype[Any]) -> bool:
     """Tell whether all values are finite in `dtype`; float16 ends at 65504."""
     with np.errstate(over="ignore"):
         return bool(np.isfinite(features.astype(dtype)).all())
-
-
-def _versions() -> dict[str, str]:
-    packages = ("torch", "torchvision", "numpy", "pillow", "h5py")
-    own = {"rn50feat": __version__, "python": platform.python_version()}
-    return {**own, **{name: metadata.version(name) for name in packages}}

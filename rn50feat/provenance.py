@@ -78,6 +78,12 @@ class Provenance:
             same = self.weights == other.weights
         return None if same else ("weights", self.weights_label, other.weights_label)
 
+    def require(self, other: Provenance, *, where: str, remedy: str) -> None:
+        """Raise `ProvenanceError` when `other` is not what the features in `where` were made with."""
+        if difference := self.difference(other):
+            name, own, others = difference
+            raise ProvenanceError(f"{where} holds features with {name} {own}, you asked for {others}: {remedy}")
+
     def _settings(self) -> dict[str, object]:
         return {"network": self.network, "layer": self.layer, **asdict(self.preprocessing)}
 

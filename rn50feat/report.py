@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rn50feat.preview import Preview
     from rn50feat.provenance import Provenance
     from rn50feat.search import Result
     from rn50feat.store import FailureRecord, FeatureStore
@@ -126,9 +127,23 @@ def run_line(run: dict[str, Any]) -> str:
 
 def counts(summary: dict[str, Any]) -> str:
     """Return a summary's counts in one line, without those that are zero."""
-    names = ("new", "changed", "reused", "unchanged", "failed", "failed_before", "ignored")
-    parts = [f"{summary[name]} {name.replace('_', ' ')}" for name in names if summary[name]]
+    names = ("new", "changed", "reused", "unchanged", "removed", "failed", "failed_before", "vanished", "ignored")
+    parts = [f"{summary[name]} {name.replace('_', ' ')}" for name in names if summary.get(name)]
     return ", ".join(parts) or "nothing"
+
+
+def preview_line(expected: Preview) -> str:
+    """Return a preview in one line."""
+    found = f"{expected.compute} to compute, {expected.unchanged} unchanged, {expected.failed_before} failed before"
+    time = "" if expected.seconds is None else f" in about {duration(expected.seconds)}"
+    return f"{found}, {expected.ignored} ignored, {expected.remove} to remove; {size(expected.bytes)}{time}\n"
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: 40 s, 12 min, 3.5 h."""
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def failure_lines(failures: Iterable[FailureRecord]) -> str:

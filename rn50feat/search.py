@@ -11,17 +11,17 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import sources, weights
+from rn50feat import sources
+from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
-from rn50feat.errors import ProvenanceError, QueryError
-from rn50feat.provenance import Provenance
+from rn50feat.errors import QueryError
 from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore, stored_path
 
@@ -117,18 +117,11 @@ def _embed(
 ) -> tuple[list[Reference], Vectors]:
     """Return the references and features, (m, 2048), of query pictures."""
     references = [_reference(name) for name in names]
-    recorded = store.provenance
-    chosen = weights.find(weights_file) if weights_file else weights.recorded(recorded)
-    provenance = weights.provenance(chosen, exif=recorded.preprocessing.exif == "applied")
-    _check(recorded, provenance, store)
-    options = replace(options, batch_size=min(options.batch_size, len(names)), workers=min(options.workers, len(names)))
-    with start(chosen, recorded.preprocessing, options, progress=progress) as engine:
-        _check(recorded, replace(provenance, weights_sha256=engine.weights_sha256), store)
-        found: dict[str, tuple[Reference, Vectors]] = {}
-        for batch in engine.embed(references):
-            for failure in batch.failures:
-                raise QueryError(f"{failure.reference.location} {failure.reason}: give another picture")
-            found.update((ref.location, (ref, row)) for ref, row in zip(batch.references, batch.features))
+    found: dict[str, tuple[Reference, Vectors]] = {}
+    for batch in embed_like(store, references, weights_file, options, start, progress=progress):
+        for failure in batch.failures:
+            raise QueryError(f"{failure.reference.location} {failure.reason}: give another picture")
+        found.update((ref.location, (ref, row)) for ref, row in zip(batch.references, batch.features))
     read = [found[reference.location] for reference in references]
     return [reference for reference, _ in read], np.stack([row for _, row in read])
 
@@ -141,15 +134,6 @@ def _reference(name: str) -> Reference:
     if not stat.S_ISREG(status.st_mode):
         raise QueryError(f"{name} is no regular file: name a picture")
     return Reference(sources.locate(Path(name)), status.st_size, status.st_mtime_ns)
-
-
-def _check(recorded: Provenance, own: Provenance, store: FeatureStore) -> None:
-    if difference := recorded.difference(own):
-        name, theirs, ours = difference
-        raise ProvenanceError(
-            f"{store.path} was made with {name} {theirs}, these are {ours}:"
-            " say where its weights are with --weights FILE"
-        )
 
 
 def _own_rows(references: Sequence[Reference], store: FeatureStore) -> list[Rows]:

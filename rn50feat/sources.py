@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from io import FileIO
 from pathlib import Path
 
-from rn50feat.errors import SourceError
+from rn50feat.errors import SourceError, VanishedError
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +69,22 @@ def roots(sources: Iterable[Path]) -> list[str]:
 
 def _inside(path: str, folder: str) -> bool:
     return path != folder and path.startswith(os.path.join(folder, ""))
+
+
+def below(location: str, roots: Sequence[str]) -> bool:
+    """Tell whether a location is one of `roots` or lies below one."""
+    return any(location == root or _inside(location, root) for root in roots)
+
+
+def is_gone(location: str) -> bool:
+    """Tell whether there surely is no file at `location`: a folder that cannot be searched proves nothing."""
+    try:
+        os.stat(location)
+    except (FileNotFoundError, NotADirectoryError):
+        return True
+    except OSError:
+        return False
+    return False
 
 
 def walk(locations: Sequence[str]) -> Iterator[os.DirEntry[str] | str]:
@@ -146,6 +162,8 @@ def _open(reference: Reference) -> Iterator[tuple[FileIO, os.stat_result]]:
             if not stat.S_ISREG(status.st_mode):
                 raise SourceError("is no regular file any more")
             yield file, status
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise VanishedError("has vanished") from error
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}") from error
 

@@ -130,9 +130,14 @@ class FeatureStore:
 
     def blocks(self, rows: int = 4096) -> Iterator[tuple[int, NDArray[np.floating[Any]]]]:
         """Yield (first row, features of shape (n, 2048)) for all rows, `rows` at a time."""
-        with self.reading() as file:
+        with self.reading():
             for start in range(0, len(self), rows):
-                yield start, file["features"][start : start + rows]
+                yield start, self.block(start, rows)
+
+    def block(self, first: int, rows: int) -> NDArray[np.floating[Any]]:
+        """Return the features of at most `rows` rows from `first` on, of shape (n, 2048)."""
+        with self.reading() as file:
+            return np.asarray(file["features"][first : first + rows])
 
     def features(self, rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
         """Return the features of some rows, of shape (len(rows), 2048), in their order."""

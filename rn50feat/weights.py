@@ -190,6 +190,14 @@ def _named_tensors(content: Any, path: Path) -> StateDict:
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
+def settle(spec: str | None, exif: bool | None, old: Provenance | None) -> tuple[Weights, Provenance]:
+    """Return the weights and the provenance of a run; what is not said is as in an `old` store, if there is one."""
+    weights = recorded(old) if spec is None and old is not None else find(spec or DEFAULT)
+    if exif is None:
+        exif = old is None or old.preprocessing.exif == "applied"
+    return weights, provenance(weights, exif=exif)
+
+
 def recorded(provenance: Provenance) -> Weights:
     """Return the weights that a store was made with; raise `WeightsError` when they have moved or changed."""
     if not provenance.weights_path or provenance.weights in PUBLISHED:

@@ -8,6 +8,8 @@ through `journal`. Needs no torch.
 from __future__ import annotations
 
 import json
+import signal
+import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -80,7 +82,7 @@ class StoreWriter:
             self._append(
                 ROWS, {"paths": paths, "features": np.asarray(features, self.dtype), **self._facts(references)}
             )
-        self._forgive(paths)
+        self.forgive(paths)
 
     def replace(self, row: int, reference: Reference, features: NDArray[np.floating[Any]]) -> None:
         """Give `row`, whose picture has changed, new features of shape (2048,) and a new id."""
@@ -88,7 +90,7 @@ class StoreWriter:
             self._file["features"][row] = features
             for name, values in self._facts([reference]).items():
                 self._file[name][row] = values[0]
-        self._forgive([stored_path(self.path, reference.location)])
+        self.forgive([stored_path(self.path, reference.location)])
 
     def touch(self, row: int, reference: Reference) -> None:
         """Note the new time of a file whose bytes are those of its row."""
@@ -125,8 +127,23 @@ class StoreWriter:
                 facts = {"path": path, **facts, "attempts": 1}
                 self._append(LEDGER, {f"failures/{name}": [value] for name, value in facts.items()})
 
-    def _forgive(self, paths: Sequence[str]) -> None:
-        """Take pictures that have a row now out of the ledger."""
+    def remove(self, rows: NDArray[np.int64]) -> None:
+        """Remove rows, given in ascending order; rows from the end take their places.
+
+        No row before the first removed one moves.
+        """
+        with self._told():
+            count = self._file["ids"].shape[0] - len(rows)
+            holes = rows[rows < count]
+            movers = np.setdiff1d(np.arange(count, count + len(rows)), rows)
+            for name in ROWS:
+                dataset = self._file[name]
+                if len(holes):
+                    dataset[holes] = dataset[movers]
+                dataset.resize(count, axis=0)
+
+    def forgive(self, paths: Sequence[str]) -> None:
+        """Take pictures out of the ledger."""
         with self._told():
             for path in paths:
                 if path in self._ledger:
@@ -178,7 +195,7 @@ class StoreWriter:
     @contextmanager
     def _told(self) -> Iterator[None]:
         """Tell of an error that the file has kept."""
-        with _told(self.path):
+        with _told(self.path), _uninterrupted():
             yield
             if self._journal.error is not None:
                 raise self._journal.error
@@ -193,9 +210,10 @@ class StoreWriter:
             if kind is None:
                 self.commit()
         finally:
-            self._journal.abandon()  # what HDF5 writes from here on, nobody needs
-            self._file.close()
-            self._journal.close()
+            with _uninterrupted():
+                self._journal.abandon()  # what HDF5 writes from here on, nobody needs
+                self._file.close()
+                self._journal.close()
 
 
 @contextmanager
@@ -208,6 +226,22 @@ def _told(path: Path) -> Iterator[None]:
             f"{path} cannot be written ({error.strerror or error}): free some space or mend the disk and"
             " run again; what was committed is safe"
         ) from error
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep Ctrl-C back: an exception inside one of HDF5's calls for bytes would crash it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: kept.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if kept:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _encoded(value: Any) -> Any:

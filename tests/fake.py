@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rn50feat import images, sources
 from rn50feat.engines import Batch, Engine, EngineOptions, Failure
-from rn50feat.errors import ImageError, SourceError
+from rn50feat.errors import ImageError, SourceError, VanishedError
 from rn50feat.provenance import Preprocessing
 from rn50feat.sources import Reference
 from rn50feat.weights import Weights
@@ -44,6 +44,7 @@ class FakeEngine:
         self._preprocessing = preprocessing
         self._batch_size = batch_size
         self.seen: list[str] = []
+        self.seconds = {"decode": 0.0, "network": 0.0}
 
     def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
         waiting = iter(references)
@@ -56,8 +57,11 @@ class FakeEngine:
                     suffix = os.path.splitext(reference.location)[1]
                     crops.append(images.decode(data, self._preprocessing, suffix=suffix, max_pixels=10**8))
                     good.append(read)
-                except (ImageError, SourceError) as error:
+                except ImageError as error:
                     failures.append(Failure(reference, str(error)))
+                except SourceError as error:
+                    cause = "vanished" if isinstance(error, VanishedError) else "access"
+                    failures.append(Failure(reference, str(error), cause))
             rows = self._backend.features(np.stack(crops)) if crops else np.empty((0, 2048), np.float32)
             yield Batch(tuple(good), rows, tuple(failures))
 

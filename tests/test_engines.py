@@ -80,7 +80,7 @@ def test_nothing_in_nothing_out(engine: Engine) -> None:
 def test_a_file_that_vanished_is_a_failure(engine: Engine, shades: list[Reference]) -> None:
     os.remove(shades[1].location)
     (batch,) = engine.embed([shades[1], shades[2]])
-    assert [failure.reason for failure in batch.failures] == ["cannot be read: No such file or directory"]
+    assert [(failure.reason, failure.cause) for failure in batch.failures] == [("has vanished", "vanished")]
     assert len(batch.references) == 1
 
 

@@ -129,7 +129,7 @@ def test_weights_that_moved_are_asked_for_and_checked(
     weights.write_bytes(b"other weights")
     with pytest.raises(WeightsError, match="has changed since the store was made"):
         rn50feat.search(query, store, start=start)
-    with pytest.raises(ProvenanceError, match="was made with weights .* these are weights.pth"):
+    with pytest.raises(ProvenanceError, match="holds features with weights .* you asked for weights.pth"):
         rn50feat.search(query, store, weights_file=str(weights), start=start)
     # A run that names the new place notes it.
     weights.unlink()

@@ -92,5 +92,5 @@ def test_reading_gives_the_facts_of_the_bytes_that_were_read(tmp_path: Path) -> 
 
 
 def test_an_unreadable_file_says_why(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="cannot be read: No such file"):
+    with pytest.raises(SourceError, match="has vanished"):
         sources.read(Reference(str(tmp_path / "gone"), 1, 1))

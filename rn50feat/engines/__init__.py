@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -22,10 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture without features, and why."""
+    """A picture without features, and why.
+
+    ``cause`` is content when the bytes are at fault, access when they could
+    not be read this time, vanished when there is no file any more.
+    """
 
     reference: Reference
     reason: str
+    cause: Literal["content", "access", "vanished"] = "content"
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class Engine(Protocol):
     device: str
     precision: str  # fp32, bf16 or fp16
     weights_sha256: str  # of the weights that it computes with
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds for which each stage, decode and network, was busy so far."""
 
     def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
         """Yield every reference exactly once, with its features or its failure."""

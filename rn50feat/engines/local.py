@@ -7,6 +7,7 @@ network computes one batch, the next ones are decoded.
 from __future__ import annotations
 
 import os
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -43,6 +44,12 @@ class LocalEngine:
         self._compute = backend.features
         self._pool = pool
         self._batch_size = batch_size
+        self._network_seconds = 0.0
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds for which the decoding processes, on average, and the network were busy so far."""
+        return {"decode": self._pool.busy / self._pool.workers, "network": self._network_seconds}
 
     def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
         """Yield every reference exactly once, with its features or its failure."""
@@ -77,7 +84,9 @@ class LocalEngine:
         good = [i for i, picture in enumerate(pictures) if isinstance(picture, Reference)]
         if not good:
             return Batch((), np.empty((0, 2048), np.float32), failures)
+        begun = time.monotonic()
         features = self._compute(self._pool.crops[first : first + len(pictures)])[good]
+        self._network_seconds += time.monotonic() - begun
         references = tuple(picture for picture in pictures if isinstance(picture, Reference))
         return Batch(references, features, failures)
 

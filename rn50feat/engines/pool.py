@@ -15,6 +15,7 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing import Pipe
@@ -56,6 +57,8 @@ class DecoderPool:
         for _ in range(workers):
             self._workers.put(self._start())
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decoder")
+        self.workers = workers
+        self.busy = 0.0  # seconds, added up over all processes
 
     def decode(self, slot: int, reference: Reference) -> Future[Reference | Failure]:
         """Decode a picture into ``crops[slot]``; the result is its reference, or its failure."""
@@ -63,6 +66,7 @@ class DecoderPool:
 
     def _decode(self, slot: int, reference: Reference) -> Reference | Failure:
         worker = self._workers.get()
+        begun = time.monotonic()
         try:
             return worker.decode(slot, reference)
         except _WorkerDied as death:
@@ -71,6 +75,7 @@ class DecoderPool:
                 worker = self._start()
             return Failure(reference, str(death))
         finally:
+            self.busy += time.monotonic() - begun  # a lost update, by two threads at once, is a loss of milliseconds
             self._workers.put(worker)
 
     def _start(self) -> _Worker:
@@ -121,7 +126,7 @@ class _Worker:
         reference = replace(
             reference, size=answer["size"], mtime_ns=answer["mtime_ns"], digest=bytes.fromhex(answer["digest"])
         )
-        return Failure(reference, answer["reason"]) if answer["reason"] else reference
+        return Failure(reference, answer["reason"], answer["cause"]) if answer["reason"] else reference
 
     def _wait_until_ready(self) -> None:
         try:

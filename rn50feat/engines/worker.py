@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import images, sources
-from rn50feat.errors import RN50FeatError
+from rn50feat.errors import ImageError, SourceError, VanishedError
 from rn50feat.provenance import Preprocessing
 from rn50feat.sources import Reference
 
@@ -54,17 +54,21 @@ def main(
 
 
 def _decode(reference: Reference, crop: NDArray[np.uint8], settings: Preprocessing, max_pixels: int) -> dict[str, Any]:
-    reason = None
+    reason, cause = None, "content"
     try:
         reference, data = sources.read(reference)
         suffix = os.path.splitext(reference.location)[1]
         crop[:] = images.decode(data, settings, suffix=suffix, max_pixels=max_pixels)
-    except RN50FeatError as error:
+    except ImageError as error:
         reason = str(error)
+    except VanishedError as error:
+        reason, cause = str(error), "vanished"
+    except SourceError as error:
+        reason, cause = str(error), "access"
     except MemoryError:
         reason = "is larger than the memory that one picture is allowed"
     facts = {"size": reference.size, "mtime_ns": reference.mtime_ns, "digest": reference.digest.hex()}
-    return {**facts, "reason": reason}
+    return {**facts, "reason": reason, "cause": cause}
 
 
 def _limit_memory(beyond: int) -> None:

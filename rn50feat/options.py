@@ -1,0 +1,95 @@
+"""How options are declared: their variables, their types, and those that commands share.
+
+In: what a user types, or has in an ``RN50FEAT_`` variable. Out: values that the
+library takes.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import click
+
+from rn50feat.engines import EngineOptions
+
+Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class _Option(click.Option):
+    """An option that the variable RN50FEAT_<its long name> sets too."""
+
+    def __init__(self, declarations: Sequence[str], **settings: Any) -> None:
+        long = next(name for name in declarations if name.startswith("--")).partition("/")[0]
+        super().__init__(declarations, envvar="RN50FEAT_" + long[2:].replace("-", "_").upper(), **settings)
+
+
+def duration(text: str) -> float:
+    """Return seconds, from 90, 90s, 30m or 2h."""
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)):
+        raise click.BadParameter(f"{text!r} is no duration: give 90s, 30m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+def commit_interval(text: str) -> tuple[float, float]:
+    """Return (pictures, seconds), from 5000, 30s or 5000,30s; what is not given is never reached."""
+    pictures = seconds = math.inf
+    for part in text.split(","):
+        if part.isdecimal():
+            pictures = max(1, int(part))
+        else:
+            seconds = duration(part)
+    return pictures, seconds
+
+
+def failure_limit(text: str) -> tuple[float, bool]:
+    """Return (number, whether it is a percentage), from 20 or 5%."""
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)):
+        raise click.BadParameter(f"{text!r} is neither a number nor a percentage: give 20 or 5%")
+    return float(match[1]), bool(match[2])
+
+
+def option(*declarations: str, **settings: Any) -> Callable[[Command], Command]:
+    """Declare an option that a variable sets too; as `click.option`."""
+    return click.option(*declarations, cls=_Option, **settings)
+
+
+def engine_options(command: Command) -> Command:
+    """Give a command the options of `EngineOptions`."""
+    for decorate in reversed(
+        (
+            option("--device", default=EngineOptions.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
+            option(
+                "--precision",
+                type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+                default=EngineOptions.precision,
+                show_default=True,
+                help="What to compute in; auto is fp16 on a GPU, fp32 on the CPU.",
+            ),
+            option(
+                "--batch-size",
+                type=click.IntRange(1, 4096),
+                default=EngineOptions.batch_size,
+                show_default=True,
+                help="Pictures that go through the network at once.",
+            ),
+            option(
+                "--workers",
+                type=click.IntRange(0, 1024),
+                default=EngineOptions.workers,
+                show_default=True,
+                help="Decoding processes; 0 chooses by the number of cores.",
+            ),
+            option(
+                "--max-megapixels",
+                type=click.IntRange(1, 100_000),
+                default=EngineOptions.max_megapixels,
+                show_default=True,
+                help="Larger pictures fail before they are decoded.",
+            ),
+        )
+    ):
+        command = decorate(command)
+    return command

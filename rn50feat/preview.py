@@ -1,0 +1,97 @@
+"""Tell what a run would do, without doing it.
+
+In: what `extract` takes. Out: a `Preview`. Reads folders and the store;
+opens no picture beyond its first bytes, writes nothing, and needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from rn50feat import prune as pruning
+from rn50feat import sources
+from rn50feat.catalogue import Catalogue
+from rn50feat.plan import Verdict, plan
+from rn50feat.store import WIDTH, FeatureStore
+from rn50feat.weights import settle
+
+ROW_OVERHEAD = 150  # bytes of a row beside its features: path, numbers, and HDF5's own tables
+
+
+@dataclass(frozen=True)
+class Preview:
+    """What a run would meet, in files, and what it would take.
+
+    ``compute`` counts new and changed pictures; copies of known ones are
+    among them, since they are told only by reading them. ``seconds`` comes
+    from the rate of the last run that computed anything, None without one;
+    ``bytes`` is the size that the store would have.
+    """
+
+    compute: int
+    unchanged: int
+    failed_before: int
+    ignored: int
+    remove: int
+    seconds: float | None
+    bytes: int
+
+
+def preview(
+    pictures: Iterable[str | os.PathLike[str]],
+    store: str | os.PathLike[str],
+    *,
+    weights: str | None = None,
+    exif: bool | None = None,
+    dtype: str | None = None,
+    overwrite: bool = False,
+    retry_failed: bool = False,
+    prune: bool = False,
+    prune_limit: float = pruning.LIMIT,
+    force: bool = False,
+) -> Preview:
+    """Return what `extract` would do with the same arguments; raises what it would raise before it begins."""
+    roots = sources.roots([Path(picture) for picture in pictures])
+    path = Path(store).resolve()
+    existing = FeatureStore(path) if path.exists() else None
+    old = None if overwrite else existing
+    _, provenance = settle(weights, exif, None if old is None else old.provenance)
+    if old is not None:
+        old.provenance.require(provenance, where=str(path), remedy="use another file or --overwrite")
+    catalogue = Catalogue(old)
+    met = np.zeros(len(catalogue), bool)
+    counts: Counter[Verdict] = Counter()
+    for step in plan(sources.references(roots), path, catalogue, retry_failed=retry_failed, hashing=False):
+        counts[step.verdict] += 1
+        if step.row is not None:
+            met[step.row] = True
+    removed = 0
+    if prune and old is not None:
+        removed = len(pruning.gone(old, roots, met, limit=prune_limit, force=force))
+    rate = None if existing is None else _last_rate(existing)
+    kind = np.dtype(dtype or "float16") if old is None else old.dtype
+    size = 0 if old is None else path.stat().st_size
+    return Preview(
+        compute=counts[Verdict.COMPUTE],
+        unchanged=counts[Verdict.UNCHANGED],
+        failed_before=counts[Verdict.FAILED_BEFORE],
+        ignored=counts[Verdict.IGNORED],
+        remove=removed,
+        seconds=None if rate is None else counts[Verdict.COMPUTE] / rate,
+        bytes=size + counts[Verdict.COMPUTE] * (WIDTH * kind.itemsize + ROW_OVERHEAD),
+    )
+
+
+def _last_rate(store: FeatureStore) -> float | None:
+    """Return the images/s of the last run that computed something."""
+    for run in reversed(store.runs()):
+        if rate := json.loads(run)["counts"]["images_per_second"]:
+            return float(rate)
+    return None

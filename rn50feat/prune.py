@@ -1,0 +1,58 @@
+"""Find the rows whose pictures are gone.
+
+In: a store, the sources of a run, and the rows that the run has met. Out: the
+rows to remove, or a `PruneError` where their number smells of an unmounted
+disk rather than of deleted pictures.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat import sources
+from rn50feat.errors import PruneError
+from rn50feat.store import FeatureStore
+
+LIMIT = 20.0  # percent of the rows under the sources
+
+
+def gone(
+    store: FeatureStore, roots: Sequence[str], met: NDArray[np.bool_], *, limit: float, force: bool
+) -> NDArray[np.int64]:
+    """Return the rows, ascending, of pictures under `roots` that are gone.
+
+    `met` tells for each row whether the run met its picture; of the others,
+    a row counts as gone only when its file surely is. Raises `PruneError`
+    when a source holds no file at all, or when more than `limit` percent of
+    the rows under `roots` would go, unless `force` is given.
+    """
+    if not force:
+        for root in roots:
+            if next(sources.references([root]), None) is None:
+                raise PruneError(f"nothing was pruned: {root} is empty: mount it, or use --force if that is right")
+    rows, under = [], 0
+    with store.reading():
+        for first in range(0, len(met), 8192):
+            for row, path in enumerate(store.paths(first, first + 8192), first):
+                location = store.locate(path)
+                if sources.below(location, roots):
+                    under += 1
+                    if not met[row] and sources.is_gone(location):
+                        rows.append(row)
+    if not force and len(rows) > under * limit / 100:
+        raise PruneError(
+            f"nothing was pruned: {len(rows)} of the {under} rows under these sources would go, more than"
+            f" {limit:g} %: use --force if that is right, or raise --prune-limit"
+        )
+    return np.array(rows, np.int64)
+
+
+def gone_failures(store: Path, paths: Sequence[str], roots: Sequence[str]) -> list[str]:
+    """Return which stored paths of the ledger, under `roots`, belong to files that are gone."""
+    locations = {path: os.path.join(store.parent, path) for path in paths}
+    return [path for path, at in locations.items() if sources.below(at, roots) and sources.is_gone(at)]

@@ -1,0 +1,111 @@
+"""What a run did: the counts and times that people, programs and the store's own record get.
+
+In: what `extract` counts as it goes. Out: a `Summary`, as words by `report`,
+as JSON, and as the record of the run in the store.
+"""
+
+from __future__ import annotations
+
+import platform
+import socket
+from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
+from importlib import metadata
+from typing import TYPE_CHECKING, Any
+
+from rn50feat import __version__
+from rn50feat.errors import TooManyFailuresError
+
+if TYPE_CHECKING:
+    from rn50feat.engines import Engine
+
+PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py")
+
+
+@dataclass
+class Summary:
+    """What a run did, in files.
+
+    ``stages`` are the seconds for which each stage was busy (they overlap),
+    ``left`` is how many pictures a run that was stopped left undone, where
+    that is known, and ``stopped`` why it was.
+    """
+
+    new: int = 0
+    changed: int = 0
+    reused: int = 0  # copies and moved files, which took the features of another row
+    unchanged: int = 0
+    failed: int = 0
+    failed_before: int = 0  # not tried again
+    ignored: int = 0  # no pictures
+    vanished: int = 0  # gone between their listing and their reading
+    removed: int = 0  # rows pruned
+    seconds: float = 0.0
+    stages: dict[str, float] = field(default_factory=dict)
+    stopped: str | None = None
+    left: int | None = None
+
+    @property
+    def found(self) -> int:
+        """How many pictures there were."""
+        return self.new + self.changed + self.reused + self.unchanged + self.failed + self.failed_before
+
+    @property
+    def computed(self) -> int:
+        """How many pictures went through the network."""
+        return self.new + self.changed
+
+    @property
+    def files(self) -> int:
+        """How many files were dealt with."""
+        return self.found + self.ignored + self.vanished
+
+    @property
+    def bottleneck(self) -> str | None:
+        """The stage that was busy for longest, None when nothing was computed."""
+        return max(self.stages, key=self.stages.__getitem__) if self.computed else None
+
+    def check_failures(self, limit: float, percent: bool) -> None:
+        """Raise `TooManyFailuresError` for more than `limit` failures, or percent of the pictures tried."""
+        tried = self.computed + self.failed
+        if self.failed > (tried * limit / 100 if percent else limit):
+            raise TooManyFailuresError(
+                f"{self.failed} of {tried} pictures failed, more than {limit:g}{' %' if percent else ''}:"
+                " see rn50feat info --failures"
+            )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the counts and what follows from them, ready for JSON."""
+        rate = self.computed / self.seconds if self.seconds else 0.0
+        return {
+            "found": self.found,
+            **asdict(self),
+            "skipped": self.unchanged + self.failed_before,
+            "images_per_second": round(rate, 2),
+            "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
+            "bottleneck": self.bottleneck,
+        }
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is: what it did so far, of how many files (None while they are being counted)."""
+
+    done: Summary
+    total: int | None
+
+
+def record(summary: Summary, started: datetime, engine: Engine | None, *, ended: bool) -> dict[str, Any]:
+    """Return the record of a run, as the store keeps it."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    versions = {"rn50feat": __version__, "python": platform.python_version()}
+    return {
+        "started": started.isoformat(timespec="seconds"),
+        "ended": now if ended else None,
+        "host": socket.gethostname(),
+        "backend": engine and engine.backend,
+        "device": engine and engine.device,
+        "precision": engine and engine.precision,
+        "versions": {**versions, **{name: metadata.version(name) for name in PACKAGES}},
+        "counts": summary.as_dict(),
+    }

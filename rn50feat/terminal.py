@@ -1,0 +1,90 @@
+"""What a person at a terminal, or the log of a cron job, sees of a run, and how they stop it.
+
+In: the progress of a run, and signals. Out: a bar on a terminal and a plain
+line now and then elsewhere, both on stderr; and the reason to stop.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rn50feat import report
+
+if TYPE_CHECKING:
+    from rn50feat.summary import Progress
+
+PLAIN_SECONDS = 30.0  # between two lines of progress where there is no terminal
+
+
+@contextmanager
+def progress(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
+    """Yield what shows the progress of a run: a bar on a terminal, a plain line now and then elsewhere."""
+    if quiet:
+        yield None
+    elif attended():
+        from tqdm import tqdm
+
+        with tqdm(unit="img", dynamic_ncols=True, leave=False, smoothing=0.1) as bar:
+
+            def advance(progress: Progress) -> None:
+                bar.total = progress.total
+                bar.update(progress.done.files - bar.n)
+
+            yield advance
+    else:
+        yield _plain_progress()
+
+
+def _plain_progress() -> Callable[[Progress], None]:
+    started = told = time.monotonic()
+
+    def tell(progress: Progress) -> None:
+        nonlocal told
+        now = time.monotonic()
+        if now - told >= PLAIN_SECONDS:
+            told = now
+            rate = progress.done.computed / (now - started)
+            say(f"{progress.done.found} pictures of {progress.total or '?'} files, {rate:.1f} images/s")
+
+    return tell
+
+
+@contextmanager
+def signals() -> Iterator[Callable[[], str | None]]:
+    """Yield what tells the first SIGINT or SIGTERM by name; a second one ends the process at once."""
+    caught: list[str] = []
+
+    def note(number: int, _: object) -> None:
+        if caught:
+            os._exit(128 + number)  # what was committed is safe, and the lock ends with the process
+        caught.append(signal.Signals(number).name)
+        os.write(2, b"\nstopping after the batch in hand; once more stops at once\n")
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: caught[0] if caught else None
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def attended() -> bool:
+    """Tell whether stderr is a terminal."""
+    return sys.stderr.isatty()
+
+
+def say(line: str) -> None:
+    """Write a line to stderr, names in it on that one line."""
+    print(report.one_line(line), file=sys.stderr, flush=True)
+
+
+def write(text: str) -> None:
+    """Write results to stdout, names as the very bytes that they are."""
+    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+    sys.stdout.buffer.flush()
