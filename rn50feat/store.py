@@ -191,10 +191,10 @@ class FeatureStore:
         return os.path.join(self.path.parent, path)
 
 
-def recover(path: Path) -> None:
+def recover(path: Path, disk: journal.Disk = journal.DISK) -> None:
     """Undo an interrupted commit, if there is one; the caller holds the store alone."""
     try:
-        if journal.recover(path):
+        if journal.recover(path, disk):
             logger.warning("%s was interrupted in the middle of a commit: restored as of the commit before", path)
     except OSError as error:
         raise StoreError(

@@ -7,9 +7,10 @@ features of some of them once more.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -105,7 +106,7 @@ def _check_rows(store: FeatureStore, report: Report) -> None:
             continue
         for fault, rows in (("not finite", ~np.isfinite(block).all(axis=1)), ("all zero", ~block.any(axis=1))):
             for row in np.flatnonzero(rows):
-                report.findings.append(f"row {first + row} ({store.path_of(first + row)}) is {fault}")
+                report.findings.append(f"row {first + row} ({store.path_of(first + int(row))}) is {fault}")
 
 
 def _check_paths(store: FeatureStore, report: Report) -> None:
@@ -166,7 +167,9 @@ def _check_again(
         report.notes.append("no row was computed again: the pictures that were drawn are gone or have changed")
         return
     references = [Reference(location, 0, 0) for location in rows]
-    worst, exact = 0.0, store.dtype == np.float32
+    worst, exact = 0.0, _computed_exactly(store)
+    if exact and options.precision == "auto":
+        options = replace(options, precision="fp32")
     for batch in embed_like(store, references, weights_file, options, start, progress=progress):
         for reference, features in zip(batch.references, batch.features):
             row = rows[reference.location]
@@ -178,6 +181,12 @@ def _check_again(
         for failure in batch.failures:
             report.findings.append(f"{failure.reference.location} cannot be decoded any more: {failure.reason}")
     report.notes.append(f"{len(rows)} rows computed again: at most {worst:.1e} away (relative L2)")
+
+
+def _computed_exactly(store: FeatureStore) -> bool:
+    """Tell whether all rows were computed, and are stored, in fp32."""
+    precisions = {json.loads(run)["precision"] for run in store.runs()}
+    return store.dtype == np.float32 and precisions <= {None, "fp32"}
 
 
 def _as_known(known: Reference) -> bool:

@@ -36,7 +36,7 @@ def open_store(path: Path, *, disk: journal.Disk = journal.DISK) -> StoreWriter:
     """Open the store at `path` for writing, after undoing a commit that was interrupted."""
     with _told(path):
         with open(path, "rb") as file, lock.held(file.fileno(), path, alone=True):
-            recover(path)
+            recover(path, disk)
         journaled = journal.JournaledFile(path, length=committed_length(path), disk=disk)
         return StoreWriter(journaled, h5py.File(journaled, "r+", libver=_VERSION))
 
