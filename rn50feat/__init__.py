@@ -4,6 +4,7 @@ The doors of the library::
 
     extract(pictures, store)     give every picture a row in a store
     search(queries, store)       the most similar pictures of a store
+    verify(store)                check that a store is what it should be
     FeatureStore(path)           read a store
 
 Nothing heavy is imported before it is used.
@@ -17,7 +18,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["EngineOptions", "FeatureStore", "RN50FeatError", "extract", "search"]
+__all__ = ["EngineOptions", "FeatureStore", "RN50FeatError", "extract", "search", "verify"]
 
 if TYPE_CHECKING:
     from rn50feat.engines import EngineOptions
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rn50feat.extract import extract
     from rn50feat.search import search
     from rn50feat.store import FeatureStore
+    from rn50feat.verify import verify
 
 _HOMES = {
     "EngineOptions": "engines",
@@ -32,6 +34,7 @@ _HOMES = {
     "RN50FeatError": "errors",
     "extract": "extract",
     "search": "search",
+    "verify": "verify",
 }
 
 

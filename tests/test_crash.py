@@ -1,4 +1,4 @@
-"""A run may be stopped at any write and any sync: what is found afterwards is the last commit, and can be gone on with."""
+"""A run stopped at any write or sync leaves the last commit, and can be gone on with."""
 
 from __future__ import annotations
 
@@ -43,7 +43,8 @@ class SnapshotDisk(journal.Disk):
     """A disk that notes, before each call that changes it, what a kill and what a power cut would leave.
 
     A kill leaves everything that was written. A power cut leaves what was
-    synced, or any mixture of pages of both: `mixtures` of them are drawn.
+    synced, or the names of before or after with any mixture of old and new
+    pages: `mixtures` of them are drawn.
     """
 
     folder: Path
@@ -54,18 +55,25 @@ class SnapshotDisk(journal.Disk):
 
     def __post_init__(self) -> None:
         self._rng = random.Random(0)
-        self._names = {path.name: path.stat().st_ino for path in self.folder.glob("out.h5*")}
+        self._names = self._current_names()
         self._synced = {path.stat().st_ino: path.read_bytes() for path in self.folder.glob("out.h5*")}
 
     def note(self) -> None:
-        now = {path.name: path.read_bytes() for path in self.folder.glob("out.h5*") if not path.name.endswith("-lock")}
-        self.snapshots.append(Snapshot(now, range(self.commits, self.commits + 1)))
+        names = self._current_names()
+        now = {inode: (self.folder / name).read_bytes() for name, inode in names.items()}
+        killed = {name: now[inode] for name, inode in names.items()}
+        self.snapshots.append(Snapshot(killed, range(self.commits, self.commits + 1)))
         either = range(self.durable_commits, self.commits + 1)
         synced = {name: self._synced.get(inode, b"") for name, inode in self._names.items()}
         self.snapshots.append(Snapshot(synced, either))
         for _ in range(self.mixtures):
-            mixed = {name: self._mix(content, now.get(name, content)) for name, content in synced.items()}
+            chosen = self._rng.choice((self._names, names))
+            contents = {inode: self._synced.get(inode, b"") for inode in chosen.values()}
+            mixed = {name: self._mix(contents[i], now.get(i, contents[i])) for name, i in chosen.items()}
             self.snapshots.append(Snapshot(mixed, either))
+
+    def _current_names(self) -> dict[str, int]:
+        return {path.name: path.stat().st_ino for path in self.folder.glob("out.h5*") if path.suffix != ".h5-lock"}
 
     def _mix(self, old: bytes, new: bytes) -> bytes:
         pages = range(0, max(len(old), len(new)), journal.PAGE)
@@ -101,7 +109,7 @@ class SnapshotDisk(journal.Disk):
     def sync_folder(self, folder: Path) -> None:
         self.note()
         super().sync_folder(folder)
-        self._names = {path.name: path.stat().st_ino for path in self.folder.glob("out.h5*")}
+        self._names = self._current_names()
         self.durable_commits = self.commits
 
 
@@ -172,6 +180,7 @@ def test_a_run_stopped_anywhere_leaves_the_last_commit_and_can_be_resumed(
 
     monkeypatch.setattr(StoreWriter, "commit", committed)
     extract(folder, **pruning)
+    disk.note()
     monkeypatch.undo()
     assert len(states) > 2 or change is prune
     final = states[-1]
@@ -220,6 +229,7 @@ def test_a_recovery_stopped_anywhere_can_be_begun_again(tmp_path: Path, monkeypa
     lay_out(files, scene, folder / "pictures")
     second = SnapshotDisk(scene, mixtures=3)
     assert journal.recover(scene / "out.h5", second)
+    second.note()
     assert state(scene / "out.h5") == before
     assert len(second.snapshots) > 20
     for number, snapshot in enumerate(second.snapshots):

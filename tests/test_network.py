@@ -311,3 +311,28 @@ def test_bf16_rows_point_the_same_way_as_fp32_rows() -> None:
 def test_devices_and_precisions_that_are_not_here(precision: str, device: str, reason: str) -> None:
     with pytest.raises(DeviceError, match=reason):
         backend(precision, device)
+
+
+def test_a_device_that_runs_out_of_memory_gets_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rows and their order stay; what a GPU does is played by a network that refuses more than three pictures."""
+    crops = np.random.default_rng(0).integers(0, 256, (11, 224, 224, 3), np.uint8)
+    whole = backend("fp32")
+    expected = whole.features(crops)
+    sizes: list[int] = []
+    forward = torchvision.models.ResNet.forward
+
+    def small(self: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(pictures))
+        if len(pictures) > limit:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return forward(self, pictures)
+
+    monkeypatch.setattr(torchvision.models.ResNet, "forward", small)
+    limit = 3
+    np.testing.assert_allclose(whole.features(crops), expected, rtol=1e-4, atol=1e-5)
+    assert sizes == [11, 5, 2, 2, 2, 2, 2, 1]
+    whole.features(crops[:4])
+    assert sizes[-2:] == [2, 2]  # it does not try the large batch each time
+    limit = 0
+    with pytest.raises(DeviceError, match="too little memory for one picture"):
+        whole.features(crops)

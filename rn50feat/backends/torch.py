@@ -6,7 +6,9 @@ features, float32 of shape (n, 2048).
 
 from __future__ import annotations
 
+import logging
 import re
+import sys
 
 import numpy as np
 import torch
@@ -15,6 +17,8 @@ from numpy.typing import NDArray
 from rn50feat.errors import DeviceError
 from rn50feat.network import Network
 from rn50feat.provenance import Preprocessing
+
+logger = logging.getLogger(__name__)
 
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -31,6 +35,7 @@ class TorchBackend:
         precision that it cannot compute in.
         """
         self.weights_sha256 = network.sha256
+        self._most = sys.maxsize  # pictures that go through at once
         self._device = _device(device)
         self._dtype = _precision(precision, self._device)
         self.device = str(self._device)
@@ -41,7 +46,30 @@ class TorchBackend:
         self._scale, self._shift = (1 / (255 * std)).to(self._device), (-mean / std).to(self._device)
 
     def features(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return features, float32 of shape (n, 2048), of crops, uint8 of shape (n, 224, 224, 3)."""
+        """Return features, float32 of shape (n, 2048), of crops, uint8 of shape (n, 224, 224, 3).
+
+        Where the device has too little memory, the batch is halved from then
+        on; raises `DeviceError` when it is too little for one picture.
+        """
+        parts, first = [], 0
+        while first < len(crops):
+            part = crops[first : first + self._most]
+            try:
+                parts.append(self._compute(part))
+                first += len(part)
+            except torch.OutOfMemoryError as error:
+                if len(part) == 1:
+                    raise DeviceError(
+                        f"{self.device} has too little memory for one picture: use --device cpu"
+                    ) from error
+                self._most = len(part) // 2
+                logger.warning(
+                    "%s has too little memory for %d pictures: going on with %d", self.device, len(part), self._most
+                )
+                torch.cuda.empty_cache()
+        return np.concatenate(parts)
+
+    def _compute(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         # TF32, which cuDNN uses unless told otherwise, keeps 10 bits of a float32's 23.
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
         with torch.inference_mode(), exact:

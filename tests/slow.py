@@ -1,0 +1,32 @@
+"""The command line with a slow fake engine: ``python slow.py SECONDS ARGUMENT...``; one line on stdout at the start."""
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+
+from fake import FakeEngine, FakeStart
+
+from rn50feat.engines import Batch, local
+from rn50feat.sources import Reference
+
+SECONDS = float(sys.argv[1])
+
+
+class SlowEngine(FakeEngine):
+    def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
+        for batch in super().embed(references):
+            print("batch", flush=True)
+            time.sleep(SECONDS)
+            yield batch
+
+
+class SlowStart(FakeStart):
+    def __call__(self, weights, preprocessing, options, *, progress=False):  # type: ignore[no-untyped-def]
+        return SlowEngine(preprocessing, options.batch_size)
+
+
+local.start = SlowStart()  # type: ignore[assignment]
+
+from rn50feat.cli import main  # noqa: E402
+
+main(sys.argv[2:], prog_name="rn50feat")
