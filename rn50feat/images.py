@@ -100,7 +100,8 @@ def decode(data: bytes, preprocessing: Preprocessing, *, suffix: str, max_pixels
     except MemoryError as error:
         raise ImageError("needs more memory to decode than one picture is allowed") from error
     except Exception as error:  # Pillow's decoders raise anything from struct.error to SyntaxError on broken data
-        raise ImageError(f"cannot be decoded: {str(error) or type(error).__name__}") from error
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ImageError(f"cannot be decoded: {reason}") from error
 
 
 def _decode(data: bytes, preprocessing: Preprocessing, suffix: str, max_pixels: int) -> NDArray[np.uint8]:

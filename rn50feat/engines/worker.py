@@ -9,6 +9,7 @@ may crash, hang or swallow memory on a hostile file.
 from __future__ import annotations
 
 import json
+import logging
 import mmap
 import os
 import resource
@@ -40,6 +41,7 @@ def main(
     settings = Preprocessing(**preprocessing)
     crops = np.frombuffer(mmap.mmap(buffer, 0), np.uint8).reshape(-1, settings.crop, settings.crop, 3)
     images.lift_pillow_limit()
+    _silence_libraries()
     _limit_memory(memory)
     connection.send_bytes(b"ready")
     while True:
@@ -69,6 +71,13 @@ def _decode(reference: Reference, crop: NDArray[np.uint8], settings: Preprocessi
         reason = "is larger than the memory that one picture is allowed"
     facts = {"size": reference.size, "mtime_ns": reference.mtime_ns, "digest": reference.digest.hex()}
     return {**facts, "reason": reason, "cause": cause}
+
+
+def _silence_libraries() -> None:
+    """Keep what libtiff and others tell of a broken file off the terminal; a traceback still gets there."""
+    logging.disable()
+    sys.stderr = os.fdopen(os.dup(2), "w")
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
 
 
 def _limit_memory(beyond: int) -> None:

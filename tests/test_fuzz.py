@@ -1,0 +1,95 @@
+"""Two thousand broken pictures of all formats: each becomes a row or a ledger entry, and none stops the run."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+from fake import FakeBackend
+from PIL import Image
+from scenes import encoded, scene
+
+import rn50feat
+from rn50feat import FeatureStore
+from rn50feat.engines.local import BUFFERS, LocalEngine
+from rn50feat.engines.pool import DecoderPool
+from rn50feat.provenance import Preprocessing
+
+PICTURES = 2000
+SECONDS = 10.0
+SUFFIXES = {
+    "JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif",
+    "JPEG2000": "jp2", "PPM": "ppm", "TGA": "tga", "PCX": "pcx", "ICO": "ico", "SGI": "sgi", "DDS": "dds",
+    "HEIF": "heic",
+}  # fmt: skip
+
+
+def originals() -> list[tuple[str, bytes]]:
+    image = scene(1, 90, 70)
+    made = [(suffix, encoded(image, kind)) for kind, suffix in SUFFIXES.items()]
+    made.append(("jpg", encoded(image, "JPEG", progressive=True)))
+    made.append(("jpg", encoded(image.convert("CMYK"), "JPEG")))
+    made.append(("png", encoded(image.convert("P"), "PNG")))
+    made += [("tif", encoded(image, "TIFF", compression=name)) for name in ("tiff_lzw", "tiff_deflate", "jpeg")]
+    made.append(("gif", encoded(image, "GIF", save_all=True, append_images=[Image.new("RGB", (90, 70))])))
+    return made
+
+
+def mutated(data: bytes, other: bytes, rng: random.Random) -> bytes:
+    """Return `data` with bytes changed, cut off, zeroed, doubled, or continued by another file's."""
+    content = bytearray(data)
+    at = rng.randrange(len(content))
+    kind = rng.choice(["flip", "flip", "header", "cut", "zero", "double", "splice", "sizes"])
+    if kind == "flip":
+        for _ in range(rng.randint(1, 20)):
+            content[rng.randrange(len(content))] = rng.randrange(256)
+    elif kind == "header":
+        for _ in range(rng.randint(1, 4)):
+            content[rng.randrange(min(60, len(content)))] = rng.randrange(256)
+    elif kind == "cut":
+        del content[at:]
+    elif kind == "zero":
+        content[at : at + 50] = bytes(len(content[at : at + 50]))
+    elif kind == "double":
+        content[at:at] = content[at : at + 200]
+    elif kind == "splice":
+        content[at:] = other[at:]
+    else:
+        first = rng.randrange(min(100, len(content) - 4))
+        content[first : first + 4] = rng.choice(
+            [b"\xff\xff\xff\xff", b"\x7f\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\0\0"]
+        )
+    return bytes(content)
+
+
+@pytest.fixture
+def hostile(tmp_path: Path) -> Path:
+    pytest.importorskip("pillow_heif")
+    rng = random.Random(7)
+    made = originals()
+    folder = tmp_path / "hostile"
+    folder.mkdir()
+    for i in range(PICTURES):
+        suffix, data = made[i % len(made)]
+        (folder / f"{i:04}.{suffix}").write_bytes(mutated(data, rng.choice(made)[1], rng))
+    return folder
+
+
+def test_every_broken_picture_is_a_row_or_a_ledger_entry(hostile: Path, tmp_path: Path) -> None:
+    def start(*arguments: object, **settings: object) -> LocalEngine:
+        pool = DecoderPool(Preprocessing(), slots=BUFFERS * 32, workers=2, max_pixels=50_000_000, seconds=SECONDS)
+        return LocalEngine(FakeBackend(), pool, batch_size=32)
+
+    summary = rn50feat.extract(hostile, tmp_path / "out.h5", weights="random", start=start)
+    store = FeatureStore(tmp_path / "out.h5")
+    rows, failures = store.paths(), store.failures()
+    assert sorted([*rows, *(f.path for f in failures)]) == [
+        f"hostile/{path.name}" for path in sorted(hostile.iterdir())
+    ]
+    assert (summary.new, summary.failed) == (len(rows), len(failures))
+    assert min(len(rows), len(failures)) > 200
+    assert [f for f in failures if "took longer" in f.reason or "ended its" in f.reason] == []
+    assert all(f.reason and "\n" not in f.reason for f in failures)
+    # And the rows are whole: a picture that is only half there is none.
+    assert rn50feat.verify(store).findings == []
