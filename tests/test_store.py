@@ -163,3 +163,22 @@ def test_provenance_survives_json_and_tells_differences() -> None:
     assert (name, own, other) == ("weights", "random:0 (SHA-256 5e5e5e5e…)", "imagenet-v1 (SHA-256 06060606…)")
     with pytest.raises(ProvenanceError, match="upgrade rn50feat"):
         Provenance.from_json('{"weights": "x", "preprocessing": {"mean": [], "std": [], "zoom": 2}}')
+
+
+def test_an_interrupted_commit_is_undone_by_whoever_opens_the_store_and_told_in_one_line(
+    path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Dying(journal.Disk):
+        def remove(self, path: Path) -> None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    before = path.read_bytes()
+    with pytest.raises(StoreError), open_store(path, disk=Dying()) as writer:
+        add(writer, 100, 10)
+    assert path.read_bytes() != before
+    assert len(FeatureStore(path)) == 100
+    assert path.read_bytes() == before
+    (record,) = caplog.records
+    assert record.getMessage() == (
+        f"{path} was interrupted in the middle of a commit: restored as of the commit before"
+    )
