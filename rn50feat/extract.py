@@ -89,7 +89,9 @@ def extract(
         references = sources.references(roots)
         todo = run.todo(references, retry_failed)
         if (first := next(todo, None)) is not None:
-            with start(run.weights, run.provenance.preprocessing, options, progress=on_progress is not None) as engine:
+            with run.timed("start"):
+                engine = start(run.weights, run.provenance.preprocessing, options, progress=on_progress is not None)
+            with engine:
                 run.compute(engine, chain([first], todo))
         if run.summary.stopped == "time budget":
             run.count_left(references, retry_failed)
@@ -150,7 +152,7 @@ class _Run:
         """Yield the pictures that the network must see; deal with all other files on the way."""
         steps = plan(references, self.path, self._catalogue, retry_failed=retry_failed)
         while not self._stopped():
-            with self._timed("find"):
+            with self.timed("find"):
                 step = next(steps, None)
             if step is None:
                 return
@@ -205,7 +207,7 @@ class _Run:
         self.provenance = replace(self.provenance, weights_sha256=engine.weights_sha256)
         self._require(self.provenance)
         for batch in engine.embed(references):
-            with self._timed("write"):
+            with self.timed("write"):
                 self._write(batch)
             self._tell()
             if self._stopped():
@@ -300,7 +302,8 @@ class _Run:
             self._on_progress(Progress(self.summary, self._total))
 
     @contextmanager
-    def _timed(self, stage: str) -> Iterator[None]:
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to that of a stage."""
         begun = time.monotonic()
         yield
         self.summary.stages[stage] = self.summary.stages.get(stage, 0.0) + time.monotonic() - begun

@@ -62,8 +62,15 @@ class Summary:
 
     @property
     def bottleneck(self) -> str | None:
-        """The stage that was busy for longest, None when nothing was computed."""
-        return max(self.stages, key=self.stages.__getitem__) if self.computed else None
+        """The stage that was busy for longest once the engine had started, None when nothing was computed."""
+        busy = {name: seconds for name, seconds in self.stages.items() if name != "start"}
+        return max(busy, key=busy.__getitem__) if self.computed else None
+
+    @property
+    def images_per_second(self) -> float:
+        """The pictures computed a second, the engine's start left out."""
+        seconds = self.seconds - self.stages.get("start", 0.0)
+        return self.computed / seconds if seconds > 0 else 0.0
 
     def check_failures(self, limit: float, percent: bool) -> None:
         """Raise `TooManyFailuresError` for more than `limit` failures, or percent of the pictures tried."""
@@ -76,12 +83,11 @@ class Summary:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts and what follows from them, ready for JSON."""
-        rate = self.computed / self.seconds if self.seconds else 0.0
         return {
             "found": self.found,
             **asdict(self),
             "skipped": self.unchanged + self.failed_before,
-            "images_per_second": round(rate, 2),
+            "images_per_second": round(self.images_per_second, 2),
             "stages": {name: round(seconds, 3) for name, seconds in self.stages.items()},
             "bottleneck": self.bottleneck,
         }

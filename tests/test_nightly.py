@@ -383,7 +383,7 @@ def test_the_json_summary_is_complete(shades: Path) -> None:
     summary = json.loads(output.splitlines()[-1])
     counts = {"found", "new", "changed", "reused", "skipped", "failed", "removed"}
     assert summary.keys() >= counts | {"images_per_second", "stages", "bottleneck"}
-    assert summary["stages"].keys() == {"find", "decode", "network", "write"}
+    assert summary["stages"].keys() == {"find", "start", "decode", "network", "write"}
     assert summary["bottleneck"] in summary["stages"]
     assert summary["images_per_second"] > 0
 
