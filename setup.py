@@ -9,7 +9,8 @@ HERE = Path(__file__).parent
 (VERSION,) = re.findall(r'__version__ = "(.+)"', (HERE / "rn50feat" / "__init__.py").read_text())
 
 HEIC = ["pillow-heif>=0.22"]
-TEST = ["pytest>=8", "ruff>=0.14", "mypy>=1.18", "scikit-learn>=1.5", *HEIC]
+OPENVINO = ["openvino>=2025.0"]
+TEST = ["pytest>=8", "ruff>=0.14", "mypy>=1.18", "scikit-learn>=1.5", *HEIC, *OPENVINO]
 
 setup(
     name="rn50feat",
@@ -31,7 +32,7 @@ setup(
         "tqdm>=4.66",
         "safetensors>=0.5",
     ],
-    extras_require={"heic": HEIC, "test": TEST},
+    extras_require={"heic": HEIC, "openvino": OPENVINO, "test": TEST},
     entry_points={"console_scripts": ["rn50feat=rn50feat.cli:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -66,6 +66,11 @@ def main() -> None:
 @option(
     "--exif/--no-exif", default=None, help="Turn pictures upright as their EXIF says.  [default: as the store, or yes]"
 )
+@option(
+    "--exact-decode/--scaled-decode",
+    default=None,
+    help="Decode large JPEGs whole, not at a smaller scale.  [default: as the store, or scaled]",
+)
 @option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored features.  [default: by precision]")
 @option("--overwrite", is_flag=True, help="Replace the store by a new one.")
 @option("--retry-failed", is_flag=True, help="Try pictures again that failed and have not changed.")

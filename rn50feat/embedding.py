@@ -31,10 +31,10 @@ def embed_like(
     """
     recorded = store.provenance
     where, remedy = str(store.path), "say where its own weights are with --weights FILE"
-    weights, provenance = settle(weights_file, None, recorded)
+    weights, provenance = settle(weights_file, None, None, recorded)
     recorded.require(provenance, where=where, remedy=remedy)
     count = len(references)
     options = replace(options, batch_size=min(options.batch_size, count), workers=min(options.workers, count))
-    with start(weights, recorded.preprocessing, options, progress=progress) as engine:
+    with start(weights, recorded, options, progress=progress) as engine:
         recorded.require(replace(provenance, weights_sha256=engine.weights_sha256), where=where, remedy=remedy)
         yield from engine.embed(references)

@@ -44,6 +44,7 @@ def extract(
     *,
     weights: str | None = None,
     exif: bool | None = None,
+    exact_decode: bool | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
@@ -60,9 +61,10 @@ def extract(
 ) -> Summary:
     """Give every picture in `pictures`, folders or files, a row in `store`.
 
-    What is not said (`weights`, `exif`, `dtype`) is as the store has it; for
-    a new one ``imagenet-v1``, orientation applied, and float32 when computed
-    in fp32, else float16. `overwrite` replaces the store by a new one;
+    What is not said (`weights`, `exif`, `exact_decode`, `dtype`) is as the
+    store has it; for a new one ``imagenet-v1``, orientation applied, large
+    JPEGs decoded at a smaller scale, and float32 when computed in fp32, else
+    float16. `overwrite` replaces the store by a new one;
     `retry_failed` tries pictures again that failed and have not changed.
 
     `prune` removes the rows of pictures that are gone from these sources,
@@ -84,13 +86,13 @@ def extract(
         return "time budget" if deadline is not None and time.monotonic() > deadline else should_stop()
 
     with lock.run_lock(path), _Run(path, overwrite, stop, commit_rows, commit_seconds) as run:
-        run.agree(weights, exif, dtype)
+        run.agree(weights, exif, exact_decode, dtype)
         run.watch(roots, on_progress)
         references = sources.references(roots)
         todo = run.todo(references, retry_failed)
         if (first := next(todo, None)) is not None:
             with run.timed("start"):
-                engine = start(run.weights, run.provenance.preprocessing, options, progress=on_progress is not None)
+                engine = start(run.weights, run.provenance, options, progress=on_progress is not None)
             with engine:
                 run.compute(engine, chain([first], todo))
         if run.summary.stopped == "time budget":
@@ -123,11 +125,11 @@ class _Run:
         self._on_progress: Callable[[Progress], None] | None = None
         self._total: int | None = None
 
-    def agree(self, weights_name: str | None, exif: bool | None, dtype: str | None) -> None:
+    def agree(self, weights_name: str | None, exif: bool | None, exact: bool | None, dtype: str | None) -> None:
         """Settle the weights, provenance and dtype, and refuse what differs from the store's."""
         self._dtype = dtype
         self.weights, self.provenance = weights.settle(
-            weights_name, exif, None if self._old is None else self._old.provenance
+            weights_name, exif, exact, None if self._old is None else self._old.provenance
         )
         self._require(self.provenance)
         if self._old is not None and dtype is not None and self._old.dtype != dtype:

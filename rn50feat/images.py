@@ -3,7 +3,8 @@
 In: the bytes of a file, and a `Preprocessing`. Out: a crop, uint8 of shape
 (crop, crop, 3) in RGB, or an `ImageError` with the reason. A crop equals what
 torchvision's ``Resize`` and ``CenterCrop`` make of the same picture with
-Pillow; it is resampled once, straight from the crop's box in the source.
+Pillow; it is resampled once, straight from the crop's box in the source. Of a
+large JPEG, that source is decoded at a smaller scale unless it must be exact.
 """
 
 from __future__ import annotations
@@ -62,6 +63,10 @@ else:
     HEIC = True
 
 
+_ORIENTATION = 0x0112
+_SIDEWAYS = (5, 6, 7, 8)  # orientations that exchange width and height
+
+
 def lift_pillow_limit() -> None:
     """Leave the size of pictures to `decode`'s own limit, in the whole process."""
     Image.MAX_IMAGE_PIXELS = None
@@ -107,22 +112,38 @@ def decode(data: bytes, preprocessing: Preprocessing, *, suffix: str, max_pixels
 def _decode(data: bytes, preprocessing: Preprocessing, suffix: str, max_pixels: int) -> NDArray[np.uint8]:
     formats = [*_FORMATS, _UNSIGNED[suffix]] if suffix in _UNSIGNED else _FORMATS
     with Image.open(io.BytesIO(data), formats=formats) as image:
+        whole = image.size
+        if preprocessing.decoding == "scaled":
+            _scale_down(image, 2 * preprocessing.resize)
         if image.width * image.height > max_pixels:
             megapixels = f"{image.width * image.height / 1e6:.0f} of {max_pixels / 1e6:.0f} megapixels"
             raise ImageError(f"is too large, {image.width}x{image.height} ({megapixels}): raise --max-megapixels")
         image.load()
         if preprocessing.exif == "applied":
+            turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
             ImageOps.exif_transpose(image, in_place=True)
-        return np.asarray(_crop(_to_rgb(image), preprocessing))
+            whole = whole[::-1] if turned else whole
+        return np.asarray(_crop(_to_rgb(image), whole, preprocessing))
 
 
-def _crop(image: Image.Image, preprocessing: Preprocessing) -> Image.Image:
-    """Resize the shorter side and cut the central square, in one resampling."""
-    shorter, crop = min(image.size), preprocessing.crop
-    width, height = (int(preprocessing.resize * side / shorter) for side in image.size)
+def _scale_down(image: Image.Image, shortest: int) -> None:
+    """Let a JPEG decode at a half, quarter or eighth of its size, its shorter side at least `shortest`.
+
+    For 12-megapixel photographs 28 instead of 5.5 a second, 0.5 of 255 away.
+    """
+    scale = min(image.size) // shortest
+    if scale >= 2:  # draft takes the largest of 2, 4 and 8 that leaves this much
+        image.draft(image.mode, (image.width // scale, image.height // scale))
+
+
+def _crop(image: Image.Image, whole: tuple[int, ...], preprocessing: Preprocessing) -> Image.Image:
+    """Resize the shorter side of the `whole` picture and cut the central square, in one resampling."""
+    shorter, crop = min(whole), preprocessing.crop
+    width, height = (int(preprocessing.resize * side / shorter) for side in whole)
     # torchvision's Resize cuts off, its CenterCrop rounds half to even.
     left, top = round((width - crop) / 2.0), round((height - crop) / 2.0)
-    x, y = image.width / width, image.height / height
+    scale = round(max(whole) / max(image.size))  # 1, 2, 4 or 8: a partial block at the edge counts in part
+    x, y = whole[0] / scale / width, whole[1] / scale / height
     box = (left * x, top * y, (left + crop) * x, (top + crop) * y)
     return image.resize((crop, crop), Image.Resampling.BILINEAR, box=box)
 

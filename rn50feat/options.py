@@ -60,13 +60,20 @@ def engine_options(command: Command) -> Command:
     """Give a command the options of `EngineOptions`."""
     for decorate in reversed(
         (
+            option(
+                "--backend",
+                type=click.Choice(["auto", "torch", "openvino"]),
+                default=EngineOptions.backend,
+                show_default=True,
+                help="What runs the network; auto is OpenVINO on the CPU where it is installed, else torch.",
+            ),
             option("--device", default=EngineOptions.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
             option(
                 "--precision",
                 type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
                 default=EngineOptions.precision,
                 show_default=True,
-                help="What to compute in; auto is fp16 on a GPU, fp32 on the CPU.",
+                help="What to compute in; auto is fp16 on a GPU, bf16 on a CPU that has it, else fp32.",
             ),
             option(
                 "--batch-size",

@@ -50,6 +50,7 @@ def preview(
     *,
     weights: str | None = None,
     exif: bool | None = None,
+    exact_decode: bool | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
@@ -62,7 +63,7 @@ def preview(
     path = Path(store).resolve()
     existing = FeatureStore(path) if path.exists() else None
     old = None if overwrite else existing
-    _, provenance = settle(weights, exif, None if old is None else old.provenance)
+    _, provenance = settle(weights, exif, exact_decode, None if old is None else old.provenance)
     if old is not None:
         old.provenance.require(provenance, where=str(path), remedy="use another file or --overwrite")
     catalogue = Catalogue(old)

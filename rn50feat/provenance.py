@@ -20,7 +20,9 @@ class Preprocessing:
 
     ``resize`` is the length of the shorter side before the central square of
     ``crop`` is cut out; ``mean`` and ``std`` are per channel, for values
-    scaled to [0, 1].
+    scaled to [0, 1]. ``decoding`` is scaled when large JPEGs are decoded at a
+    half, quarter or eighth of their size (never below twice ``resize``), or
+    exact.
     """
 
     resize: int = 256
@@ -31,6 +33,7 @@ class Preprocessing:
     channels: str = "RGB"
     transparency: str = "over white"
     exif: str = "applied"
+    decoding: str = "scaled"
 
 
 @dataclass(frozen=True)

@@ -110,6 +110,7 @@ def provenance_lines(provenance: Provenance) -> list[tuple[str, str]]:
             f"shorter side to {picture.resize} ({picture.interpolation}), central {picture.crop}x{picture.crop}",
         ),
         ("", f"EXIF orientation {picture.exif}, transparency {picture.transparency}, {picture.channels}"),
+        ("", f"large JPEGs decoded {'whole' if picture.decoding == 'exact' else 'at a smaller scale'}"),
         ("", f"mean {_numbers(picture.mean)}, std {_numbers(picture.std)}"),
     ]
 

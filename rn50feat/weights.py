@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -76,7 +76,7 @@ def _download_folder() -> Path:
     return Path(os.environ.get("TORCH_HOME", f"{cache}/torch"), "hub", "checkpoints").expanduser()
 
 
-def provenance(weights: Weights, *, exif: bool) -> Provenance:
+def provenance(weights: Weights, *, exif: bool = True, exact: bool = False) -> Provenance:
     """Return what vectors of `weights` depend on.
 
     The SHA-256 stays empty for random weights and for those not downloaded
@@ -94,7 +94,9 @@ def provenance(weights: Weights, *, exif: bool) -> Provenance:
         weights_sha256=sha256,
         weights_path=str(weights.path or ""),
         preprocessing=Preprocessing(
-            resize=published.resize if published else Preprocessing.resize, exif="applied" if exif else "ignored"
+            resize=published.resize if published else Preprocessing.resize,
+            exif="applied" if exif else "ignored",
+            decoding="exact" if exact else "scaled",
         ),
     )
 
@@ -190,12 +192,19 @@ def _named_tensors(content: Any, path: Path) -> StateDict:
     return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
 
 
-def settle(spec: str | None, exif: bool | None, old: Provenance | None) -> tuple[Weights, Provenance]:
+def settle(
+    spec: str | None, exif: bool | None, exact: bool | None, old: Provenance | None
+) -> tuple[Weights, Provenance]:
     """Return the weights and the provenance of a run; what is not said is as in an `old` store, if there is one."""
     weights = recorded(old) if spec is None and old is not None else find(spec or DEFAULT)
     if exif is None:
         exif = old is None or old.preprocessing.exif == "applied"
-    return weights, provenance(weights, exif=exif)
+    if exact is None:
+        exact = old is not None and old.preprocessing.decoding == "exact"
+    settled = provenance(weights, exif=exif, exact=exact)
+    if old is not None and not settled.weights_sha256 and settled.weights == old.weights:
+        settled = replace(settled, weights_sha256=old.weights_sha256)  # the engine will tell if that is not so
+    return weights, settled
 
 
 def recorded(provenance: Provenance) -> Weights:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from rn50feat import images, sources
 from rn50feat.engines import Batch, Engine, EngineOptions, Failure
 from rn50feat.errors import ImageError, SourceError, VanishedError
-from rn50feat.provenance import Preprocessing
+from rn50feat.provenance import Preprocessing, Provenance
 from rn50feat.sources import Reference
 from rn50feat.weights import Weights
 
@@ -79,9 +79,9 @@ class FakeStart:
         self.engines: list[FakeEngine] = []
 
     def __call__(
-        self, weights: Weights, preprocessing: Preprocessing, options: EngineOptions, *, progress: bool = False
+        self, weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool = False
     ) -> Engine:
-        self.engines.append(FakeEngine(preprocessing, options.batch_size))
+        self.engines.append(FakeEngine(provenance.preprocessing, options.batch_size))
         return self.engines[-1]
 
     @property

@@ -21,8 +21,8 @@ class SlowEngine(FakeEngine):
 
 
 class SlowStart(FakeStart):
-    def __call__(self, weights, preprocessing, options, *, progress=False):  # type: ignore[no-untyped-def]
-        return SlowEngine(preprocessing, options.batch_size)
+    def __call__(self, weights, provenance, options, *, progress=False):  # type: ignore[no-untyped-def]
+        return SlowEngine(provenance.preprocessing, options.batch_size)
 
 
 local.start = SlowStart()  # type: ignore[assignment]

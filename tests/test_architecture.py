@@ -19,7 +19,7 @@ LAYERS = [
     ["provenance"],
     ["sources", "images", "journal", "lock", "weights", "backends"],
     ["network", "store"],
-    ["catalogue", "writer", "prune", "backends.torch"],
+    ["catalogue", "writer", "prune", "backends.torch", "backends.openvino"],
     ["plan", "engines", "engines.worker"],
     ["summary"],
     ["engines.pool"],
@@ -39,7 +39,8 @@ OWNERS = {
     "PIL": {"images"},
     "pillow_heif": {"images"},
     "tqdm": {"terminal"},
-    "torch": {"network", "weights", "backends.torch"},
+    "openvino": {"backends.openvino"},
+    "torch": {"network", "weights", "backends.torch", "backends.openvino"},
     "safetensors": {"weights"},
 }
 

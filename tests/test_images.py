@@ -179,3 +179,34 @@ def test_heic_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(images, "HEIC", False)
     with pytest.raises(ImageError, match="pip install 'rn50feat\\[heic\\]'"):
         decode(b"\0\0\0\x18ftypheic" + bytes(50))
+
+
+@pytest.mark.parametrize(
+    ("size", "scale"), [((1023, 2000), 1), ((1024, 1500), 2), ((2047, 2100), 2), ((2048, 3001), 4), ((4100, 4096), 8)]
+)
+def test_large_jpegs_are_decoded_at_a_smaller_scale(
+    size: tuple[int, int], scale: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[tuple[int, int]] = []
+    crop = images._crop
+
+    def watch(image: Image.Image, whole: tuple[int, ...], settings: Preprocessing) -> Image.Image:
+        loaded.append(image.size)
+        return crop(image, whole, settings)
+
+    monkeypatch.setattr(images, "_crop", watch)
+    data = encoded(scene(9, *size), quality=95)
+    scaled, exact = (
+        images.decode(data, replace(PLAIN, decoding=how), suffix=".jpg", max_pixels=10**8)
+        for how in ("scaled", "exact")
+    )
+    assert loaded == [tuple(-(-side // scale) for side in size), size]
+    assert min(loaded[0]) >= 2 * PLAIN.resize
+    assert np.sqrt(np.mean((scaled.astype(float) - exact) ** 2)) < 1.5
+
+
+def test_a_large_jpeg_is_measured_at_the_scale_at_which_it_is_decoded() -> None:
+    data = encoded(scene(9, 4096, 4096))
+    images.decode(data, PLAIN, suffix=".jpg", max_pixels=300_000)
+    with pytest.raises(ImageError, match="4096x4096"):
+        images.decode(data, replace(PLAIN, decoding="exact"), suffix=".jpg", max_pixels=300_000)

@@ -42,6 +42,7 @@ def plain(text: str, folder: Path | None = None) -> str:
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "DATE", text)
     text = re.sub(r"in \d+\.\d s", "in SECONDS", text)
     text = re.sub(r"\(\d+(\.\d+)? kB\)", "(SIZE)", text)
+    text = re.sub(r"float(16|32)|\b(bf16|fp32)\b", "PRECISION", text)  # by what the processor has
     text = re.sub(r"\d\.\de-\d\d|0\.0e\+00", "ROUNDING", text)
     return re.sub(r"\b[01]\.\d{4,}", lambda match: f"{float(match[0]):.2f}", text)
 
@@ -102,7 +103,10 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
     ("arguments", "expected"),
     [
         (("find_similar.py", "images", "images/ridge.jpg", "random"), r"1\.0000  ridge\.jpg\n.* ridge-low"),
-        (("read_with_h5py.py", "out.h5"), r"13 pictures, 2048 features each, float32\nimages/coast-cropped\.jpg: mean"),
+        (
+            ("read_with_h5py.py", "out.h5"),
+            r"13 pictures, 2048 features each, float(16|32)\nimages/coast-cropped\.jpg: mean",
+        ),
         (("cluster_with_scikit_learn.py", "out.h5", "3"), r"(?s)0  images/.*1  images/.*2  images/"),
     ],
 )

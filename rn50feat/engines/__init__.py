@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from rn50feat.provenance import Preprocessing
+    from rn50feat.provenance import Provenance
     from rn50feat.sources import Reference
     from rn50feat.weights import Weights
 
@@ -50,11 +50,12 @@ class Batch:
 class EngineOptions:
     """How an engine computes; none of it changes a vector by more than rounding.
 
-    ``device`` is auto, cpu, cuda or cuda:N; ``precision`` auto, fp32, bf16 or
+    ``backend`` is auto, torch or openvino; ``device`` is auto, cpu, cuda or cuda:N; ``precision`` auto, fp32, bf16 or
     fp16; ``workers`` the number of decoding processes, 0 for a choice by the
     number of cores.
     """
 
+    backend: str = "auto"
     device: str = "auto"
     precision: str = "auto"
     batch_size: int = 32
@@ -85,7 +86,5 @@ class Engine(Protocol):
 class StartEngine(Protocol):
     """What starts an engine; raises `WeightsError` or `DeviceError`."""
 
-    def __call__(
-        self, weights: Weights, preprocessing: Preprocessing, options: EngineOptions, *, progress: bool
-    ) -> Engine:
-        """Return an engine with `weights`; `progress` shows their download on stderr."""
+    def __call__(self, weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool) -> Engine:
+        """Return an engine with `weights`, for features of `provenance`; `progress` shows a download on stderr."""
