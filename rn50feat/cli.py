@@ -279,6 +279,23 @@ def verify(store: Path | None, sources: bool, recompute: int, weights: str | Non
     say(f"{opened.path}: {len(opened)} rows, no fault found")
 
 
+@main.command()
+@click.argument("folder", default=".", type=click.Path(path_type=Path))
+@option("--count", type=click.IntRange(1), default=256, show_default=True, help="Pictures to measure on.")
+@engine_options
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
+def bench(folder: Path, count: int, as_json: bool, **engine: Any) -> None:
+    """Measure on the pictures of FOLDER where the time of a run goes.
+
+    FOLDER is the current one unless given. Takes about half a minute, writes
+    nothing, and says which stage limits and what would help.
+    """
+    from rn50feat.bench import bench as run
+
+    result = run(folder, count=count, options=EngineOptions(**engine))
+    write(json.dumps(dataclasses.asdict(result)) + "\n" if as_json else report.benchmark_lines(result))
+
+
 def _find_store() -> Path:
     """Return the store that is meant where none is named; raise `StoreError` when that is not clear."""
     if named := os.environ.get("RN50FEAT_STORE"):

@@ -17,6 +17,7 @@ from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rn50feat.bench import Benchmark
     from rn50feat.preview import Preview
     from rn50feat.provenance import Provenance
     from rn50feat.search import Result
@@ -145,6 +146,20 @@ def duration(seconds: float) -> str:
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
+
+
+def benchmark_lines(result: Benchmark) -> str:
+    """Return a benchmark as a table and a sentence."""
+    how = f"{result.backend} on {result.device}, {result.precision}"
+    lines = [
+        ("listing", result.listing, "files/s"),
+        ("reading", result.reading, "pictures/s, from the cache if they were there"),
+        ("decoding", result.decoding, f"pictures/s on one of {result.cores} cores"),
+        ("network", result.network, f"pictures/s alone, {how}"),
+        ("together", result.together, f"pictures/s, {result.pictures} pictures over and over"),
+    ]
+    table = "".join(f"{name:9} {rate:9.1f}  {unit}\n" for name, rate, unit in lines)
+    return f"{table}the bottleneck is {result.bottleneck}; what would help: {result.advice}\n"
 
 
 def failure_lines(failures: Iterable[FailureRecord]) -> str:

@@ -25,7 +25,7 @@ LAYERS = [
     ["engines.pool"],
     ["engines.local"],
     ["embedding"],
-    ["extract", "search", "preview", "verify"],
+    ["extract", "search", "preview", "verify", "bench"],
     ["report"],
     ["options", "terminal"],
     ["cli"],

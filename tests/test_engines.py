@@ -32,7 +32,7 @@ def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param == "fake":
         yield FakeEngine(Preprocessing(), BATCH)
         return
-    with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), batch_size=BATCH) as local:
+    with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), BATCH) as local:
         yield local
 
 
@@ -118,7 +118,7 @@ def test_a_picture_that_ends_its_process_fails_alone(odd: Path, width: int, reas
         (odd / f"{i}.png").write_bytes(encoded(Image.new("RGB", (size, 30), (i, i, i)), "PNG"))
     references = [Reference(str(odd / f"{i}.png"), 0, 0) for i in range(5)]
     pool = DecoderPool(Preprocessing(), **{**LIMITS, "workers": 1}, seconds=0.5)
-    with LocalEngine(FakeBackend(), pool, batch_size=BATCH) as engine:
+    with LocalEngine(FakeBackend(), pool, BATCH) as engine:
         batches: list[Batch] = list(engine.embed(references))
     rows = [row[0] for batch in batches for row in batch.features]
     failures: list[Failure] = [failure for batch in batches for failure in batch.failures]
@@ -131,7 +131,7 @@ def test_a_process_that_cannot_start_is_an_error_not_a_failure_of_every_picture(
     tmp_path: Path, shades: list[Reference], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("sys.executable", shutil.which("false"))
-    with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), batch_size=BATCH) as engine:
+    with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), BATCH) as engine:
         with pytest.raises(RN50FeatError, match="could not start .exit code 1."):
             list(engine.embed(shades))
 
@@ -141,5 +141,5 @@ def test_a_module_in_the_working_folder_is_not_imported(
 ) -> None:
     (tmp_path / "json.py").write_text("raise SystemExit(9)")
     monkeypatch.chdir(tmp_path)
-    with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), batch_size=BATCH) as engine:
+    with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), BATCH) as engine:
         assert sum(len(batch.references) for batch in engine.embed(shades)) == 15

@@ -79,7 +79,7 @@ def hostile(tmp_path: Path) -> Path:
 def test_every_broken_picture_is_a_row_or_a_ledger_entry(hostile: Path, tmp_path: Path) -> None:
     def start(*arguments: object, **settings: object) -> LocalEngine:
         pool = DecoderPool(Preprocessing(), slots=BUFFERS * 32, workers=2, max_pixels=50_000_000, seconds=SECONDS)
-        return LocalEngine(FakeBackend(), pool, batch_size=32)
+        return LocalEngine(FakeBackend(), pool, 32)
 
     summary = rn50feat.extract(hostile, tmp_path / "out.h5", weights="random", start=start)
     store = FeatureStore(tmp_path / "out.h5")

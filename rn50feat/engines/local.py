@@ -22,7 +22,7 @@ from rn50feat.backends import Backend
 from rn50feat.engines import Batch, EngineOptions, Failure
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import DeviceError
-from rn50feat.provenance import Provenance
+from rn50feat.provenance import Preprocessing, Provenance
 from rn50feat.sources import Reference
 from rn50feat.weights import Weights
 
@@ -43,7 +43,7 @@ class _Decoding:
 class LocalEngine:
     """Embed pictures on this machine."""
 
-    def __init__(self, backend: Backend, pool: DecoderPool, *, batch_size: int) -> None:
+    def __init__(self, backend: Backend, pool: DecoderPool, batch_size: int) -> None:
         """Compute with `backend` what `pool`, of ``BUFFERS * batch_size`` slots, decodes."""
         self.weights_sha256, self.device = backend.weights_sha256, backend.device
         self.precision, self.backend = backend.precision, backend.name
@@ -105,23 +105,31 @@ class LocalEngine:
 
 def start(weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool = False) -> LocalEngine:
     """Start the engine; raise `WeightsError` or `DeviceError` when it cannot compute."""
-    pool = DecoderPool(
-        provenance.preprocessing,
+    pool = _pool(provenance.preprocessing, options)
+    try:  # the processes start while the backend is imported: torch and torchvision take 4 s
+        return LocalEngine(backend(weights, provenance, options, progress=progress), pool, options.batch_size)
+    except BaseException:
+        pool.close()
+        raise
+
+
+def engine(backend: Backend, preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:
+    """Return an engine with a backend that runs already."""
+    return LocalEngine(backend, _pool(preprocessing, options), options.batch_size)
+
+
+def _pool(preprocessing: Preprocessing, options: EngineOptions) -> DecoderPool:
+    return DecoderPool(
+        preprocessing,
         slots=BUFFERS * options.batch_size,
         # As many as cores: the scheduler shares them better than a guess (86 against 81 images/s with one of
         # two cores left to the network, 50 against 39 for 12-megapixel photographs).
         workers=options.workers or cores(),
         max_pixels=options.max_megapixels * 1_000_000,
     )
-    try:  # the processes start while the backend is imported: torch and torchvision take 4 s
-        backend = _backend(weights, provenance, options, progress)
-    except BaseException:
-        pool.close()
-        raise
-    return LocalEngine(backend, pool, batch_size=options.batch_size)
 
 
-def _backend(weights: Weights, provenance: Provenance, options: EngineOptions, progress: bool) -> Backend:
+def backend(weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool) -> Backend:
     """Return OpenVINO's backend on the CPU where OpenVINO is installed, else torch's."""
 
     def load() -> Network:

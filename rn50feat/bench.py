@@ -1,0 +1,151 @@
+"""Measure on the user's own pictures where the time of a run goes.
+
+In: a folder. Out: a `Benchmark`: the rate of each stage alone and of all of
+them together, the stage that limits, and what would help.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import cycle, islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from rn50feat import images, sources
+from rn50feat.engines import EngineOptions, local
+from rn50feat.errors import ImageError, SourceError
+from rn50feat.sources import Reference
+from rn50feat.weights import find, provenance
+
+SECONDS = 4.0  # for each stage; the network's first batches are left out
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Rates in pictures a second; ``listing`` in files a second, ``decoding`` for one core."""
+
+    pictures: int
+    cores: int
+    backend: str
+    device: str
+    precision: str
+    listing: float
+    reading: float
+    decoding: float
+    network: float
+    together: float
+    bottleneck: str
+    advice: str
+
+
+def bench(
+    folder: str | os.PathLike[str],
+    *,
+    count: int = 256,
+    weights: str = "random",
+    options: EngineOptions = EngineOptions(),
+) -> Benchmark:
+    """Measure the stages of `extract` on the first `count` pictures below `folder`.
+
+    The network's rate does not depend on its weights, so random ones will do.
+    Raises `SourceError` when there is no picture.
+    """
+    roots = sources.roots([Path(folder)])
+    begun = time.perf_counter()
+    found = list(islice(sources.references(roots), 10_000))
+    listing = len(found) / (time.perf_counter() - begun)
+    pictures = [reference for reference in found if images.named_as_picture(reference.location)][:count]
+    if not pictures:
+        raise SourceError(f"{folder} holds no picture among its first 10,000 files: name a folder that does")
+    chosen = find(weights)
+    origin = provenance(chosen)
+    contents, reading = _read(pictures)
+
+    def decode(content: tuple[Reference, bytes]) -> None:
+        suffix = os.path.splitext(content[0].location)[1]
+        with suppress(ImageError):
+            images.decode(content[1], origin.preprocessing, suffix=suffix, max_pixels=10**9)
+
+    decoding = _rate(decode, contents)
+    backend = local.backend(chosen, origin, options, progress=False)
+    crops = np.zeros((options.batch_size, origin.preprocessing.crop, origin.preprocessing.crop, 3), np.uint8)
+    backend.features(crops)
+    network = options.batch_size * _rate(lambda _: backend.features(crops), [None])
+    with local.engine(backend, origin.preprocessing, options) as engine:
+        together = _together(engine, pictures)
+    stages = {"reading": reading, "decoding": decoding * local.cores(), "network": network}
+    bottleneck = min(stages, key=stages.__getitem__)
+    return Benchmark(
+        pictures=len(pictures),
+        cores=local.cores(),
+        backend=backend.name,
+        device=backend.device,
+        precision=backend.precision,
+        listing=listing,
+        reading=reading,
+        decoding=decoding,
+        network=network,
+        together=together,
+        bottleneck=bottleneck,
+        advice=_advice(bottleneck, backend.name, backend.device),
+    )
+
+
+def _read(pictures: list[Reference]) -> tuple[list[tuple[Reference, bytes]], float]:
+    """Return the pictures' bytes, and how many files a second were read: from the cache, if they were there."""
+    begun, contents = time.perf_counter(), []
+    for reference in pictures:
+        try:
+            contents.append(sources.read(reference))
+        except SourceError:
+            continue
+    return contents, len(contents) / (time.perf_counter() - begun)
+
+
+def _rate(work: Callable[[Any], object], items: Sequence[Any]) -> float:
+    """Return how often a second `work` is done, on `items` in turn."""
+    begun, done = time.perf_counter(), 0
+    for item in cycle(items):
+        work(item)
+        done += 1
+        if time.perf_counter() - begun > SECONDS:
+            break
+    return done / (time.perf_counter() - begun)
+
+
+def _together(engine: local.LocalEngine, pictures: list[Reference]) -> float:
+    """Return the pictures a second of the whole engine, from its first batch on."""
+    stop = time.perf_counter() + 3 * SECONDS
+    first = 0.0
+    done = 0
+
+    def stream() -> Iterator[Reference]:
+        for reference in cycle(pictures):
+            if time.perf_counter() > stop:
+                return
+            yield reference
+
+    for batch in engine.embed(stream()):
+        if first:
+            done += len(batch.references) + len(batch.failures)
+        first = first or time.perf_counter()
+        last = time.perf_counter()
+    return done / (last - first) if done else 0.0
+
+
+def _advice(bottleneck: str, backend: str, device: str) -> str:
+    """Say what would help most."""
+    if bottleneck == "network" and device == "cpu":
+        faster = "" if backend == "openvino" else "pip install 'rn50feat[openvino]', "
+        return f"{faster}a GPU, or more cores"
+    return {
+        "network": "a faster GPU, or several machines",
+        "decoding": "more cores, or pictures made smaller beforehand: 512 pixels are enough",
+        "reading": "a faster disk or network; copies of the pictures on a local disk",
+    }[bottleneck]
