@@ -395,7 +395,8 @@ def test_search_with_a_cached_network_imports_no_torch(scenes: Path, tmp_path: P
     program = (
         "import sys; from rn50feat.cli import main\n"
         "try: main(sys.argv[1:])\n"
-        "finally: print(sorted({'torch', 'torchvision', 'openvino_telemetry.main'} & set(sys.modules)), file=sys.stderr)"
+        "finally: print(sorted({'torch', 'torchvision', 'openvino_telemetry.main'} & set(sys.modules)),"
+        " file=sys.stderr)"
     )
     base = [sys.executable, "-c", program]
     extract = [*base, "extract", scenes, tmp_path / "out.h5", "--weights", "random", "--backend", "openvino"]

@@ -94,7 +94,8 @@ class OpenVinoBackend:
         if not path.exists():
             return None
         try:
-            content = openvino.Tensor(np.memmap(path, np.uint8, "r"))
+            self._blob = np.memmap(path, np.uint8, "c")  # mapped, and kept: the network may refer to it
+            content = openvino.Tensor(self._blob, shared_memory=True)
             return self._core.import_model(content, "CPU", self._settings)
         except (RuntimeError, ValueError):  # cut off, or of another OpenVINO in spite of its name
             logger.warning("%s is damaged: the network is compiled anew", path)
