@@ -1,10 +1,10 @@
 """Measure `extract` beside the loop that most people write, in one run: ``make bench``.
 
-    python tests/benchmarks/extract.py [FOLDER] [--rounds 3]
+    python tests/benchmarks/extract.py [FOLDER...] [--rounds 3]
 
-Without FOLDER, 200 landscapes of 640x480 are drawn. Start-up (imports, the
-network, decoding processes) is left out on both sides; the medians of the
-rounds, which alternate, are compared.
+Without FOLDER, 400 landscapes of 500x375 and 60 of 4000x3000 are drawn.
+Start-up (imports, the network, decoding processes) is left out on both sides;
+the medians of the rounds, in which both take turns, are compared.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import statistics
 import sys
 import tempfile
 import time
+from importlib.util import find_spec
 from pathlib import Path
 
 import h5py
@@ -24,8 +25,8 @@ from PIL import Image
 from torchvision import transforms
 
 import rn50feat
-from rn50feat import EngineOptions
-from rn50feat.engines import Engine, local
+from rn50feat import EngineOptions, weights
+from rn50feat.engines import local
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from scenes import encoded, scene
@@ -61,50 +62,77 @@ def loop(paths: list[Path], out: Path, module: torch.nn.Module, device: str) -> 
     return time.perf_counter() - start
 
 
-def ours(folder: Path, out: Path) -> float:
+def ours(folder: Path, out: Path, backend: str) -> float:
     """Run `extract`; return its seconds without those of starting the engine."""
-    waited = 0.0
-
-    def start(*arguments: object, **settings: object) -> Engine:
-        nonlocal waited
-        begun = time.perf_counter()
-        engine = local.start(*arguments, **settings)  # type: ignore[arg-type]
-        waited = time.perf_counter() - begun
-        return engine
-
-    begun = time.perf_counter()
-    rn50feat.extract(folder, out, weights="random", overwrite=True, options=EngineOptions(), start=start)
-    return time.perf_counter() - begun - waited
+    summary = rn50feat.extract(folder, out, weights="random", overwrite=True, options=EngineOptions(backend=backend))
+    return summary.seconds - summary.stages["start"]
 
 
-def draw(folder: Path, count: int = 200) -> None:
+def alone(backend: str, seconds: float = 4.0) -> float:
+    """Return the images/s of the network alone, on crops that are there already."""
+    chosen = weights.find("random")
+    options = EngineOptions(backend=backend)
+    network = local.backend(chosen, weights.provenance(chosen), options, progress=False)
+    crops = np.zeros((options.batch_size, 224, 224, 3), np.uint8)
+    network.features(crops)
+    begun, done = time.perf_counter(), 0
+    while time.perf_counter() - begun < seconds:
+        network.features(crops)
+        done += len(crops)
+    return done / (time.perf_counter() - begun)
+
+
+def draw(folder: Path, count: int, width: int, height: int) -> None:
+    """Draw landscapes with the grain of photographs."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
     for seed in range(count):
-        (folder / f"{seed:04}.jpg").write_bytes(encoded(scene(seed, 640, 480), quality=90))
+        pixels = np.asarray(scene(seed, width, height)) + rng.normal(0, 6, (height, width, 1))
+        image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+        (folder / f"{seed:04}.jpg").write_bytes(encoded(image, quality=90))
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, nargs="?")
-    parser.add_argument("--rounds", type=int, default=3)
-    arguments = parser.parse_args()
+def compare(folder: Path, rounds: int, backends: list[str]) -> None:
+    """Print the rates of the loop and of `extract`, run in turn, and their ratios."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     torch.manual_seed(0)
     module = torchvision.models.resnet50().eval().to(device)
     module.fc = torch.nn.Identity()
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
+    rates: dict[str, list[float]] = {name: [] for name in ("loop", *backends, *(f"{b} alone" for b in backends))}
+    with tempfile.TemporaryDirectory() as out:
+        for _ in range(rounds):
+            rates["loop"].append(len(paths) / loop(paths, Path(out, "loop.h5"), module, device))
+            for backend in backends:
+                rates[backend].append(len(paths) / ours(folder, Path(out, "ours.h5"), backend))
+                rates[f"{backend} alone"].append(alone(backend))
+    median = {name: statistics.median(values) for name, values in rates.items()}
+    print(f"{len(paths)} pictures of {folder}, on {device}; medians of {rounds} rounds")
+    print(f"  common loop        {median['loop']:8.1f} images/s")
+    for backend in backends:
+        rate, limit = median[backend], median[f"{backend} alone"]
+        print(
+            f"  rn50feat {backend:9} {rate:8.1f} images/s = {rate / median['loop']:.2f} times the loop,"
+            f" {rate / limit:.2f} of the network alone ({limit:.1f})"
+        )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", type=Path, nargs="*")
+    parser.add_argument("--rounds", type=int, default=3)
+    arguments = parser.parse_args()
+    backends = ["torch"]
+    if find_spec("openvino") and not torch.cuda.is_available():
+        backends.append("openvino")
     with tempfile.TemporaryDirectory() as name:
-        folder = arguments.folder or Path(name, "pictures")
-        if arguments.folder is None:
-            folder.mkdir()
-            draw(folder)
-        paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in {".jpg", ".jpeg", ".png"})
-        rates: dict[str, list[float]] = {"common loop": [], "rn50feat": []}
-        for _ in range(arguments.rounds):
-            rates["common loop"].append(len(paths) / loop(paths, Path(name, "loop.h5"), module, device))
-            rates["rn50feat"].append(len(paths) / ours(folder, Path(name, "ours.h5")))
-    for program, values in rates.items():
-        print(f"{program:12} {statistics.median(values):8.1f} images/s on {device}, median of {len(values)}")
-    ratio = statistics.median(rates["rn50feat"]) / statistics.median(rates["common loop"])
-    print(f"{'ratio':12} {ratio:8.2f}")
+        folders = arguments.folders
+        if not folders:
+            folders = [Path(name, "small"), Path(name, "12-megapixels")]
+            draw(folders[0], 400, 500, 375)
+            draw(folders[1], 60, 4000, 3000)
+        for folder in folders:
+            compare(folder, arguments.rounds, backends)
 
 
 if __name__ == "__main__":
