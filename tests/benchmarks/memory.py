@@ -1,6 +1,6 @@
 """Measure the peak memory of `extract` on large photographs, over all its processes.
 
-    python tests/benchmarks/memory.py [--pictures 1000]
+    python tests/benchmarks/memory.py [--pictures 1000] [--backend torch]
 
 Pictures of 12 megapixels, of 40 different contents, go through the real
 network; the peak after a tenth of them is printed beside that of the whole.
@@ -57,7 +57,9 @@ def resident() -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=1000)
-    count = parser.parse_args().pictures
+    parser.add_argument("--backend", default="auto")
+    arguments = parser.parse_args()
+    count, options = arguments.pictures, rn50feat.EngineOptions(backend=arguments.backend)
     peaks: dict[str, int] = {"first tenth": 0, "all": 0}
     done = 0
 
@@ -75,7 +77,9 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         draw(Path(name, "pictures"), count)
         threading.Thread(target=watch, daemon=True).start()
-        summary = rn50feat.extract(Path(name, "pictures"), Path(name, "out.h5"), weights="random", on_progress=tell)
+        summary = rn50feat.extract(
+            Path(name, "pictures"), Path(name, "out.h5"), weights="random", options=options, on_progress=tell
+        )
     print(f"{summary.new} pictures of 12 megapixels in {summary.seconds:.0f} s")
     for part, peak in peaks.items():
         print(f"peak over {part:11} {peak / 1e6:8.0f} MB")
