@@ -294,7 +294,7 @@ class _Run:
         self._on_progress = on_progress
 
         def count() -> None:
-            self._total = sum(1 for _ in sources.walk(roots))
+            self._total = sum(1 for _ in sources.walk(roots, warn=False))
 
         if on_progress is not None:
             threading.Thread(target=count, daemon=True).start()

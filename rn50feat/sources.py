@@ -87,26 +87,26 @@ def is_gone(location: str) -> bool:
     return False
 
 
-def walk(locations: Sequence[str]) -> Iterator[os.DirEntry[str] | str]:
+def walk(locations: Sequence[str], *, warn: bool = True) -> Iterator[os.DirEntry[str] | str]:
     """Yield every entry below `locations` that is no folder, in sorted order.
 
     Links to folders are followed, but never into a folder that is being
     walked already. A single file is yielded as its location. Folders that
-    cannot be listed are warned of and passed over.
+    cannot be listed are passed over, and warned of if `warn` says so.
     """
     for location in locations:
         if os.path.isdir(location):
-            yield from _walk_folder(location)
+            yield from _walk_folder(location, warn)
         else:
             yield location
 
 
-def _walk_folder(location: str) -> Iterator[os.DirEntry[str]]:
+def _walk_folder(location: str, warn: bool) -> Iterator[os.DirEntry[str]]:
     trail: dict[tuple[int, int], Iterator[os.DirEntry[str]]] = {}  # folder -> what is left of it
     below: str | None = location
     while below or trail:
         if below:
-            trail.setdefault(*_list(below))  # a folder on the trail already is not entered again
+            trail.setdefault(*_list(below, warn))  # a folder on the trail already is not entered again
             below = None
         identity = next(reversed(trail))
         for entry in trail[identity]:
@@ -118,14 +118,15 @@ def _walk_folder(location: str) -> Iterator[os.DirEntry[str]]:
             del trail[identity]
 
 
-def _list(folder: str) -> tuple[tuple[int, int], Iterator[os.DirEntry[str]]]:
+def _list(folder: str, warn: bool) -> tuple[tuple[int, int], Iterator[os.DirEntry[str]]]:
     """Return the device and inode of a folder, and its entries in sorted order."""
     try:
         status = os.stat(folder)
         with os.scandir(folder) as entries:
             listing = sorted(entries, key=lambda entry: entry.name)
     except OSError as error:
-        logger.warning("%s cannot be listed (%s): its pictures are passed over", folder, error.strerror)
+        if warn:
+            logger.warning("%s cannot be listed (%s): its pictures are passed over", folder, error.strerror)
         return (-1, -1), iter(())
     return (status.st_dev, status.st_ino), iter(listing)
 
