@@ -115,6 +115,8 @@ def extract(
     """
     from rn50feat.extract import extract as run
 
+    if settings["force"] and not settings["prune"]:
+        raise click.UsageError("--force is about --prune: give both, or neither.")
     options = EngineOptions(**{field.name: settings.pop(field.name) for field in dataclasses.fields(EngineOptions)})
     if dry_run:
         del settings["time_budget"]
