@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import signal
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -125,6 +127,27 @@ def test_a_picture_that_ends_its_process_fails_alone(odd: Path, width: int, reas
     assert rows == [0, 2, 4]
     assert [failure.reference.location for failure in failures] == [str(odd / "1.png"), str(odd / "3.png")]
     assert all(re.search(reason, failure.reason) for failure in failures)
+
+
+def test_a_signal_from_outside_is_not_the_pictures_fault(odd: Path) -> None:
+    """systemd stops a service by a SIGTERM to all its processes: the decoding ones leave that to the parent."""
+    (odd / "0.png").write_bytes(encoded(Image.new("RGB", (19, 30)), "PNG"))  # decoded for ever
+    pool = DecoderPool(Preprocessing(), **{**LIMITS, "workers": 1}, seconds=30)
+    with LocalEngine(FakeBackend(), pool, BATCH) as engine:
+        (worker,) = pool._alive
+        future = pool.decode(0, Reference(str(odd / "0.png"), 0, 0))
+        while not worker._ready:
+            time.sleep(0.01)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            worker._process.send_signal(number)
+        time.sleep(0.1)
+        assert not future.done()
+        assert os.getpgid(worker._process.pid) != os.getpgid(0)
+        worker._process.kill()
+        failure = future.result()
+        assert (failure.reason, failure.cause) == ("ended its decoding process (SIGKILL)", "access")
+        (odd / "1.png").write_bytes(encoded(Image.new("RGB", (30, 30)), "PNG"))
+        assert len(next(iter(engine.embed([Reference(str(odd / "1.png"), 0, 0)]))).references) == 1
 
 
 def test_a_process_that_cannot_start_is_an_error_not_a_failure_of_every_picture(

@@ -19,7 +19,7 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing import Pipe
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,7 +73,7 @@ class DecoderPool:
             self._alive.discard(worker)
             if not self._closing:
                 worker = self._start()
-            return Failure(reference, str(death))
+            return Failure(reference, str(death), death.cause)
         finally:
             self.busy += time.monotonic() - begun  # a lost update, by two threads at once, is a loss of milliseconds
             self._workers.put(worker)
@@ -94,7 +94,18 @@ class DecoderPool:
 
 
 class _WorkerDied(Exception):
-    """A picture ended its process; the message is the ledger's reason."""
+    """A process ended over a picture; the message is the ledger's reason."""
+
+    def __init__(self, code: int) -> None:
+        how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
+        super().__init__(
+            "took longer to decode than one picture may"
+            if code == -signal.SIGALRM
+            else f"ended its decoding process ({how})"
+        )
+        # Whoever sent one of these (a person, systemd, the kernel when memory ran out), it was not the picture.
+        outside = code in (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP, -signal.SIGINT)
+        self.cause: Literal["content", "access"] = "access" if outside else "content"
 
 
 class _Worker:
@@ -111,6 +122,7 @@ class _Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 pass_fds=(theirs.fileno(), buffer),
+                start_new_session=True,  # Ctrl-C and the like reach a whole group; the parent decides what to stop
                 env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             )
         self._ready = False
@@ -122,7 +134,7 @@ class _Worker:
             self._channel.send_bytes(json.dumps(request).encode())
             answer = json.loads(self._channel.recv_bytes())
         except (EOFError, OSError):
-            raise _WorkerDied(self._cause_of_death()) from None
+            raise _WorkerDied(self._process.wait()) from None
         reference = replace(
             reference, size=answer["size"], mtime_ns=answer["mtime_ns"], digest=bytes.fromhex(answer["digest"])
         )
@@ -135,12 +147,6 @@ class _Worker:
             raise RN50FeatError(
                 f"a decoding process could not start (exit code {self._process.wait()}): see what it printed above"
             ) from error
-
-    def _cause_of_death(self) -> str:
-        code = self._process.wait()
-        if code == -signal.SIGALRM:
-            return "took longer to decode than one picture may"
-        return f"ended its decoding process ({signal.Signals(-code).name if code < 0 else f'exit code {code}'})"
 
     def stop(self) -> None:
         self._process.kill()

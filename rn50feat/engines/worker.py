@@ -36,7 +36,8 @@ def main(
     process may take beyond what it has at the start, `seconds` what a picture
     may take before SIGALRM ends the process.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the whole group; the parent decides
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # systemd sends SIGTERM to all processes of a service
+        signal.signal(number, signal.SIG_IGN)
     connection = Connection(channel)
     settings = Preprocessing(**preprocessing)
     crops = np.frombuffer(mmap.mmap(buffer, 0), np.uint8).reshape(-1, settings.crop, settings.crop, 3)
