@@ -7,14 +7,16 @@ rollback journal:
 - what is written beyond the committed end goes to the disk at once, since
   nothing refers to it yet;
 - what is written over committed pages is held in memory;
-- a commit syncs the file, saves the old content of those pages with a
-  checksum in ``<path>-journal``, syncs that, writes the new pages, syncs
-  again and removes the journal. That removal is the commit.
+- a commit syncs the file, saves the old and the new content of those pages
+  with a checksum in ``<path>-journal``, syncs that, writes the new pages,
+  syncs again and removes the journal. That removal is the commit.
 
 A process or machine that dies on the way leaves either no complete journal,
 and then no committed page was touched, or a complete one, from which `recover`
-puts the old pages back. A new file is written beside its path and takes its
-place at the first commit.
+puts the old pages back. A journal whose pages are neither old nor new in the
+file beside it is of another file (a backup was put there, say) and undoes
+nothing. A new file is written beside its path and takes its place at the
+first commit.
 
 Every change to the disk passes through a `Disk`, so that a test can stop the
 program at each of them.
@@ -29,6 +31,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -36,9 +39,10 @@ if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
 PAGE = 4096
+SECTOR = 512  # what a disk writes whole: a page may be half old, half new
 _MAGIC = b"rn50feat journal 1\n"
 _HEADER = struct.Struct("<QQ")  # committed length in bytes, number of pages
-_NUMBER = struct.Struct("<Q")
+_PAGE = struct.Struct(f"<Q{PAGE}s{PAGE}s")  # number, old content, new content
 _CHECKSUM = 16
 
 
@@ -98,33 +102,58 @@ def recover(path: Path, disk: Disk = DISK) -> bool:
     if not journal.exists():
         return False
     saved = _complete(journal.read_bytes())
+    undone = False
     if saved is not None:
-        length, pages = saved
         handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            for number, content in pages:
-                disk.write(handle, content[: length - number * PAGE], number * PAGE)
-            disk.truncate(handle, length)
-            disk.sync(handle)
+            known = min(saved.length, os.fstat(handle).st_size)  # what lies beyond is cut off, or was
+            undone = all(_belongs(handle, page, known) for page in saved.pages)
+            if undone:
+                for page in saved.pages:
+                    disk.write(handle, page.old[: saved.length - page.number * PAGE], page.number * PAGE)
+                disk.truncate(handle, saved.length)
+                disk.sync(handle)
         finally:
             os.close(handle)
     disk.remove(journal)
     disk.sync_folder(path.parent)
-    return saved is not None
+    return undone
 
 
-def _complete(data: bytes) -> tuple[int, Iterator[tuple[int, memoryview]]] | None:
-    """Return the committed length and the pages (number, content) of a complete journal."""
+@dataclass(frozen=True)
+class _Page:
+    """A page of the file, before and after a commit."""
+
+    number: int
+    old: bytes
+    new: bytes
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What a journal holds: the committed length, and the pages that its commit changes."""
+
+    length: int
+    pages: list[_Page]
+
+
+def _belongs(handle: int, page: _Page, length: int) -> bool:
+    """Tell whether each sector of a page, of a file of `length`, is the old or the new one."""
+    found = os.pread(handle, max(0, min(PAGE, length - page.number * PAGE)), page.number * PAGE)
+    cuts = [slice(start, min(start + SECTOR, len(found))) for start in range(0, len(found), SECTOR)]
+    return all(found[cut] in (page.old[cut], page.new[cut]) for cut in cuts)
+
+
+def _complete(data: bytes) -> _Saved | None:
+    """Return what a complete journal holds, None for an incomplete one."""
     start, stop = len(_MAGIC) + _HEADER.size, len(data) - _CHECKSUM
     if stop < start or not data.startswith(_MAGIC):
         return None
     if hashlib.blake2b(memoryview(data)[:stop], digest_size=_CHECKSUM).digest() != data[stop:]:
         return None
     length, count = _HEADER.unpack_from(data, len(_MAGIC))
-    step = _NUMBER.size + PAGE
-    at = range(start, start + count * step, step)
-    view = memoryview(data)
-    return length, ((_NUMBER.unpack_from(data, i)[0], view[i + _NUMBER.size : i + step]) for i in at)
+    step = _PAGE.size
+    return _Saved(length, [_Page(*_PAGE.unpack_from(data, start + i * step)) for i in range(count)])
 
 
 class JournaledFile(io.RawIOBase):
@@ -229,6 +258,8 @@ class JournaledFile(io.RawIOBase):
         """
         self._disk.sync(self.handle)
         if self._new:
+            if journal_path(self.path).exists():  # of a file that lay here once: it must not undo this one
+                self._disk.remove(journal_path(self.path))
             self._disk.rename(new_path(self.path), self.path)
             self._new = False
             self._settle()
@@ -254,8 +285,8 @@ class JournaledFile(io.RawIOBase):
         try:
             pieces = [_MAGIC + _HEADER.pack(self._committed, len(numbers))]
             for number in numbers:
-                old = os.pread(self.handle, PAGE, number * PAGE)
-                pieces.append(_NUMBER.pack(number) + old.ljust(PAGE, b"\0"))
+                old = os.pread(self.handle, PAGE, number * PAGE).ljust(PAGE, b"\0")
+                pieces.append(_PAGE.pack(number, old, self._new_page(number, old)))
             content = b"".join(pieces)
             checksum = hashlib.blake2b(content, digest_size=_CHECKSUM).digest()
             self._disk.write(handle, content + checksum, 0)
@@ -264,10 +295,18 @@ class JournaledFile(io.RawIOBase):
             os.close(handle)
         self._disk.sync_folder(journal.parent)
 
+    def _new_page(self, number: int, old: bytes) -> bytes:
+        """Return what a page will be: held bytes up to the committed end, and what is on the disk after it."""
+        inside = self._inside(number)
+        return bytes(self._pages.get(number, old)[:inside]) + old[inside:]
+
+    def _inside(self, number: int) -> int:
+        """Return how many bytes of a page a commit writes."""
+        return max(0, min(self._length, self._committed, (number + 1) * PAGE) - number * PAGE)
+
     def _write_pages(self) -> None:
         for number, content in sorted(self._pages.items()):
-            end = min(self._length, self._committed, (number + 1) * PAGE)
-            self._disk.write(self.handle, memoryview(content)[: max(0, end - number * PAGE)], number * PAGE)
+            self._disk.write(self.handle, memoryview(content)[: self._inside(number)], number * PAGE)
         if self._length < self._committed:
             self._disk.truncate(self.handle, self._length)
         self._disk.sync(self.handle)
