@@ -24,7 +24,6 @@ program at each of them.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import io
 import os
@@ -35,6 +34,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rn50feat.disk import DISK, Disk
+
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
 
@@ -44,44 +45,6 @@ _MAGIC = b"rn50feat journal 1\n"
 _HEADER = struct.Struct("<QQ")  # committed length in bytes, number of pages
 _PAGE = struct.Struct(f"<Q{PAGE}s{PAGE}s")  # number, old content, new content
 _CHECKSUM = 16
-
-
-class Disk:
-    """The system calls that change what is on the disk; all raise `OSError`."""
-
-    def create(self, path: Path) -> int:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
-
-    def write(self, handle: int, data: ReadableBuffer, offset: int) -> None:
-        view = memoryview(data)
-        while view:
-            done = os.pwrite(handle, view, offset)
-            view, offset = view[done:], offset + done
-
-    def truncate(self, handle: int, length: int) -> None:
-        os.ftruncate(handle, length)
-
-    def sync(self, handle: int) -> None:
-        os.fsync(handle)
-
-    def rename(self, old: Path, new: Path) -> None:
-        os.replace(old, new)
-
-    def remove(self, path: Path) -> None:
-        path.unlink(missing_ok=True)
-
-    def sync_folder(self, folder: Path) -> None:
-        handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            os.fsync(handle)
-        except OSError as error:  # some network file systems sync no folders
-            if error.errno not in (errno.EINVAL, errno.ENOTSUP):
-                raise
-        finally:
-            os.close(handle)
-
-
-DISK = Disk()
 
 
 def journal_path(path: Path) -> Path:

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import journal, lock
+from rn50feat.disk import DISK, Disk
 from rn50feat.errors import StoreError
 from rn50feat.provenance import Provenance
 
@@ -191,7 +192,7 @@ class FeatureStore:
         return os.path.join(self.path.parent, path)
 
 
-def recover(path: Path, disk: journal.Disk = journal.DISK) -> None:
+def recover(path: Path, disk: Disk = DISK) -> None:
     """Undo an interrupted commit, if there is one; the caller holds the store alone."""
     try:
         if journal.recover(path, disk):

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import journal, lock
+from rn50feat.disk import DISK, Disk
 from rn50feat.errors import StoreError
 from rn50feat.provenance import Provenance
 from rn50feat.sources import Reference
@@ -32,7 +33,7 @@ from rn50feat.store import FORMAT, LEDGER, ROWS, RUNS, SCHEMA, committed_length,
 _VERSION = ("v108", "v108")
 
 
-def open_store(path: Path, *, disk: journal.Disk = journal.DISK) -> StoreWriter:
+def open_store(path: Path, *, disk: Disk = DISK) -> StoreWriter:
     """Open the store at `path` for writing, after undoing a commit that was interrupted."""
     with _told(path):
         with open(path, "rb") as file, lock.held(file.fileno(), path, alone=True):
@@ -41,9 +42,7 @@ def open_store(path: Path, *, disk: journal.Disk = journal.DISK) -> StoreWriter:
         return StoreWriter(journaled, h5py.File(journaled, "r+", libver=_VERSION))
 
 
-def create_store(
-    path: Path, provenance: Provenance, dtype: np.dtype[Any], *, disk: journal.Disk = journal.DISK
-) -> StoreWriter:
+def create_store(path: Path, provenance: Provenance, dtype: np.dtype[Any], *, disk: Disk = DISK) -> StoreWriter:
     """Begin a store with features of `dtype`, float16 or float32; it appears at its first commit."""
     with _told(path):
         journaled = journal.JournaledFile(path, create=True, disk=disk)
