@@ -176,6 +176,11 @@ class _Run:
             return self._copy(step)
         if step.verdict is Verdict.TOUCHED and step.row is not None:
             self._open().touch(step.row, step.reference)
+            self._uncommitted += 1
+            self._commit_when_due()
+        path = stored_path(self.path, step.reference.location)
+        if step.verdict in (Verdict.UNCHANGED, Verdict.TOUCHED) and path in self._catalogue.failures:
+            self._open().forgive([path])  # it was broken for a while, and is as it was again
         summary.unchanged += step.verdict in (Verdict.UNCHANGED, Verdict.TOUCHED)
         summary.failed_before += step.verdict is Verdict.FAILED_BEFORE
         summary.ignored += step.verdict is Verdict.IGNORED
@@ -188,6 +193,8 @@ class _Run:
             return False
         if step.row is not None:
             self._open().replace(step.row, step.reference, features)
+            self._uncommitted += 1
+            self._commit_when_due()
         else:
             self._copies.append((step.reference, features))
         if len(self._copies) >= PORTION:

@@ -117,7 +117,10 @@ def _decode(data: bytes, preprocessing: Preprocessing, suffix: str, max_pixels: 
             _scale_down(image, 2 * preprocessing.resize)
         if image.width * image.height > max_pixels:
             megapixels = f"{image.width * image.height / 1e6:.0f} of {max_pixels / 1e6:.0f} megapixels"
-            raise ImageError(f"is too large, {image.width}x{image.height} ({megapixels}): raise --max-megapixels")
+            raise ImageError(
+                f"is too large, {image.width}x{image.height} ({megapixels}):"
+                " raise --max-megapixels, with --retry-failed"
+            )
         image.load()
         if preprocessing.exif == "applied":
             turned = image.getexif().get(_ORIENTATION, 1) in _SIDEWAYS
@@ -177,5 +180,5 @@ def _to_8_bits(values: NDArray[Any]) -> NDArray[np.uint8]:
         raise ImageError("holds pixels that are no finite numbers")
     if values.min() < low or values.max() > high:
         low, high = float(values.min()), float(values.max())
-    scaled: NDArray[np.float32] = (values.astype(np.float32) - low) * (255 / (high - low))
+    scaled: NDArray[np.float32] = (values.astype(np.float32) - low) * (255 / max(high - low, 1e-30))
     return np.rint(scaled).astype(np.uint8, copy=False)

@@ -14,7 +14,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from rn50feat.errors import StoreError, StoreLockedError
@@ -32,11 +32,13 @@ def run_lock(store: Path) -> Iterator[None]:
     path = store.with_name(store.name + "-lock")
     handle = _acquire(path, store)
     try:
-        os.ftruncate(handle, 0)
-        os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
+        with suppress(OSError):  # on a full disk it is locked all the same, without a name
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is still locked: see `_acquire`
+        with suppress(OSError):  # a lock file that stays is no lock
+            path.unlink()  # while it is still locked: see `_acquire`
         os.close(handle)
 
 

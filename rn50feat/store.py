@@ -87,7 +87,13 @@ def is_store(path: Path) -> bool:
 def committed_length(path: Path) -> int:
     """Return where the HDF5 file at `path` ends, by its own superblock, in bytes."""
     with open(path, "rb") as file:
-        return int.from_bytes(file.read(36)[28:36], "little")  # superblock version 2, as `writer` makes it
+        head = file.read(36)
+        length = int.from_bytes(head[28:36], "little")  # superblock version 2, as `writer` makes it
+        if head[8:9] != b"\x02" or length > os.fstat(file.fileno()).st_size:
+            raise StoreError(
+                f"{path} was rewritten by another program: rn50feat reads it, but writes only its own files"
+            )
+        return length
 
 
 class FeatureStore:

@@ -135,8 +135,8 @@ def read(weights: Weights, *, progress: bool = False) -> StateDict:
 def _download(published: Published, path: Path, progress: bool) -> None:
     import torch
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         torch.hub.download_url_to_file(published.url, str(path), hash_prefix=published.sha256, progress=progress)
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
         raise WeightsError(

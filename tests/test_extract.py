@@ -272,3 +272,15 @@ def test_progress_counts_every_file(pictures: Path, start: FakeStart) -> None:
     extract(pictures, start, on_progress=lambda progress: told.append(progress.done.found + progress.done.ignored))
     assert told[-1] == 6
     assert told == sorted(told)
+
+
+def test_a_picture_that_is_as_it_was_again_leaves_the_ledger(pictures: Path, start: FakeStart) -> None:
+    extract(pictures, start)
+    path = pictures / "red.png"
+    status, data = path.stat(), path.read_bytes()
+    path.write_text("broken for a while")
+    assert extract(pictures, start).failed == 1
+    path.write_bytes(data)
+    os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert extract(pictures, start).unchanged == 5
+    assert FeatureStore(pictures.parent / "out.h5").failures() == []
