@@ -33,7 +33,7 @@ setup(
         "safetensors>=0.5",
     ],
     extras_require={"heic": HEIC, "openvino": OPENVINO, "test": TEST},
-    entry_points={"console_scripts": ["rn50feat=rn50feat.cli:main"]},
+    entry_points={"console_scripts": ["rn50feat=rn50feat.cli.main:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",
         "Environment :: Console",

@@ -1,5 +1,5 @@
 """Run the command line: ``python -m rn50feat``."""
 
-from rn50feat.cli import main
+from rn50feat.cli.main import main
 
 main()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from rn50feat.cli import main
+from rn50feat.cli.main import main
 
 README = Path(__file__).parent.parent / "README.md"
 BEGIN, END = "<!-- reference -->\n", "<!-- end of reference -->"

@@ -27,6 +27,6 @@ class SlowStart(FakeStart):
 
 local.start = SlowStart()  # type: ignore[assignment]
 
-from rn50feat.cli import main  # noqa: E402
+from rn50feat.cli.main import main  # noqa: E402
 
 main(sys.argv[2:], prog_name="rn50feat")

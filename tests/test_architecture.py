@@ -26,23 +26,14 @@ LAYERS = [
     ["engines.local"],
     ["embedding"],
     ["extract", "search", "preview", "verify", "bench"],
-    ["report"],
-    ["options", "terminal"],
     ["cli"],
+    ["cli.report"],
+    ["cli.options", "cli.terminal"],
+    ["cli.stores"],
+    ["cli.bench", "cli.extract", "cli.info", "cli.search", "cli.verify"],
+    ["cli.main"],
     ["__main__"],
 ]
-
-OWNERS = {
-    "click": {"cli", "options"},
-    "h5py": {"store", "writer"},
-    "torchvision": {"network"},
-    "PIL": {"images"},
-    "pillow_heif": {"images"},
-    "tqdm": {"terminal"},
-    "openvino": {"backends.openvino"},
-    "torch": {"network", "weights", "backends.torch", "backends.openvino"},
-    "safetensors": {"weights"},
-}
 
 
 def modules() -> dict[str, ast.Module]:
@@ -54,6 +45,18 @@ def modules() -> dict[str, ast.Module]:
 
 
 MODULES = modules()
+
+OWNERS = {
+    "click": {name for name in MODULES if name.startswith("cli")} - {"cli", "cli.report", "cli.stores", "cli.terminal"},
+    "h5py": {"store", "writer"},
+    "torchvision": {"network"},
+    "PIL": {"images"},
+    "pillow_heif": {"images"},
+    "tqdm": {"cli.terminal"},
+    "openvino": {"backends.openvino"},
+    "torch": {"network", "weights", "backends.torch", "backends.openvino"},
+    "safetensors": {"weights"},
+}
 
 
 def imports(tree: ast.Module) -> set[str]:
@@ -108,12 +111,12 @@ def test_every_module_and_public_name_has_a_docstring(name: str) -> None:
     assert ast.get_docstring(tree)
     for node in tree.body:
         if isinstance(node, (ast.FunctionDef, ast.ClassDef)) and not node.name.startswith("_"):
-            assert ast.get_docstring(node) or name == "cli" or name == "journal", node.name
+            assert ast.get_docstring(node) or name.startswith("cli.") or name == "journal", node.name
 
 
 @pytest.mark.parametrize("name", sorted(MODULES))
 def test_modules_and_functions_stay_short(name: str) -> None:
-    lines = (PACKAGE / (name.replace(".", "/") + ".py")) if name not in ("engines", "backends") else None
+    lines = (PACKAGE / (name.replace(".", "/") + ".py")) if name not in ("engines", "backends", "cli") else None
     if lines is not None and lines.exists():
         assert len(lines.read_text(encoding="utf-8").splitlines()) <= 340
     for node in ast.walk(MODULES[name]):

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from fake import FakeBackend
 
 from rn50feat import bench
-from rn50feat.cli import main
+from rn50feat.cli.main import main
 from rn50feat.engines import local
 from rn50feat.errors import SourceError
 

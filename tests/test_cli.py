@@ -22,7 +22,7 @@ from PIL import Image
 from scenes import encoded
 
 import rn50feat as package
-from rn50feat import cli
+from rn50feat.cli.main import main
 from rn50feat.engines import EngineOptions
 from rn50feat.lock import run_lock
 
@@ -59,7 +59,7 @@ def test_extract_search_and_info_from_end_to_end(rn50feat: Run, scenes: Path, we
 
 def test_a_run_with_nothing_to_do_imports_no_torch_and_reads_no_picture(rn50feat: Run, store: Path) -> None:
     program = (
-        "import sys; from rn50feat.cli import main\n"
+        "import sys; from rn50feat.cli.main import main\n"
         "try: main(['extract', 'pictures', 'out.h5'])\n"
         "finally: print(sorted({'torch', 'torchvision'} & set(sys.modules)))"
     )
@@ -90,7 +90,7 @@ def test_names_survive_in_the_other_forms(rn50feat: Run, store: Path) -> None:
 
 
 def test_a_terminal_gets_a_table(store: Path) -> None:
-    code = "import sys; sys.stdout.isatty = lambda: True; from rn50feat.cli import main; main()"
+    code = "import sys; sys.stdout.isatty = lambda: True; from rn50feat.cli.main import main; main()"
     arguments = [sys.executable, "-c", code, "search", "--stored", "pictures/plain.png", "-k", "1"]
     done = subprocess.run(arguments, cwd=store.parent, capture_output=True, encoding="utf-8")
     assert done.stdout == "pictures/plain.png\nrank   score  path\n   1  1.0000  pictures/plain.png\n"
@@ -195,7 +195,7 @@ def test_a_picture_that_vanished_leaves_its_row(rn50feat: Run, store: Path) -> N
 
 
 def test_a_bug_keeps_its_traceback(store: Path) -> None:
-    code = "import rn50feat.store as s; s.FeatureStore.failures = 3; from rn50feat.cli import main; main(['info'])"
+    code = "import rn50feat.store as s; s.FeatureStore.failures = 3; from rn50feat.cli.main import main; main(['info'])"
     done = subprocess.run([sys.executable, "-c", code], cwd=store.parent, capture_output=True, encoding="utf-8")
     assert done.returncode == 1
     assert "Traceback" in done.stderr
@@ -205,13 +205,13 @@ def test_defaults_are_those_of_the_library() -> None:
     for name, function in (("extract", package.extract), ("search", package.search)):
         library = {key: value.default for key, value in inspect.signature(function).parameters.items()}
         library |= dataclasses.asdict(EngineOptions())
-        for parameter in cli.main.commands[name].params:
+        for parameter in main.commands[name].params:
             if isinstance(parameter, click.Option) and parameter.name in library:
                 assert parameter.default == library[parameter.name] or not library[parameter.name], parameter.name
 
 
 def test_every_command_and_option_has_help() -> None:
-    for name, command in cli.main.commands.items():
+    for name, command in main.commands.items():
         assert command.help, name
         for parameter in command.params:
             if isinstance(parameter, click.Option):

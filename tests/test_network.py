@@ -393,7 +393,7 @@ def test_openvino_gives_torchs_rows_whatever_the_batch(
 def test_search_with_a_cached_network_imports_no_torch(scenes: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
     program = (
-        "import sys; from rn50feat.cli import main\n"
+        "import sys; from rn50feat.cli.main import main\n"
         "try: main(sys.argv[1:])\n"
         "finally: print(sorted({'torch', 'torchvision', 'openvino_telemetry.main'} & set(sys.modules)),"
         " file=sys.stderr)"

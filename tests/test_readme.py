@@ -126,5 +126,5 @@ def test_every_example_is_mentioned_and_tested() -> None:
 
 
 def test_a_first_look_imports_nothing_heavy(rn50feat: Run) -> None:
-    code = "import sys, rn50feat.cli; print(sorted({'torch', 'h5py', 'PIL', 'numpy', 'tqdm'} & set(sys.modules)))"
+    code = "import sys, rn50feat.cli.main; print(sorted({'torch', 'h5py', 'PIL', 'numpy', 'tqdm'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8").stdout == "[]\n"

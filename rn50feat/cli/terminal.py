@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from rn50feat import report
+from rn50feat.cli import report
 
 if TYPE_CHECKING:
     from rn50feat.summary import Progress

@@ -1,0 +1,32 @@
+"""The command ``bench``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rn50feat.cli import report
+from rn50feat.cli.options import engine_options, option
+from rn50feat.cli.terminal import write
+from rn50feat.engines import EngineOptions
+
+
+@click.command("bench")
+@click.argument("folder", default=".", type=click.Path(path_type=Path))
+@option("--count", type=click.IntRange(1), default=256, show_default=True, help="Pictures to measure on.")
+@engine_options
+@option("--json", "as_json", is_flag=True, help="Print JSON.")
+def command(folder: Path, count: int, as_json: bool, **engine: Any) -> None:
+    """Measure on the pictures of FOLDER where the time of a run goes.
+
+    FOLDER is the current one unless given. Takes about half a minute, writes
+    nothing, and says which stage limits and what would help.
+    """
+    from rn50feat.bench import bench as run
+
+    result = run(folder, count=count, options=EngineOptions(**engine))
+    write(json.dumps(dataclasses.asdict(result)) + "\n" if as_json else report.benchmark_lines(result))

@@ -1,0 +1,129 @@
+"""The command ``extract``."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rn50feat.cli import report
+from rn50feat.cli.options import commit_interval, duration, engine_options, failure_limit, option
+from rn50feat.cli.stores import mark_random
+from rn50feat.cli.terminal import progress, say, signals, write
+from rn50feat.engines import EngineOptions
+
+if TYPE_CHECKING:
+    from rn50feat.summary import Summary
+
+STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
+
+
+@click.command("extract", no_args_is_help=True)
+@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("out", metavar="OUT.h5", type=click.Path(path_type=Path))
+@option("--weights", help="imagenet-v1, imagenet-v2, a file, or random[:SEED].  [default: the store's, or imagenet-v1]")
+@option(
+    "--exif/--no-exif", default=None, help="Turn pictures upright as their EXIF says.  [default: as the store, or yes]"
+)
+@option(
+    "--exact-decode/--scaled-decode",
+    default=None,
+    help="Decode large JPEGs whole, not at a smaller scale.  [default: as the store, or scaled]",
+)
+@option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored features.  [default: by precision]")
+@option("--overwrite", is_flag=True, help="Replace the store by a new one.")
+@option("--retry-failed", is_flag=True, help="Try pictures again that failed and have not changed.")
+@option("--prune", is_flag=True, help="Remove the rows of pictures that are gone from these sources.")
+@option(
+    "--prune-limit",
+    type=click.FloatRange(0, 100),
+    default=20.0,
+    show_default=True,
+    help="Remove nothing when more than this percentage of the rows would go.",
+)
+@option("--force", is_flag=True, help="Prune beyond the limit, and when a source is empty.")
+@option(
+    "--commit-every",
+    type=commit_interval,
+    metavar="PICTURES,TIME",
+    default="10000,20s",
+    show_default=True,
+    help="Commit after so many pictures, or so much time, or whichever comes first.",
+)
+@option("--time-budget", type=duration, metavar="TIME", help="Stop after this time, at a commit: 90s, 30m, 2h.")
+@option("--max-failures", type=failure_limit, metavar="N|P%", help="Exit with 4 when more pictures fail than this.")
+@option("--dry-run", is_flag=True, help="Only tell what would be done, and estimate what it takes.")
+@engine_options
+@option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
+def command(
+    sources: tuple[Path, ...],
+    out: Path,
+    commit_every: tuple[float, float],
+    max_failures: tuple[float, bool] | None,
+    dry_run: bool,
+    quiet: bool,
+    as_json: bool,
+    **settings: Any,
+) -> None:
+    """Give every picture in SOURCE (folders or files) a row in OUT.h5.
+
+    A picture that the store has already, unchanged, costs nothing; a copy or a
+    moved file reuses its features; a changed one is computed anew. Pictures
+    that cannot be read are entered in the store's ledger of failures.
+    """
+    from rn50feat.extract import extract as run
+
+    if settings["force"] and not settings["prune"]:
+        raise click.UsageError("--force is about --prune: give both, or neither.")
+    options = EngineOptions(**{field.name: settings.pop(field.name) for field in dataclasses.fields(EngineOptions)})
+    if dry_run:
+        del settings["time_budget"]
+        _show_preview(sources, out, as_json, **settings)
+        return
+    with progress(quiet) as on_progress, signals() as should_stop:
+        summary = run(
+            sources,
+            out,
+            commit_rows=commit_every[0],
+            commit_seconds=commit_every[1],
+            options=options,
+            should_stop=should_stop,
+            on_progress=on_progress,
+            **settings,
+        )
+    if not quiet:
+        _tell_summary(summary, out)
+    if as_json:
+        write(json.dumps({"store": str(out), **summary.as_dict()}) + "\n")
+    if summary.stopped in STOP_CODES:
+        sys.exit(STOP_CODES[summary.stopped])
+    if max_failures is not None:
+        summary.check_failures(*max_failures)
+
+
+def _tell_summary(summary: Summary, out: Path) -> None:
+    say(f"{out}: {report.counts(summary.as_dict())}, in {summary.seconds:.1f} s")
+    if summary.stopped:
+        rest = "" if summary.left is None else f", {summary.left} pictures left"
+        say(f"stopped by {summary.stopped}{rest}: run again to go on")
+    if summary.failed:
+        say(f"rn50feat info {out} --failures tells what could not be read, and why")
+    if out.exists():
+        from rn50feat.store import FeatureStore
+
+        mark_random(FeatureStore(out))
+
+
+def _show_preview(sources: tuple[Path, ...], out: Path, as_json: bool, **settings: Any) -> None:
+    from rn50feat.preview import preview
+
+    expected = preview(sources, out, **settings)
+    if as_json:
+        write(json.dumps({"store": str(out), **dataclasses.asdict(expected)}) + "\n")
+    else:
+        write(report.preview_line(expected))

@@ -1,0 +1,76 @@
+"""The command ``search``."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rn50feat.cli import report
+from rn50feat.cli.options import engine_options, option
+from rn50feat.cli.stores import SUFFIXES, find_store, mark_random
+from rn50feat.cli.terminal import attended, write
+from rn50feat.engines import EngineOptions
+
+
+@click.command("search", no_args_is_help=True)
+@click.argument("queries", metavar="QUERY... [STORE]", nargs=-1)
+@option("--stored", metavar="PATH", multiple=True, help="Search by a picture of the store, by its stored path.")
+@option("-k", "--neighbours", "k", type=click.IntRange(1), default=10, show_default=True, help="Hits for each query.")
+@option("--min-score", type=float, help="Leave out hits below this score.")
+@option(
+    "--metric",
+    type=click.Choice(["cosine", "l2", "ip"]),
+    default="cosine",
+    show_default=True,
+    help="What the score is.",
+)
+@option("--exclude-self", is_flag=True, help="Leave out the query's own row.")
+@option("--weights", help="Where the store's weights are, if they have moved.")
+@option("--json", "form", flag_value="json", help="Print JSON.")
+@option("--csv", "form", flag_value="csv", help="Print CSV.")
+@option("-0", "--null", "form", flag_value="null", help="Print paths alone, each ended by a NUL.")
+@engine_options
+def command(
+    queries: tuple[str, ...],
+    stored: tuple[str, ...],
+    k: int,
+    min_score: float | None,
+    metric: str,
+    exclude_self: bool,
+    weights: str | None,
+    form: str | None,
+    **engine: Any,
+) -> None:
+    """Find the pictures of STORE that are most similar to each QUERY picture.
+
+    STORE is the argument that ends in .h5 or .hdf5, else the variable
+    RN50FEAT_STORE, else the one store in the current folder. Prints a table on
+    a terminal, and tab-separated lines (query, rank, score, path) elsewhere.
+    Paths are relative to the folder of the store.
+    """
+    from rn50feat.search import search as by_picture
+    from rn50feat.search import search_stored as by_path
+    from rn50feat.store import FeatureStore
+
+    pictures = [query for query in queries if not query.endswith(SUFFIXES)]
+    named = [Path(query) for query in queries if query.endswith(SUFFIXES)]
+    if len(named) > 1:
+        raise click.UsageError(f"one store at a time: {' and '.join(map(str, named))} are two.")
+    if not pictures and not stored:
+        raise click.UsageError("Give a QUERY picture, or --stored PATH.")
+    store = FeatureStore(named[0] if named else find_store())
+    settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score, "exclude_self": exclude_self}
+    results = by_path(stored, store, **settings) if stored else []
+    if pictures:
+        results += by_picture(
+            pictures, store, weights_file=weights, options=EngineOptions(**engine), progress=attended(), **settings
+        )
+    mark_random(store)
+    if form == "json":
+        write(report.as_json(results, store, metric))
+    else:
+        default = report.table if sys.stdout.isatty() else report.tab_separated
+        write({"csv": report.comma_separated, "null": report.nul_separated}.get(form or "", default)(results))

@@ -1,0 +1,39 @@
+"""Which store a command means, and what a person must know of it.
+
+In: the working folder, and the variable ``RN50FEAT_STORE``. Out: the path of a store.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rn50feat.cli.terminal import say
+from rn50feat.errors import StoreError
+
+if TYPE_CHECKING:
+    from rn50feat.store import FeatureStore
+
+SUFFIXES = (".h5", ".hdf5")
+
+
+def find_store() -> Path:
+    """Return the store that is meant where none is named; raise `StoreError` when that is not clear."""
+    if named := os.environ.get("RN50FEAT_STORE"):
+        return Path(named)
+    from rn50feat.store import is_store
+
+    found = sorted(path for path in Path.cwd().iterdir() if path.suffix in SUFFIXES and is_store(path))
+    if len(found) == 1:
+        return found[0]
+    if found:
+        names = ", ".join(path.name for path in found)
+        raise StoreError(f"the current folder holds {len(found)} stores ({names}): name one of them")
+    raise StoreError("there is no store in the current folder: name one, or make one with rn50feat extract")
+
+
+def mark_random(store: FeatureStore) -> None:
+    """Tell on stderr when the weights of `store` are random."""
+    if (provenance := store.provenance).random:
+        say(f"Note: the weights are {provenance.weights}: good for trying things out, not for results")

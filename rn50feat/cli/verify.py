@@ -1,0 +1,48 @@
+"""The command ``verify``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from rn50feat.cli import report
+from rn50feat.cli.options import engine_options, option
+from rn50feat.cli.stores import find_store
+from rn50feat.cli.terminal import attended, say, write
+from rn50feat.engines import EngineOptions
+from rn50feat.errors import VerifyError
+
+
+@click.command("verify")
+@click.argument("store", metavar="[STORE]", required=False, type=click.Path(path_type=Path))
+@option("--sources", is_flag=True, help="Hash the pictures' files again, too, and compare.")
+@option("--recompute", type=click.IntRange(0), default=0, metavar="N", help="Compute N random rows again, and compare.")
+@option("--weights", help="Where the store's weights are, if they have moved.")
+@engine_options
+def command(store: Path | None, sources: bool, recompute: int, weights: str | None, **engine: Any) -> None:
+    """Check that STORE is whole: exit with 1, and say what is wrong, if not.
+
+    STORE is as for search. All datasets must agree and every row be readable,
+    finite and not all zero.
+    """
+    from rn50feat.store import FeatureStore
+    from rn50feat.verify import verify as run
+
+    opened = FeatureStore(store or find_store())
+    result = run(
+        opened,
+        sources=sources,
+        recompute=recompute,
+        weights_file=weights,
+        options=EngineOptions(**engine),
+        progress=attended(),
+    )
+    for finding in result.findings:
+        write(f"{report.one_line(finding)}\n")
+    for note in result.notes:
+        say(note)
+    if result.findings:
+        raise VerifyError(f"{opened.path} has {len(result.findings)} faults: restore it from a backup or extract anew")
+    say(f"{opened.path}: {len(opened)} rows, no fault found")
