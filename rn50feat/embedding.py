@@ -1,7 +1,8 @@
-"""Embed pictures as those of a store were embedded.
+"""Agree with a store on weights and preprocessing, and embed pictures as its own were embedded.
 
-In: references, and a store. Out: the batches of an engine that has the
-store's own weights and preprocessing, or an error that says why not.
+In: a store, and what a run asks for, or references. Out: the weights and the
+provenance of the run, or the batches of an engine that has the store's own;
+or an error that says why not.
 """
 
 from __future__ import annotations
@@ -10,9 +11,34 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from rn50feat.engines import Batch, EngineOptions, StartEngine
+from rn50feat.errors import StoreError
+from rn50feat.provenance import Provenance
 from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore
-from rn50feat.weights import settle
+from rn50feat.weights import Weights, settle
+
+_ANOTHER = "use another file or --overwrite"
+
+
+def agree(
+    old: FeatureStore | None, weights: str | None, exif: bool | None, exact: bool | None, dtype: str | None
+) -> tuple[Weights, Provenance]:
+    """Return the weights and provenance of a run that is to write to `old`, or to a new store.
+
+    What is not said is as in `old`. Raises `ProvenanceError` or `StoreError`
+    when what is said differs from it, and `WeightsError`.
+    """
+    agreed, provenance = settle(weights, exif, exact, None if old is None else old.provenance)
+    require(old, provenance)
+    if old is not None and dtype is not None and old.dtype != dtype:
+        raise StoreError(f"{old.path} holds {old.dtype}, you asked for {dtype}: {_ANOTHER}")
+    return agreed, provenance
+
+
+def require(old: FeatureStore | None, provenance: Provenance) -> None:
+    """Raise `ProvenanceError` when vectors of `provenance` do not belong in `old`."""
+    if old is not None:
+        old.provenance.require(provenance, where=str(old.path), remedy=_ANOTHER)
 
 
 def embed_like(

@@ -11,6 +11,7 @@ each of them into one ``Error:`` line::
     ├── DeviceError              a device or precision that this machine lacks
     ├── StoreError               a store that cannot be read or written
     │   ├── ProvenanceError      a store whose vectors are of another kind
+    │   ├── StoreBusyError       a store that another program keeps open
     │   └── StoreLockedError     75: another run holds the store
     ├── QueryError               a search that cannot be answered
     ├── PruneError               rows that were not removed, to be on the safe side
@@ -19,6 +20,8 @@ each of them into one ``Error:`` line::
 
 A message names the object, the cause and the remedy.
 """
+
+from typing import Any
 
 
 class RN50FeatError(Exception):
@@ -55,6 +58,10 @@ class ProvenanceError(StoreError):
     """A store holds vectors of another network, weights or preprocessing."""
 
 
+class StoreBusyError(StoreError):
+    """Another program keeps a store open, or is writing to it, for too long."""
+
+
 class StoreLockedError(StoreError):
     """Another run holds the store."""
 
@@ -66,7 +73,9 @@ class QueryError(RN50FeatError):
 
 
 class PruneError(RN50FeatError):
-    """Rows were not removed, since that looks like a mistake."""
+    """Rows were not removed, since that looks like a mistake; ``summary`` is what the run did before."""
+
+    summary: Any = None
 
 
 class VerifyError(RN50FeatError):

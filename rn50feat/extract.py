@@ -9,33 +9,19 @@ when there is something.
 from __future__ import annotations
 
 import os
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
-from datetime import datetime, timezone
+from collections.abc import Callable, Iterable
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from rn50feat import lock, prune, sources, weights
-from rn50feat.catalogue import Catalogue
-from rn50feat.engines import Batch, Engine, EngineOptions, Failure, StartEngine, local
-from rn50feat.errors import SourceError, StoreError
-from rn50feat.plan import Step, Verdict, plan
-from rn50feat.provenance import Provenance
-from rn50feat.sources import Reference
-from rn50feat.store import FeatureStore, stored_path
-from rn50feat.summary import Progress, Summary, record
-from rn50feat.writer import StoreWriter, create_store, open_store
+from rn50feat import lock, prune, sources
+from rn50feat.engines import EngineOptions, StartEngine, local
+from rn50feat.run import Run
+from rn50feat.store import locate_store
+from rn50feat.summary import Progress, Summary
 
 COMMIT_ROWS = 10_000
 COMMIT_SECONDS = 20.0  # what a kill may cost; a commit itself takes some 15 ms
-PORTION = 1000  # rows that are pruned, or copies that are written, at once: memory for their pages
 
 
 def extract(
@@ -79,13 +65,13 @@ def extract(
     if isinstance(pictures, (str, os.PathLike)):
         pictures = [pictures]
     roots = sources.roots([Path(picture) for picture in pictures])
-    path = Path(store).resolve()
+    path = locate_store(store)
     deadline = None if time_budget is None else time.monotonic() + time_budget
 
     def stop() -> str | None:
         return "time budget" if deadline is not None and time.monotonic() > deadline else should_stop()
 
-    with lock.run_lock(path), _Run(path, overwrite, stop, commit_rows, commit_seconds) as run:
+    with lock.run_lock(path), Run(path, overwrite, stop, commit_rows, commit_seconds) as run:
         run.agree(weights, exif, exact_decode, dtype)
         run.watch(roots, on_progress)
         references = sources.references(roots)
@@ -95,237 +81,9 @@ def extract(
                 engine = start(run.weights, run.provenance, options, progress=on_progress is not None)
             with engine:
                 run.compute(engine, chain([first], todo))
+        run.finish()
         if run.summary.stopped == "time budget":
             run.count_left(references, retry_failed)
-        run.finish()
         if prune and not run.summary.stopped:
             run.prune(roots, prune_limit, force)
         return run.summary
-
-
-class _Run:
-    """One run over one store: what it agreed to, what it counted, and its writer once there is something to write."""
-
-    def __init__(
-        self, path: Path, overwrite: bool, stop: Callable[[], str | None], commit_rows: float, commit_seconds: float
-    ) -> None:
-        self.path = path
-        self.summary = Summary()
-        self._started, self._clock = datetime.now(timezone.utc), time.monotonic()
-        old = FeatureStore(path) if path.exists() else None  # raises for a file that is not ours to overwrite
-        self._old = None if overwrite else old
-        self._catalogue = Catalogue(self._old)
-        self._met = np.zeros(len(self._catalogue), bool)
-        self._stop, self._commit_rows, self._commit_seconds = stop, commit_rows, commit_seconds
-        self._writer: StoreWriter | None = None
-        self._engine: Engine | None = None
-        self._handed = 0  # pictures given to the engine and not yet back
-        self._copies: list[tuple[Reference, NDArray[np.floating[Any]]]] = []
-        self._uncommitted, self._last_commit = 0, time.monotonic()
-        self._on_progress: Callable[[Progress], None] | None = None
-        self._total: int | None = None
-
-    def agree(self, weights_name: str | None, exif: bool | None, exact: bool | None, dtype: str | None) -> None:
-        """Settle the weights, provenance and dtype, and refuse what differs from the store's."""
-        self._dtype = dtype
-        self.weights, self.provenance = weights.settle(
-            weights_name, exif, exact, None if self._old is None else self._old.provenance
-        )
-        self._require(self.provenance)
-        if self._old is not None and dtype is not None and self._old.dtype != dtype:
-            raise StoreError(
-                f"{self.path} holds {self._old.dtype}, you asked for {dtype}: use another file or --overwrite"
-            )
-
-    def _require(self, provenance: Provenance) -> None:
-        if self._old is not None:
-            self._old.provenance.require(provenance, where=str(self.path), remedy="use another file or --overwrite")
-
-    def _open(self) -> StoreWriter:
-        if self._writer is None and self._old is not None:
-            self._writer = open_store(self.path)
-        elif self._writer is None:
-            exact = self._engine is None or self._engine.precision == "fp32"
-            dtype = np.dtype(self._dtype or ("float32" if exact else "float16"))
-            self._writer = create_store(self.path, self.provenance, dtype)
-        return self._writer
-
-    def todo(self, references: Iterator[Reference], retry_failed: bool) -> Iterator[Reference]:
-        """Yield the pictures that the network must see; deal with all other files on the way."""
-        steps = plan(references, self.path, self._catalogue, retry_failed=retry_failed)
-        while not self._stopped():
-            with self.timed("find"):
-                step = next(steps, None)
-            if step is None:
-                return
-            if step.row is not None:
-                self._met[step.row] = True
-            if step.verdict is Verdict.COMPUTE or not self._take(step):
-                self._handed += 1
-                yield step.reference
-            self._tell()
-
-    def _stopped(self) -> bool:
-        self.summary.stopped = self.summary.stopped or self._stop()
-        return self.summary.stopped is not None
-
-    def _take(self, step: Step) -> bool:
-        """Do what needs no network; return False for a copy whose original was replaced in this very run."""
-        summary = self.summary
-        if step.verdict is Verdict.COPY:
-            return self._copy(step)
-        if step.verdict is Verdict.TOUCHED and step.row is not None:
-            self._open().touch(step.row, step.reference)
-            self._uncommitted += 1
-            self._commit_when_due()
-        path = stored_path(self.path, step.reference.location)
-        if step.verdict in (Verdict.UNCHANGED, Verdict.TOUCHED) and path in self._catalogue.failures:
-            self._open().forgive([path])  # it was broken for a while, and is as it was again
-        summary.unchanged += step.verdict in (Verdict.UNCHANGED, Verdict.TOUCHED)
-        summary.failed_before += step.verdict is Verdict.FAILED_BEFORE
-        summary.ignored += step.verdict is Verdict.IGNORED
-        return True
-
-    def _copy(self, step: Step) -> bool:
-        assert step.twin is not None
-        features = self._open().copied(step.twin, step.reference)
-        if features is None:
-            return False
-        if step.row is not None:
-            self._open().replace(step.row, step.reference, features)
-            self._uncommitted += 1
-            self._commit_when_due()
-        else:
-            self._copies.append((step.reference, features))
-        if len(self._copies) >= PORTION:
-            self._write_copies()
-        self.summary.reused += 1
-        return True
-
-    def _write_copies(self) -> None:
-        if self._copies:
-            references, features = zip(*self._copies)
-            self._open().append(references, np.stack(features))
-            self._uncommitted += len(self._copies)
-            self._copies.clear()
-            self._commit_when_due()
-
-    def compute(self, engine: Engine, references: Iterable[Reference]) -> None:
-        """Send references through `engine`, and write what comes back."""
-        self._engine = engine
-        self.provenance = replace(self.provenance, weights_sha256=engine.weights_sha256)
-        self._require(self.provenance)
-        for batch in engine.embed(references):
-            with self.timed("write"):
-                self._write(batch)
-            self._tell()
-            if self._stopped():
-                break
-        self.summary.stages.update(engine.seconds)
-
-    def _write(self, batch: Batch) -> None:
-        """Write what the engine gives: new rows, changed rows and failures."""
-        writer, new = self._open(), []
-        for i, (reference, features) in enumerate(zip(batch.references, batch.features)):
-            row = self._catalogue.row(stored_path(self.path, reference.location))
-            if not _storable(features, writer.dtype):
-                self._fail(Failure(reference, f"has features that are not finite in {writer.dtype}"))
-            elif row is None:
-                new.append(i)
-            else:
-                writer.replace(row, reference, features)
-                self.summary.changed += 1
-        if new:
-            writer.append([batch.references[i] for i in new], batch.features[new])
-            self.summary.new += len(new)
-        for failure in batch.failures:
-            self._fail(failure)
-        size = len(batch.references) + len(batch.failures)
-        self._handed -= size
-        self._uncommitted += size
-        self._commit_when_due()
-
-    def _fail(self, failure: Failure) -> None:
-        reference = failure.reference
-        if failure.cause == "vanished":
-            self.summary.vanished += 1
-            return
-        if failure.cause == "access":  # a size that no file has: the next run tries it again
-            reference = replace(reference, size=-1, mtime_ns=-1)
-        self._open().fail(reference, failure.reason)
-        self.summary.failed += 1
-
-    def _commit_when_due(self) -> None:
-        due = time.monotonic() - self._last_commit > self._commit_seconds
-        if due or self._uncommitted >= self._commit_rows:
-            self._commit(ended=False)
-
-    def _commit(self, *, ended: bool) -> None:
-        self.summary.seconds = time.monotonic() - self._clock
-        self._open().record(record(self.summary, self._started, self._engine, ended=ended))
-        self._open().commit()
-        self._uncommitted, self._last_commit = 0, time.monotonic()
-
-    def count_left(self, rest: Iterator[Reference], retry_failed: bool) -> None:
-        """Count what a run that ran out of time leaves undone: what the engine had in hand, and the rest."""
-        steps = plan(rest, self.path, self._catalogue, retry_failed=retry_failed, hashing=False)
-        self.summary.left = self._handed + sum(step.verdict is Verdict.COMPUTE for step in steps)
-
-    def finish(self) -> None:
-        """Write what is left, and the record of the run."""
-        self._write_copies()
-        old = self._old
-        if old is None and self._writer is None:
-            if self.summary.stopped:
-                return
-            raise SourceError(f"there is no picture in the sources of {self.path}: name folders that hold some")
-        if old is not None and old.provenance.weights_path != self.provenance.weights_path:
-            self._open().update_provenance(self.provenance)
-        self._commit(ended=True)
-
-    def prune(self, roots: Sequence[str], limit: float, force: bool) -> None:
-        """Remove the rows and ledger entries of pictures that are gone."""
-        if self._old is None:
-            return
-        rows = prune.gone(self._old, roots, self._met, limit=limit, force=force)
-        writer = self._open()
-        for end in range(len(rows), 0, -PORTION):  # from the last row: those before keep their places
-            writer.remove(rows[max(0, end - PORTION) : end])
-            writer.commit()
-        writer.forgive(prune.gone_failures(self.path, list(self._catalogue.failures), roots))
-        self.summary.removed = len(rows)
-        self._commit(ended=True)
-
-    def watch(self, roots: Sequence[str], on_progress: Callable[[Progress], None] | None) -> None:
-        """Report progress, and count the files in a thread meanwhile, so that it has an end."""
-        self._on_progress = on_progress
-
-        def count() -> None:
-            self._total = sum(1 for _ in sources.walk(roots, warn=False))
-
-        if on_progress is not None:
-            threading.Thread(target=count, daemon=True).start()
-
-    def _tell(self) -> None:
-        if self._on_progress is not None:
-            self._on_progress(Progress(self.summary, self._total))
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of a block to that of a stage."""
-        begun = time.monotonic()
-        yield
-        self.summary.stages[stage] = self.summary.stages.get(stage, 0.0) + time.monotonic() - begun
-
-    def __enter__(self) -> _Run:
-        return self
-
-    def __exit__(self, *error: Any) -> None:
-        if self._writer is not None:
-            self._writer.__exit__(*error)
-
-
-def _storable(features: NDArray[np.float32], dtype: np.dtype[Any]) -> bool:
-    """Tell whether all values are finite in `dtype`; float16 ends at 65504."""
-    with np.errstate(over="ignore"):
-        return bool(np.isfinite(features.astype(dtype)).all())

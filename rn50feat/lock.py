@@ -17,9 +17,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from rn50feat.errors import StoreError, StoreLockedError
+from rn50feat.errors import StoreBusyError, StoreError, StoreLockedError
 
-PATIENCE = 60.0  # seconds that a reader or a commit waits for the other before it gives up
+PATIENCE = 60.0  # seconds that a reader waits for commits before it gives up
 
 
 @contextmanager
@@ -61,6 +61,9 @@ def _acquire(path: Path, store: Path) -> int:
             holder = _holder(handle)
             os.close(handle)
             raise StoreLockedError(f"{store} is in use by {holder}: try again when that run has ended") from error
+        except OSError as error:  # a network file system without locks
+            os.close(handle)
+            raise _unlockable(store, error) from error
         os.close(handle)
 
 
@@ -72,10 +75,17 @@ def _holder(handle: int) -> str:
         return "another run"
 
 
+def _unlockable(store: Path, error: OSError) -> StoreError:
+    return StoreError(f"{store} cannot be locked ({error.strerror}): keep it on a file system with locks, a local one")
+
+
 @contextmanager
-def held(handle: int, path: Path, *, alone: bool) -> Iterator[None]:
-    """Hold an open store, alone or together with other readers, waiting for at most `PATIENCE`."""
-    deadline = time.monotonic() + PATIENCE
+def held(handle: int, path: Path, *, alone: bool, patience: float = PATIENCE) -> Iterator[None]:
+    """Hold an open store, alone or together with other readers.
+
+    Raises `StoreBusyError` when that takes more than `patience` seconds.
+    """
+    deadline = time.monotonic() + patience
     kind = fcntl.LOCK_EX if alone else fcntl.LOCK_SH
     while True:
         try:
@@ -83,10 +93,12 @@ def held(handle: int, path: Path, *, alone: bool) -> Iterator[None]:
             break
         except BlockingIOError as error:
             if time.monotonic() > deadline:
-                raise StoreLockedError(
-                    f"{path} was kept open by another program for {PATIENCE:.0f} s: close it there and try again"
+                raise StoreBusyError(
+                    f"{path} was kept open by another program for {patience:.0f} s: close it there and try again"
                 ) from error
             time.sleep(0.002)
+        except OSError as error:
+            raise _unlockable(path, error) from error
     try:
         yield
     finally:

@@ -6,7 +6,6 @@ opens no picture beyond its first bytes, writes nothing, and needs no torch.
 
 from __future__ import annotations
 
-import json
 import os
 from collections import Counter
 from collections.abc import Iterable
@@ -18,9 +17,9 @@ import numpy as np
 from rn50feat import prune as pruning
 from rn50feat import sources
 from rn50feat.catalogue import Catalogue
+from rn50feat.embedding import agree
 from rn50feat.plan import Verdict, plan
-from rn50feat.store import WIDTH, FeatureStore
-from rn50feat.weights import settle
+from rn50feat.store import WIDTH, FeatureStore, locate_store
 
 ROW_OVERHEAD = 150  # bytes of a row beside its features: path, numbers, and HDF5's own tables
 
@@ -60,12 +59,10 @@ def preview(
 ) -> Preview:
     """Return what `extract` would do with the same arguments; raises what it would raise before it begins."""
     roots = sources.roots([Path(picture) for picture in pictures])
-    path = Path(store).resolve()
+    path = locate_store(store)
     existing = FeatureStore(path) if path.exists() else None
     old = None if overwrite else existing
-    _, provenance = settle(weights, exif, exact_decode, None if old is None else old.provenance)
-    if old is not None:
-        old.provenance.require(provenance, where=str(path), remedy="use another file or --overwrite")
+    agree(old, weights, exif, exact_decode, dtype)
     catalogue = Catalogue(old)
     met = np.zeros(len(catalogue), bool)
     counts: Counter[Verdict] = Counter()
@@ -93,6 +90,6 @@ def preview(
 def _last_rate(store: FeatureStore) -> float | None:
     """Return the images/s of the last run that computed something."""
     for run in reversed(store.runs()):
-        if rate := json.loads(run)["counts"]["images_per_second"]:
+        if rate := run["counts"]["images_per_second"]:
             return float(rate)
     return None

@@ -79,6 +79,8 @@ def search(
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     names = [os.fspath(q) for q in ([queries] if isinstance(queries, (str, os.PathLike)) else queries)]
+    if not names:
+        return []
     references, vectors = _embed(names, store, weights_file, options, start, progress)
     with store.reading():
         own = _own_rows(references, store) if exclude_self else [_NONE] * len(references)

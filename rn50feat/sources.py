@@ -45,8 +45,10 @@ def locate(path: Path) -> str:
     name; the parts above are made real, so that one folder has one name
     however the working directory was reached.
     """
-    absolute = os.path.abspath(path)
-    return os.path.join(os.path.realpath(os.path.dirname(absolute)), os.path.basename(absolute))
+    name = os.path.basename(path)
+    if name in ("", ".", ".."):
+        return os.path.realpath(path)
+    return os.path.join(os.path.realpath(os.path.dirname(path)), name)
 
 
 def roots(sources: Iterable[Path]) -> list[str]:

@@ -8,8 +8,10 @@ only module that changes one. Needs no torch.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
+import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,6 +26,7 @@ from rn50feat import journal, lock
 from rn50feat.disk import DISK, Disk
 from rn50feat.errors import StoreError
 from rn50feat.provenance import Provenance
+from rn50feat.sources import Reference
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +57,14 @@ RUNS: dict[str, tuple[Any, tuple[int, ...], int]] = {"runs": (TEXT, (), 64)}
 
 
 @dataclass(frozen=True)
+class Column:
+    """The shape and dtype of a dataset."""
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+
+
+@dataclass(frozen=True)
 class FailureRecord:
     """A picture that could not be read, with the file's size and time at that attempt."""
 
@@ -67,6 +78,19 @@ class FailureRecord:
 def decode_text(value: bytes) -> str:
     """Return a stored string; bytes that are not UTF-8 become surrogate escapes."""
     return value.decode("utf-8", "surrogateescape")
+
+
+def locate_store(path: str | os.PathLike[str]) -> Path:
+    """Return the absolute path of a store that is there, or could be; raise `StoreError` for one that cannot."""
+    try:
+        located = Path(path).resolve()
+        mode = located.stat().st_mode if located.exists() else stat.S_IFREG
+    except (OSError, RuntimeError) as error:  # a circle of links; a name too long
+        raise StoreError(f"{path} cannot be found ({error}): name a file for the store") from error
+    if not stat.S_ISREG(mode):
+        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
+        raise StoreError(f"{path} is {kind}: name a file for the store, out.h5 say")
+    return located
 
 
 def stored_path(store: Path, location: str) -> str:
@@ -105,33 +129,40 @@ class FeatureStore:
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
-        self.path = Path(path).resolve()
+        self.path = locate_store(path)
         self._file: h5py.File | None = None
-        with self.reading() as file:
-            attributes = {name: file.attrs.get(name) for name in ATTRIBUTES}
-        self.id = str(attributes["store_id"])
-        self.provenance = Provenance.from_json(attributes["provenance"])
+        with self._access() as file:
+            attributes = {name: file.attrs[name] for name in ATTRIBUTES}
+            self.id = str(attributes["store_id"])
+            self.provenance = Provenance.from_json(attributes["provenance"])
 
     @contextmanager
-    def reading(self) -> Iterator[h5py.File]:
+    def reading(self) -> Iterator[None]:
         """Hold the store open, at one commit."""
         if self._file is not None:
-            yield self._file
+            yield
             return
-        with _shared(self.path), _open(self.path) as self._file:
+        with shared(self.path), _open(self.path) as self._file:
             try:
-                yield self._file
+                yield
             finally:
                 self._file = None
 
+    @contextmanager
+    def _access(self) -> Iterator[h5py.File]:
+        """Yield the open file to a block that only reads it; what HDF5 then raises is damage."""
+        with self.reading(), damage_told(self.path):
+            assert self._file is not None
+            yield self._file
+
     def __len__(self) -> int:
-        with self.reading() as file:
+        with self._access() as file:
             return int(file["ids"].shape[0])
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the features: float16 or float32."""
-        with self.reading() as file:
+        with self._access() as file:
             dtype: np.dtype[Any] = file["features"].dtype
             return dtype
 
@@ -143,12 +174,12 @@ class FeatureStore:
 
     def block(self, first: int, rows: int) -> NDArray[np.floating[Any]]:
         """Return the features of at most `rows` rows from `first` on, of shape (n, 2048)."""
-        with self.reading() as file:
+        with self._access() as file:
             return np.asarray(file["features"][first : first + rows])
 
     def features(self, rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
         """Return the features of some rows, of shape (len(rows), 2048), in their order."""
-        with self.reading() as file:
+        with self._access() as file:
             found = np.empty((len(rows), WIDTH), file["features"].dtype)
             for i, row in enumerate(rows):
                 found[i] = file["features"][row]
@@ -156,17 +187,17 @@ class FeatureStore:
 
     def column(self, name: str) -> NDArray[Any]:
         """Return one whole dataset of a number a row: ids, size, mtime_ns or digest."""
-        with self.reading() as file:
+        with self._access() as file:
             return np.asarray(file[name][:])
 
     def paths(self, start: int = 0, stop: int | None = None) -> list[str]:
         """Return the stored paths of the rows `start` to `stop`."""
-        with self.reading() as file:
+        with self._access() as file:
             return [decode_text(path) for path in file["paths"][start:stop]]
 
     def path_of(self, row: int) -> str:
         """Return the stored path of one row."""
-        with self.reading() as file:
+        with self._access() as file:
             return decode_text(file["paths"][row])
 
     def rows_of(self, paths: Sequence[str]) -> list[int | None]:
@@ -179,26 +210,69 @@ class FeatureStore:
                 found.update((path, row) for row, path in block if path in wanted)
         return [found.get(path) for path in paths]
 
+    def references(self, first: int, rows: int) -> list[Reference]:
+        """Return the files of at most `rows` rows from `first` on, as they were when their rows were made."""
+        with self._access() as file:
+            columns = [file[name][first : first + rows] for name in ("paths", "size", "mtime_ns", "digest")]
+        return [
+            Reference(self.locate(decode_text(path)), int(size), int(mtime_ns), bytes(digest))
+            for path, size, mtime_ns, digest in zip(*columns)
+        ]
+
+    def layout(self) -> dict[str, Column]:
+        """Return the shape and dtype of each dataset that a store should have, and has."""
+        with self._access() as file:
+            present = [name for name in (*ROWS, *LEDGER, *RUNS) if name in file]
+            return {name: Column(file[name].shape, file[name].dtype) for name in present}
+
+    @property
+    def next_id(self) -> int:
+        """The id that the next new row will have."""
+        with self._access() as file:
+            return int(file.attrs["next_id"])
+
     def failures(self) -> list[FailureRecord]:
         """Return the ledger of pictures that could not be read."""
-        with self.reading() as file:
+        with self._access() as file:
             columns = [file[name][:] for name in LEDGER]
         return [
             FailureRecord(decode_text(path), decode_text(reason), int(size), int(mtime_ns), int(attempts))
             for path, reason, size, mtime_ns, attempts in zip(*columns)
         ]
 
-    def runs(self) -> list[str]:
-        """Return one JSON record for each run, oldest first."""
-        with self.reading() as file:
-            return [decode_text(run) for run in file["runs"][:]]
+    def runs(self) -> list[dict[str, Any]]:
+        """Return the record of each run, oldest first; see `summary.record`."""
+        with self._access() as file:
+            records = [json.loads(run) for run in file["runs"][:]]
+            if any(not {"started", "ended", "device", "precision", "counts"} <= record.keys() for record in records):
+                raise ValueError("a record of a run is incomplete")
+            return records
 
     def locate(self, path: str) -> str:
         """Return the absolute location of the picture with a stored path."""
         return os.path.join(self.path.parent, path)
 
 
-def recover(path: Path, disk: Disk = DISK) -> None:
+@contextmanager
+def damage_told(path: Path) -> Iterator[None]:
+    """Tell of a store that is not what this program wrote: HDF5 and numpy raise many things on one."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        MemoryError,
+        OSError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise StoreError(f"{path} is damaged ({reason}): restore it from a backup, or extract anew") from error
+
+
+def _recover(path: Path, disk: Disk) -> None:
     """Undo an interrupted commit, if there is one; the caller holds the store alone."""
     try:
         if journal.recover(path, disk):
@@ -211,7 +285,7 @@ def recover(path: Path, disk: Disk = DISK) -> None:
 
 
 @contextmanager
-def _shared(path: Path) -> Iterator[None]:
+def shared(path: Path, disk: Disk = DISK) -> Iterator[None]:
     """Hold a store against commits, after undoing one that was interrupted."""
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -226,22 +300,28 @@ def _shared(path: Path) -> Iterator[None]:
                     yield
                     return
             with lock.held(handle, path, alone=True):  # whoever wrote that journal has died
-                recover(path)
+                _recover(path, disk)
     finally:
         os.close(handle)
 
 
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
-    # locking=False: HDF5's own lock would be a second one on the same file.
     try:
-        file = h5py.File(path, "r", locking=False)
+        try:
+            # HDF5's own lock would be a second one on the same file.
+            file = h5py.File(path, "r", locking=False)
+        except OSError:
+            # HDF5 wants it all the same where this very process has the file open with it, as notebooks do.
+            file = h5py.File(path, "r")
     except OSError as error:
         fault = "is a damaged HDF5 file" if path.is_file() and h5py.is_hdf5(path) else "is no HDF5 file"
         raise StoreError(f"{path} {fault}: name another store") from error
     with file:
-        if file.attrs.get("format") != FORMAT:
+        with damage_told(path):
+            kind, schema = file.attrs.get("format"), file.attrs.get("schema", SCHEMA)
+        if kind != FORMAT:
             raise StoreError(f"{path} is an HDF5 file, but not a store of rn50feat: name another file")
-        if file.attrs["schema"] != SCHEMA:
-            raise StoreError(f"{path} has schema {file.attrs['schema']}, this version reads {SCHEMA}: upgrade rn50feat")
+        if schema != SCHEMA:
+            raise StoreError(f"{path} has schema {schema}, this version reads {SCHEMA}: upgrade rn50feat")
         yield file

@@ -101,6 +101,14 @@ class Progress:
     total: int | None
 
 
+def _version(package: str) -> str | None:
+    """Return the version of a package, None where another one (pillow-simd, say) stands in for it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
 def record(summary: Summary, started: datetime, engine: Engine | None, *, ended: bool) -> dict[str, Any]:
     """Return the record of a run, as the store keeps it."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
@@ -112,6 +120,6 @@ def record(summary: Summary, started: datetime, engine: Engine | None, *, ended:
         "backend": engine and engine.backend,
         "device": engine and engine.device,
         "precision": engine and engine.precision,
-        "versions": {**versions, **{name: metadata.version(name) for name in PACKAGES}},
+        "versions": {**versions, **{name: _version(name) for name in PACKAGES}},
         "counts": summary.as_dict(),
     }

@@ -7,20 +7,21 @@ features of some of them once more.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rn50feat import sources
 from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
-from rn50feat.errors import SourceError
+from rn50feat.errors import SourceError, StoreError
 from rn50feat.sources import Reference
-from rn50feat.store import LEDGER, ROWS, WIDTH, FeatureStore
+from rn50feat.store import LEDGER, ROWS, RUNS, FeatureStore
 
 # Relative L2 between a stored row and the same row computed again. In fp32
 # the order of additions costs 1e-6; bf16 costs 2.7e-2 (float16 less).
@@ -56,9 +57,11 @@ def verify(
     report = Report()
     with store.reading():
         if _check_shapes(store, report):
-            _check_ids(store, report)
-            _check_rows(store, report)
+            _check_numbers(store, report)
             _check_paths(store, report)
+            _check_records(store, report)
+    if not report.findings:
+        _check_rows(store, report)
     if not report.findings and sources:
         _check_sources(store, report)
     if not report.findings and recompute:
@@ -68,56 +71,77 @@ def verify(
 
 def _check_shapes(store: FeatureStore, report: Report) -> bool:
     """Check that all datasets are there, of one length each for rows and ledger."""
-    with store.reading() as file:
-        for table in (ROWS, LEDGER):
-            missing = [name for name in table if name not in file]
-            if missing:
-                report.findings.append(f"{missing[0]} is missing")
-                continue
-            lengths = {name: file[name].shape[0] for name in table}
-            if len(set(lengths.values())) > 1:
-                words = ", ".join(f"{name} {length}" for name, length in lengths.items())
-                report.findings.append(f"the datasets differ in length: {words}")
-            for name, (_, shape, _) in table.items():
-                if file[name].shape[1:] != shape:
-                    report.findings.append(f"{name} has shape {file[name].shape}, not (N, {WIDTH if shape else ''})")
+    layout = store.layout()
+    for table in (ROWS, LEDGER, RUNS):
+        missing = [name for name in table if name not in layout]
+        if missing:
+            report.findings.append(f"{missing[0]} is missing")
+            continue
+        lengths = {name: layout[name].shape[0] for name in table}
+        if len(set(lengths.values())) > 1:
+            words = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            report.findings.append(f"the datasets differ in length: {words}")
+        for name, (kind, entry, _) in table.items():
+            shape, dtype = layout[name].shape, layout[name].dtype
+            if shape[1:] != entry:
+                report.findings.append(f"{name} has shape {shape}, not ({', '.join(['N', *map(str, entry)])})")
+            if dtype not in ((np.float16, np.float32) if kind is None else (np.dtype(kind),)):
+                report.findings.append(f"{name} holds {dtype}")
     return not report.findings
 
 
-def _check_ids(store: FeatureStore, report: Report) -> None:
-    ids = store.column("ids")
-    with store.reading() as file:
-        next_id = int(file.attrs["next_id"])
-    values, counts = np.unique(ids, return_counts=True)
-    if (counts > 1).any():
-        report.findings.append(f"id {values[counts > 1][0]} belongs to {counts.max()} rows")
-    if len(ids) and (ids.min() < 0 or ids.max() >= next_id):
-        report.findings.append(f"ids run from {ids.min()} to {ids.max()}, but the next id is {next_id}")
+@contextmanager
+def _reading(what: str, report: Report) -> Iterator[None]:
+    """Make a finding of what cannot be read."""
+    try:
+        yield
+    except StoreError as error:
+        report.findings.append(f"{what} cannot be read: {error}")
+
+
+def _check_numbers(store: FeatureStore, report: Report) -> None:
+    """Check the columns of numbers: ids are given once, files have sizes."""
+    with _reading("ids, size, mtime_ns or digest", report):
+        ids, sizes = store.column("ids"), store.column("size")
+        store.column("mtime_ns"), store.column("digest")
+        values, counts = np.unique(ids, return_counts=True)
+        if (counts > 1).any():
+            report.findings.append(f"id {values[counts > 1][0]} belongs to {counts.max()} rows")
+        if len(ids) and (ids.min() < 0 or ids.max() >= store.next_id):
+            report.findings.append(f"ids run from {ids.min()} to {ids.max()}, but the next id is {store.next_id}")
+        if (sizes < 0).any():
+            report.findings.append(f"row {int(np.argmax(sizes < 0))} has a file of {sizes.min()} bytes")
+
+
+def _check_records(store: FeatureStore, report: Report) -> None:
+    """Read the ledger and the records of the runs."""
+    with _reading("the ledger of failures", report):
+        store.failures()
+    with _reading("the records of the runs", report):
+        store.runs()
 
 
 def _check_rows(store: FeatureStore, report: Report) -> None:
-    """Read every chunk; no row may be NaN, infinite or all zero."""
-    for first in range(0, len(store), BLOCK):
-        try:
+    """Read every chunk; no row may be NaN, infinite or all zero. A run may commit between two blocks."""
+    count = len(store)
+    for first in range(0, count, BLOCK):
+        with store.reading(), _reading(f"rows {first} to {min(count, first + BLOCK) - 1}", report):
             block: Any = store.block(first, BLOCK).astype(np.float32)
-            store.paths(first, first + BLOCK)
-        except OSError as error:
-            report.findings.append(f"rows {first} to {min(len(store), first + BLOCK) - 1} cannot be read: {error}")
-            continue
-        for fault, rows in (("not finite", ~np.isfinite(block).all(axis=1)), ("all zero", ~block.any(axis=1))):
-            for row in np.flatnonzero(rows):
-                report.findings.append(f"row {first + row} ({store.path_of(first + int(row))}) is {fault}")
+            for fault, rows in (("not finite", ~np.isfinite(block).all(axis=1)), ("all zero", ~block.any(axis=1))):
+                for row in np.flatnonzero(rows):
+                    report.findings.append(f"row {first + row} ({store.path_of(first + int(row))}) is {fault}")
 
 
 def _check_paths(store: FeatureStore, report: Report) -> None:
     seen: set[str] = set()
-    for first in range(0, len(store), BLOCK):
-        for row, path in enumerate(store.paths(first, first + BLOCK), first):
-            if path in seen:
-                report.findings.append(f"row {row} ({path}) is there twice")
-            if not _is_plain(path):
-                report.findings.append(f"row {row} has a path that leads elsewhere: {path}")
-            seen.add(path)
+    with _reading("paths", report):
+        for first in range(0, len(store), BLOCK):
+            for row, path in enumerate(store.paths(first, first + BLOCK), first):
+                if path in seen:
+                    report.findings.append(f"row {row} ({path}) is there twice")
+                if not _is_plain(path):
+                    report.findings.append(f"row {row} has a path that leads elsewhere: {path}")
+                seen.add(path)
 
 
 def _is_plain(path: str) -> bool:
@@ -127,9 +151,9 @@ def _is_plain(path: str) -> bool:
 
 def _check_sources(store: FeatureStore, report: Report) -> None:
     """Hash every file again: other bytes under the same size and time are a fault, a new time is not."""
-    gone = changed = 0
-    digests = store.column("digest")
+    gone = changed = hashed = 0
     for row, known in enumerate(_references(store)):
+        hashed += 1
         try:
             now = sources.digest(known)
         except SourceError:
@@ -137,17 +161,15 @@ def _check_sources(store: FeatureStore, report: Report) -> None:
             continue
         if (now.size, now.mtime_ns) != (known.size, known.mtime_ns):
             changed += 1
-        elif now.digest != bytes(digests[row]):
+        elif now.digest != known.digest:
             report.findings.append(f"row {row} ({known.location}) has other bytes, though the same size and time")
-    report.notes.append(f"{len(digests)} files hashed: {gone} gone, {changed} changed since their rows were made")
+    report.notes.append(f"{hashed} files hashed: {gone} gone, {changed} changed since their rows were made")
 
 
 def _references(store: FeatureStore) -> Iterator[Reference]:
     """Yield the files of all rows, as they were when the rows were made."""
-    sizes, mtimes = store.column("size"), store.column("mtime_ns")
-    for first in range(0, len(sizes), BLOCK):
-        for row, path in enumerate(store.paths(first, first + BLOCK), first):
-            yield Reference(store.locate(path), int(sizes[row]), int(mtimes[row]))
+    for first in range(0, len(store), BLOCK):
+        yield from store.references(first, BLOCK)
 
 
 def _check_again(
@@ -160,9 +182,7 @@ def _check_again(
     progress: bool,
 ) -> None:
     """Compute random rows again; pictures that are gone or have changed are left out."""
-    rng = np.random.default_rng()
-    wanted = set(rng.permutation(len(store))[:count].tolist())
-    rows = {known.location: row for row, known in enumerate(_references(store)) if row in wanted and _as_known(known)}
+    rows = _drawn(store, count)
     if not rows:
         report.notes.append("no row was computed again: the pictures that were drawn are gone or have changed")
         return
@@ -172,20 +192,28 @@ def _check_again(
         options = replace(options, precision="fp32")
     for batch in embed_like(store, references, weights_file, options, start, progress=progress):
         for reference, features in zip(batch.references, batch.features):
-            row = rows[reference.location]
-            stored = store.features(np.array([row]))[0].astype(np.float32)
+            stored = rows[reference.location]
             error = float(np.linalg.norm(features - stored) / np.linalg.norm(stored))
             worst = max(worst, error)
             if not error <= TOLERANCE["exact" if exact else "rough"]:
-                report.findings.append(f"row {row} ({reference.location}) comes out otherwise now: {error:.1e} away")
+                report.findings.append(f"{reference.location} comes out otherwise now: {error:.1e} away")
         for failure in batch.failures:
             report.findings.append(f"{failure.reference.location} cannot be decoded any more: {failure.reason}")
     report.notes.append(f"{len(rows)} rows computed again: at most {worst:.1e} away (relative L2)")
 
 
+def _drawn(store: FeatureStore, count: int) -> dict[str, NDArray[np.float32]]:
+    """Return the stored features of random rows, float32 of shape (2048,), by the location of their pictures."""
+    with store.reading():
+        rows = np.sort(np.random.default_rng().permutation(len(store))[:count])
+        known = [store.references(int(row), 1)[0] for row in rows]
+        features = store.features(rows).astype(np.float32)
+    return {reference.location: row for reference, row in zip(known, features) if _as_known(reference)}
+
+
 def _computed_exactly(store: FeatureStore) -> bool:
     """Tell whether all rows were computed, and are stored, in fp32."""
-    precisions = {json.loads(run)["precision"] for run in store.runs()}
+    precisions = {run["precision"] for run in store.runs()}
     return store.dtype == np.float32 and precisions <= {None, "fp32"}
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -63,11 +64,12 @@ def find(spec: str) -> Weights:
     if match := re.fullmatch(r"random(?::(\d{1,18}))?", spec):
         seed = int(match[1] or 0)
         return Weights(f"random:{seed}", seed=seed)
-    path = Path(spec).expanduser().resolve()
-    if not path.is_file():
-        known = ", ".join(PUBLISHED)
-        raise WeightsError(f"weights {spec}: no such file: give {known}, random[:SEED] or the path of a file")
-    return Weights(path.name, path)
+    with suppress(OSError, RuntimeError):  # a circle of links; the home of a user that does not exist
+        path = Path(spec).expanduser().resolve()
+        if path.is_file():
+            return Weights(path.name, path)
+    known = ", ".join(PUBLISHED)
+    raise WeightsError(f"weights {spec}: no such file: give {known}, random[:SEED] or the path of a file")
 
 
 def _download_folder() -> Path:

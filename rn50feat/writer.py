@@ -26,7 +26,18 @@ from rn50feat.disk import DISK, Disk
 from rn50feat.errors import StoreError
 from rn50feat.provenance import Provenance
 from rn50feat.sources import Reference
-from rn50feat.store import FORMAT, LEDGER, ROWS, RUNS, SCHEMA, committed_length, decode_text, recover, stored_path
+from rn50feat.store import (
+    FORMAT,
+    LEDGER,
+    ROWS,
+    RUNS,
+    SCHEMA,
+    committed_length,
+    damage_told,
+    decode_text,
+    shared,
+    stored_path,
+)
 
 # The file format of HDF5 1.8: read everywhere, and without the marks of later
 # ones that call a file open for writing after its writer was killed.
@@ -35,10 +46,9 @@ _VERSION = ("v108", "v108")
 
 def open_store(path: Path, *, disk: Disk = DISK) -> StoreWriter:
     """Open the store at `path` for writing, after undoing a commit that was interrupted."""
-    with _told(path):
-        with open(path, "rb") as file, lock.held(file.fileno(), path, alone=True):
-            recover(path, disk)
+    with _told(path), shared(path, disk):
         journaled = journal.JournaledFile(path, length=committed_length(path), disk=disk)
+    with damage_told(path):
         return StoreWriter(journaled, h5py.File(journaled, "r+", libver=_VERSION))
 
 
@@ -72,7 +82,7 @@ class StoreWriter:
         self._file = file
         self._next_id = int(file.attrs["next_id"])
         self._ledger = {decode_text(name): i for i, name in enumerate(file["failures/path"][:])}
-        self._recorded = False
+        self._recorded, self._changed = False, True
 
     def append(self, references: Sequence[Reference], features: NDArray[np.floating[Any]]) -> None:
         """Add one row for each of `references`, with features of shape (n, 2048)."""
@@ -183,21 +193,31 @@ class StoreWriter:
                 dataset[entry] = dataset[last]
             dataset.resize(last, axis=0)
 
-    def commit(self) -> None:
-        """Make everything written so far durable and visible to readers."""
+    def commit(self, *, patience: float = lock.PATIENCE) -> None:
+        """Make everything written so far durable and visible to readers.
+
+        Raises `StoreBusyError` when readers leave the store no free moment
+        for `patience` seconds; nothing is lost then, and a later commit takes
+        what this one did not.
+        """
         with self._told():
             self._file.attrs["next_id"] = self._next_id
             self._file.flush()
-        with self._told():  # only what was written whole is committed
-            self._journal.commit(lambda: lock.held(self._journal.handle, self.path, alone=True))
+        with _told(self.path), _uninterrupted():
+            self._journal.commit(lambda: lock.held(self._journal.handle, self.path, alone=True, patience=patience))
+        self._changed = False
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Tell of an error that the file has kept."""
+        """Tell of an error that the file has kept, or of damage that HDF5 met."""
+        self._changed = True
         with _told(self.path), _uninterrupted():
-            yield
-            if self._journal.error is not None:
-                raise self._journal.error
+            try:
+                with damage_told(self.path):
+                    yield
+            finally:
+                if self._journal.error is not None:
+                    raise self._journal.error
 
     def __enter__(self) -> StoreWriter:
         return self
@@ -206,7 +226,7 @@ class StoreWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            if kind is None:
+            if kind is None and self._changed:
                 self.commit()
         finally:
             with _uninterrupted():

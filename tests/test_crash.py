@@ -172,7 +172,7 @@ def test_a_run_stopped_anywhere_leaves_the_last_commit_and_can_be_resumed(
     states = [state(folder / "out.h5")]
     commit = StoreWriter.commit
 
-    def committed(writer: StoreWriter) -> None:
+    def committed(writer: StoreWriter, **settings: float) -> None:
         before = disk.commits
         commit(writer)
         if disk.commits > before:

@@ -106,6 +106,23 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+def test_a_disk_that_hangs_is_not_the_pictures_fault(odd: Path) -> None:
+    with open(odd / "path/rn50feat/sources.py", "a") as file:
+        file.write(
+            "\nimport time\n\n_true = read\n\n"
+            "def read(reference):\n"
+            "    if reference.size: time.sleep(9)\n"
+            "    return _true(reference)\n"
+        )
+    (odd / "a.png").write_bytes(encoded(Image.new("RGB", (30, 30)), "PNG"))
+    pool = DecoderPool(Preprocessing(), **{**LIMITS, "workers": 1}, seconds=30, patience=0.5)
+    with LocalEngine(FakeBackend(), pool, BATCH) as engine:
+        (batch,) = engine.embed([Reference(str(odd / "a.png"), size, 0) for size in (0, 1, 0)])
+    assert len(batch.references) == 2
+    (failure,) = batch.failures
+    assert (failure.cause, failure.reason) == ("access", "could not be read in time: is its disk or network there?")
+
+
 @pytest.mark.parametrize(
     ("width", "reason"),
     [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from pathlib import Path
@@ -260,7 +259,7 @@ def test_an_error_leaves_the_last_commit(pictures: Path, start: FakeStart) -> No
 def test_each_run_leaves_its_record(pictures: Path, start: FakeStart) -> None:
     extract(pictures, start)
     extract(pictures, start)
-    first, second = map(json.loads, FeatureStore(pictures.parent / "out.h5").runs())
+    first, second = FeatureStore(pictures.parent / "out.h5").runs()
     assert (first["device"], first["counts"]["new"]) == ("cpu", 5)
     assert (second["device"], second["counts"]["unchanged"]) == (None, 5)
     assert first["versions"]["rn50feat"] == rn50feat.__version__

@@ -50,6 +50,19 @@ def test_all_orientations_are_turned_upright(orientation: int) -> None:
     assert (np.abs(left - expected).mean() < 1.5) == (orientation == 1)
 
 
+def test_an_odd_tag_beside_the_orientation_harms_nothing() -> None:
+    tags = [(0x0112, 3, 1, 6), (0x0100, 2, 1, 7)]  # turned by a quarter; a width in letters
+    exif = b"Exif\0\0" + struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    exif += b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    image = scene(3, 300, 260)
+    sideways = encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG")
+    assert (
+        decode(encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif)) == decode(encoded(image, "PNG"))
+    ).all()
+    broken = encoded(image.transpose(Image.Transpose.ROTATE_90), "PNG", exif=exif[:14] + b"\xff" * 40)
+    assert (decode(broken) == decode(sideways)).all()
+
+
 @pytest.mark.parametrize(
     "kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "AVIF", "JPEG2000", "PPM", "TGA", "HEIF"]
 )

@@ -24,9 +24,9 @@ from PIL import Image
 from scenes import encoded
 
 import rn50feat
-from rn50feat import FeatureStore, journal
+from rn50feat import FeatureStore, journal, run
 from rn50feat.engines import EngineOptions
-from rn50feat.errors import PruneError, StoreError, StoreLockedError
+from rn50feat.errors import PruneError, StoreBusyError, StoreError
 from rn50feat.verify import Report
 from rn50feat.writer import open_store
 
@@ -73,7 +73,7 @@ def test_a_signal_stops_after_the_batch_in_hand(shades: Path, start: FakeStart, 
     assert f"stopped by {signal.Signals(number).name}" in errors
     found = stored(shades.parent)
     assert found == {f"{i:02}.png": i for i in range(6)}
-    assert json.loads(FeatureStore(shades.parent / "out.h5").runs()[0])["counts"]["new"] == 6
+    assert FeatureStore(shades.parent / "out.h5").runs()[0]["counts"]["new"] == 6
     assert extract(shades, start).new == 14
     assert stored(shades.parent) == {f"{i:02}.png": i for i in range(20)}
 
@@ -129,6 +129,29 @@ def test_a_time_budget_that_is_over_at_once_does_nothing(shades: Path, start: Fa
     summary = extract(shades, start, time_budget=0)
     assert (summary.new, summary.left, start.engines) == (0, 20, [])
     assert not (shades.parent / "out.h5").exists()
+
+
+def test_what_is_left_is_counted_after_the_commit_and_not_for_ever(
+    shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed: list[bool] = []
+    true = run.plan
+
+    def watched(*arguments: object, **settings: object) -> object:
+        committed.append((shades.parent / "out.h5").exists())
+        return true(*arguments, **settings)
+
+    monkeypatch.setattr(run, "plan", watched)
+    reasons = iter([None, None, None, "time budget"])
+    stopped = extract(
+        shades, start, should_stop=lambda: next(reasons, "time budget"), options=EngineOptions(batch_size=1)
+    )
+    assert (stopped.stopped, stopped.left) == ("time budget", 20 - stopped.new)
+    assert committed == [False, True]
+    (record,) = FeatureStore(shades.parent / "out.h5").runs()
+    assert record["counts"]["left"] == stopped.left
+    monkeypatch.setattr(run, "COUNT_SECONDS", -1)
+    assert extract(shades, start, time_budget=0).left is None
 
 
 def test_commits_come_after_so_many_pictures(shades: Path, start: FakeStart) -> None:
@@ -191,16 +214,44 @@ def test_search_while_extract_goes_on(shades: Path, start: FakeStart) -> None:
     assert searches > 5
 
 
-def test_a_reader_that_stays_too_long_is_told_of(
-    shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run, "READER_SECONDS", 0.01)
+    monkeypatch.setattr(run, "LAST_READER_SECONDS", 0.3)
+
+
+def test_a_reader_that_stays_too_long_is_told_of(shades: Path, start: FakeStart, impatient: None) -> None:
     extract(shades, start)
-    monkeypatch.setattr("rn50feat.lock.PATIENCE", 0.05)
     (shades / "new.png").write_bytes(encoded(Image.new("RGB", (5, 5)), "PNG"))
     with FeatureStore(shades.parent / "out.h5").reading():
-        with pytest.raises(StoreLockedError, match="kept open by another program"):
+        with pytest.raises(StoreBusyError, match="kept open by another program for 0 s: close it there") as caught:
             extract(shades, start)
+        assert caught.value.exit_code == 1
     assert extract(shades, start).new == 1
+
+
+def test_commits_are_put_off_while_a_notebook_keeps_the_store_open(
+    shades: Path, start: FakeStart, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    extract(shades / "00.png", start)
+    notebook = h5py.File(shades / "out.h5")
+    seen: list[int] = []
+
+    def watch(progress: rn50feat.summary.Progress) -> None:
+        seen.append(notebook["ids"].shape[0] if notebook else len(FeatureStore(shades / "out.h5")))
+        if progress.done.new == 10:
+            notebook.close()
+
+    summary = rn50feat.extract(
+        shades, shades / "out.h5", start=start, commit_rows=1, options=EngineOptions(batch_size=1), on_progress=watch
+    )
+    assert summary.new == 19
+    assert set(seen[:9]) == {1}
+    assert seen[-1] == 20
+    assert len(rows(shades / "out.h5")) == 20
+    assert [record.message for record in caplog.records] == [
+        f"{shades / 'out.h5'} is kept open by another program (a notebook?): commits wait until it is closed"
+    ]
 
 
 # Faults
@@ -307,7 +358,7 @@ def test_rows_stay_dense_whichever_go(
     extract(shades, start)
     for i in gone:
         (shades / f"{i:02}.png").unlink()
-    monkeypatch.setattr(sys.modules["rn50feat.extract"], "PORTION", 2)
+    monkeypatch.setattr(run, "PORTION", 2)
     assert extract(shades, start, prune=True, force=True).removed == len(gone)
     assert stored(shades.parent) == {f"{i:02}.png": i for i in range(20) if i not in gone}
     assert rn50feat.verify(shades.parent / "out.h5").findings == []
@@ -327,6 +378,17 @@ def test_prune_refuses_what_looks_like_a_mistake(shades: Path, start: FakeStart)
         extract(shades, start, prune=True, prune_limit=100)
     assert len(FeatureStore(shades.parent / "out.h5")) == 15
     assert extract(shades, start, prune=True, force=True).removed == 15
+
+
+def test_a_refused_prune_tells_what_was_done_all_the_same(rn50feat: Run, shades: Path, start: FakeStart) -> None:
+    extract(shades, start)
+    for i in range(5, 20):
+        (shades / f"{i:02}.png").unlink()
+    done = rn50feat("extract", "pictures", "out.h5", "--prune", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["unchanged"] == 5
+    assert "out.h5: 5 unchanged, in" in done.stderr
+    assert "Error: nothing was pruned: 15 of the 20 rows" in done.stderr
 
 
 def test_a_folder_that_cannot_be_searched_proves_nothing(
@@ -389,7 +451,7 @@ def test_the_json_summary_is_complete(shades: Path) -> None:
 
 
 def test_plain_lines_where_there_is_no_terminal(shades: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rn50feat import terminal
+    from rn50feat.cli import terminal
 
     said: list[str] = []
     monkeypatch.setattr(terminal, "PLAIN_SECONDS", 0.0)
@@ -447,12 +509,14 @@ def test_verify_reads_every_chunk(shades: Path, start: FakeStart, monkeypatch: p
 
     def damaged(self: FeatureStore, first: int, count: int) -> np.ndarray:
         if first <= 16 < first + count:
-            raise OSError("Can't synchronously read data")
+            raise StoreError("out.h5 is damaged (Can't synchronously read data)")
         return block(self, first, count) + 1
 
     monkeypatch.setattr(FeatureStore, "block", damaged)
     monkeypatch.setattr(sys.modules["rn50feat.verify"], "BLOCK", 8)
-    assert rn50feat_verify(shades).findings == ["rows 16 to 19 cannot be read: Can't synchronously read data"]
+    assert rn50feat_verify(shades).findings == [
+        "rows 16 to 19 cannot be read: out.h5 is damaged (Can't synchronously read data)"
+    ]
 
 
 def test_verify_compares_the_datasets(shades: Path, start: FakeStart) -> None:

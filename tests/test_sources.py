@@ -65,6 +65,16 @@ def test_sources_inside_others_are_dropped(tmp_path: Path) -> None:
     ]
 
 
+def test_two_dots_after_a_link_lead_to_where_the_link_leads(tmp_path: Path) -> None:
+    (tmp_path / "there/deep").mkdir(parents=True)
+    (tmp_path / "here").mkdir()
+    (tmp_path / "here/link").symlink_to(tmp_path / "there/deep")
+    for folder in ("here", "there"):
+        (tmp_path / folder / "x").mkdir()
+    assert sources.roots([tmp_path / "here/link/../x"]) == [str(tmp_path / "there/x")]
+    assert sources.roots([tmp_path / "here/link/.."]) == [str(tmp_path / "there")]
+
+
 def test_one_folder_has_one_name_however_it_is_reached(tmp_path: Path) -> None:
     make(tmp_path, "real/pictures/1")
     (tmp_path / "link").symlink_to("real")

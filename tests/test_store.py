@@ -12,9 +12,11 @@ import pytest
 
 from rn50feat import FeatureStore, journal
 from rn50feat.catalogue import Catalogue
+from rn50feat.cli.report import describe
 from rn50feat.errors import ProvenanceError, StoreError
 from rn50feat.provenance import Provenance
 from rn50feat.sources import Reference
+from rn50feat.verify import verify
 from rn50feat.writer import StoreWriter, create_store, open_store
 
 PROVENANCE = Provenance("random:0", "5e" * 32)
@@ -138,8 +140,11 @@ def test_a_full_disk_leaves_no_half_a_new_store(tmp_path: Path) -> None:
         assert not (tmp_path / "out.h5").exists()
 
 
-@pytest.mark.parametrize("name", ["nothing.h5", "text.h5", "other.h5", "newer.h5"])
+@pytest.mark.parametrize("name", ["nothing.h5", "text.h5", "other.h5", "newer.h5", "folder.h5", "pipe.h5", "loop.h5"])
 def test_a_file_that_is_no_store_says_so(tmp_path: Path, path: Path, name: str) -> None:
+    (tmp_path / "folder.h5").mkdir()
+    os.mkfifo(tmp_path / "pipe.h5")
+    (tmp_path / "loop.h5").symlink_to("loop.h5")
     (tmp_path / "text.h5").write_text("no HDF5")
     h5py.File(tmp_path / "other.h5", "w").close()
     (tmp_path / "newer.h5").write_bytes(path.read_bytes())
@@ -150,6 +155,9 @@ def test_a_file_that_is_no_store_says_so(tmp_path: Path, path: Path, name: str) 
         "text.h5": "is no HDF5 file",
         "other.h5": "not a store of rn50feat",
         "newer.h5": "has schema 2, this version reads 1: upgrade",
+        "folder.h5": "is a folder: name a file for the store",
+        "pipe.h5": "is no regular file: name a file for the store",
+        "loop.h5": "cannot be found",
     }[name]
     with pytest.raises(StoreError, match=f"{name}.*{reason}"):
         FeatureStore(tmp_path / name)
@@ -217,3 +225,62 @@ def test_a_new_store_is_safe_from_the_journal_of_one_that_lay_there(path: Path) 
         add(writer, 700, 20)
     assert os.listdir(path.parent) == ["out.h5"]
     assert first_values(path) == list(range(700, 720))
+
+
+DAMAGE = {
+    "no id": lambda file: file.attrs.__delitem__("store_id"),
+    "provenance of numbers": lambda file: file.attrs.__setitem__("provenance", 3),
+    "schema of text": lambda file: file.attrs.__setitem__("schema", "one"),
+    "no paths": lambda file: file.__delitem__("paths"),
+    "no runs": lambda file: file.__delitem__("runs"),
+    "a group for a dataset": lambda file: (file.__delitem__("size"), file.create_group("size")),
+    "ids of text": lambda file: (file.__delitem__("ids"), file.__setitem__("ids", ["a"] * 99)),
+    "paths of numbers": lambda file: (file.__delitem__("paths"), file.__setitem__("paths", np.zeros(99))),
+    "too few times": lambda file: file["mtime_ns"].resize(7, axis=0),
+    "too many features": lambda file: file["features"].resize(1 << 50, axis=0),
+    "narrow features": lambda file: (file.__delitem__("features"), file.__setitem__("features", np.ones((99, 9)))),
+    "a link that leads nowhere": lambda file: (
+        file.__delitem__("digest"),
+        file.__setitem__("digest", h5py.SoftLink("/nowhere")),
+    ),
+    "no ledger": lambda file: file.__delitem__("failures"),
+    "a record that is none": lambda file: file["runs"].resize(1, axis=0),
+    "negative sizes": lambda file: file["size"].__setitem__(4, -4),
+}
+
+
+@pytest.fixture
+def sound(path: Path) -> Path:
+    """A store of 99 rows that are not all zero."""
+    with open_store(path) as writer:
+        writer.remove(np.array([0]))
+    return path
+
+
+def harmless(path: Path) -> bool:
+    """Read and verify all of a store; return whether no fault was told, by a finding or in one line."""
+    try:
+        store = FeatureStore(path)
+        sound = not verify(store).findings
+        store.rows_of(["3.jpg"]), store.features(np.array([1, 98])), Catalogue(store), describe(store)
+    except (StoreError, ProvenanceError) as error:
+        assert "\n" not in str(error)
+        return False
+    return sound
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_store_is_told_of_in_one_line(sound: Path, damage: str) -> None:
+    assert harmless(sound)
+    with h5py.File(sound, "r+") as file:
+        DAMAGE[damage](file)
+    assert not harmless(sound)
+
+
+def test_a_store_that_was_cut_off_is_told_of(sound: Path) -> None:
+    whole = sound.read_bytes()
+    for length in range(0, len(whole), len(whole) // 50):
+        sound.write_bytes(whole[:length])
+        assert not harmless(sound)
+        with pytest.raises(StoreError):
+            open_store(sound)

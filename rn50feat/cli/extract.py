@@ -15,6 +15,7 @@ from rn50feat.cli.options import commit_interval, duration, engine_options, fail
 from rn50feat.cli.stores import mark_random
 from rn50feat.cli.terminal import progress, say, signals, write
 from rn50feat.engines import EngineOptions
+from rn50feat.errors import PruneError
 
 if TYPE_CHECKING:
     from rn50feat.summary import Summary
@@ -85,23 +86,29 @@ def command(
         del settings["time_budget"]
         _show_preview(sources, out, as_json, **settings)
         return
+    refused: PruneError | None = None
     with progress(quiet) as on_progress, signals() as should_stop:
-        summary = run(
-            sources,
-            out,
-            commit_rows=commit_every[0],
-            commit_seconds=commit_every[1],
-            options=options,
-            should_stop=should_stop,
-            on_progress=on_progress,
-            **settings,
-        )
+        try:
+            summary = run(
+                sources,
+                out,
+                commit_rows=commit_every[0],
+                commit_seconds=commit_every[1],
+                options=options,
+                should_stop=should_stop,
+                on_progress=on_progress,
+                **settings,
+            )
+        except PruneError as error:
+            refused, summary = error, error.summary
     if not quiet:
         _tell_summary(summary, out)
     if as_json:
         write(json.dumps({"store": str(out), **summary.as_dict()}) + "\n")
     if summary.stopped in STOP_CODES:
         sys.exit(STOP_CODES[summary.stopped])
+    if refused is not None:
+        raise refused
     if max_failures is not None:
         summary.check_failures(*max_failures)
 

@@ -83,7 +83,7 @@ def describe(store: FeatureStore, runs: int = 5) -> dict[str, Any]:
             "id": store.id,
             "provenance": json.loads(store.provenance.to_json()),
             "failures": len(store.failures()),
-            "runs": [json.loads(run) for run in reversed(store.runs()[-runs:])],
+            "runs": store.runs()[: -runs - 1 : -1],
         }
 
 

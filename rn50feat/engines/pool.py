@@ -29,7 +29,8 @@ from rn50feat.errors import RN50FeatError
 from rn50feat.provenance import Preprocessing
 from rn50feat.sources import Reference
 
-PICTURE_SECONDS = 60.0  # a 200-megapixel PNG takes about 10 s on one slow core
+PICTURE_SECONDS = 60.0  # of a core; a 200-megapixel PNG takes about 10 s on a slow one
+PATIENCE = 600.0  # seconds on the clock for a picture and the reading of its file
 
 
 class DecoderPool:
@@ -43,14 +44,24 @@ class DecoderPool:
         workers: int,
         max_pixels: int,
         seconds: float = PICTURE_SECONDS,
+        patience: float = PATIENCE,
     ) -> None:
-        """Start `workers` processes; a picture may have `max_pixels` and take `seconds`."""
+        """Start `workers` processes.
+
+        A picture may have `max_pixels`, and take `seconds` of a core, and
+        `patience` seconds on the clock together with the reading of its file.
+        """
         shape = (slots, preprocessing.crop, preprocessing.crop, 3)
         self._buffer = _shared_file(int(np.prod(shape)))
         self.crops: NDArray[np.uint8] = np.frombuffer(mmap.mmap(self._buffer, 0), np.uint8).reshape(shape)
         # Pillow takes 4 bytes a pixel and as many for each conversion; 512 MB for the file itself and the rest.
-        limits = {"memory": 12 * max_pixels + (512 << 20), "max_pixels": max_pixels, "seconds": seconds}
-        self._arguments = {**limits, "preprocessing": asdict(preprocessing)}
+        limits = {"memory": 12 * max_pixels + (512 << 20), "max_pixels": max_pixels}
+        self._arguments = {
+            **limits,
+            "seconds": seconds,
+            "patience": patience,
+            "preprocessing": asdict(preprocessing),
+        }
         self._workers: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._alive: set[_Worker] = set()
         self._closing = False
@@ -98,13 +109,13 @@ class _WorkerDied(Exception):
 
     def __init__(self, code: int) -> None:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        super().__init__(
-            "took longer to decode than one picture may"
-            if code == -signal.SIGALRM
-            else f"ended its decoding process ({how})"
-        )
-        # Whoever sent one of these (a person, systemd, the kernel when memory ran out), it was not the picture.
-        outside = code in (-signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP, -signal.SIGINT)
+        known = {
+            -signal.SIGPROF: "took longer to decode than one picture may",
+            -signal.SIGALRM: "could not be read in time: is its disk or network there?",
+        }
+        super().__init__(known.get(code, f"ended its decoding process ({how})"))
+        # Sent by a slow disk, a person, systemd, the kernel when memory ran out: not by the picture.
+        outside = code in (-signal.SIGALRM, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP, -signal.SIGINT)
         self.cause: Literal["content", "access"] = "access" if outside else "content"
 
 

@@ -28,13 +28,22 @@ from rn50feat.sources import Reference
 
 
 def main(
-    *, channel: int, buffer: int, memory: int, max_pixels: int, seconds: float, preprocessing: dict[str, Any]
+    *,
+    channel: int,
+    buffer: int,
+    memory: int,
+    max_pixels: int,
+    seconds: float,
+    patience: float,
+    preprocessing: dict[str, Any],
 ) -> None:
     """Serve requests until the other end of the socket `channel` closes.
 
     `buffer` is a file of crops, `memory` the number of bytes that this
-    process may take beyond what it has at the start, `seconds` what a picture
-    may take before SIGALRM ends the process.
+    process may take beyond what it has at the start. A picture may take
+    `seconds` of this process's time before SIGPROF ends it, and with its
+    reading `patience` on the clock before SIGALRM does: a disk that hangs, or
+    a machine that sleeps, is not the picture's fault.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # systemd sends SIGTERM to all processes of a service
         signal.signal(number, signal.SIG_IGN)
@@ -50,8 +59,10 @@ def main(
             slot, *file = json.loads(connection.recv_bytes())
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, seconds)
+        signal.setitimer(signal.ITIMER_REAL, patience)
+        signal.setitimer(signal.ITIMER_PROF, seconds)
         answer = _decode(Reference(*file), crops[slot], settings, max_pixels)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         connection.send_bytes(json.dumps(answer).encode())
 
