@@ -16,6 +16,7 @@ each of them into one ``Error:`` line::
     ├── QueryError               a search that cannot be answered
     ├── PruneError               rows that were not removed, to be on the safe side
     ├── VerifyError              a store that is not as it should be
+    ├── PageError                an HTML page that cannot be written
     └── TooManyFailuresError     4: more failures than --max-failures allows
 
 A message names the object, the cause and the remedy.
@@ -80,6 +81,10 @@ class PruneError(RN50FeatError):
 
 class VerifyError(RN50FeatError):
     """A store is not as it should be."""
+
+
+class PageError(RN50FeatError):
+    """An HTML page cannot be written."""
 
 
 class TooManyFailuresError(RN50FeatError):

@@ -16,7 +16,7 @@ PACKAGE = Path(rn50feat.__file__).parent
 # The journey of one picture, from the bottom: a module imports only from rows above its own.
 LAYERS = [
     ["errors"],
-    ["provenance", "disk"],
+    ["provenance", "disk", "page"],
     ["sources", "images", "journal", "lock", "weights", "backends"],
     ["network", "store"],
     ["catalogue", "writer", "prune", "backends.torch", "backends.openvino"],

@@ -1,0 +1,111 @@
+"""The frame of every HTML page: one file that needs no network, runs no script and trusts no name.
+
+In: a title, facts, and the pieces of a body. Out: the pieces of a page, or a
+file of them. The content security policy of a page lets in the pictures
+within it and its own style sheet, and nothing else; it follows the reader's
+choice of light or dark.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import os
+import re
+import secrets
+from collections.abc import Iterable, Iterator
+from importlib import resources
+from pathlib import Path
+
+from rn50feat.errors import PageError
+
+SUFFIXES = (".html", ".htm")
+
+# What a name may hold and a reader cannot see: control characters, line and paragraph separators, the marks that
+# turn the direction of a text (and could show gpj.exe as exe.jpg), and bytes that are not UTF-8. Backslashes too,
+# so that an escape cannot be told by a name. The joiners that emoji are made with stay.
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\\\\\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
+)
+_SHORT = {"\n": r"\n", "\t": r"\t", "\r": r"\r", "\\": "\\\\"}
+
+
+def escape(name: str) -> str:
+    r"""Return `name` as HTML text, for elements and for quoted attributes.
+
+    What cannot be seen is spelled out: ``\n``, ``\x1b``, ``\u202e``, and
+    ``\xff`` for a byte that is not UTF-8.
+    """
+    return html.escape(_UNSEEN.sub(_spelled_out, name))
+
+
+def _spelled_out(match: re.Match[str]) -> str:
+    code = ord(match[0])
+    if 0xDC80 <= code <= 0xDCFF:  # a byte, by Python's surrogateescape
+        code -= 0xDC00
+    elif code > 0x7F:
+        return f"\\u{code:04x}"
+    return _SHORT.get(match[0], f"\\x{code:02x}")
+
+
+def style(name: str) -> str:
+    """Return a style sheet of this package, such as page.css."""
+    return resources.files("rn50feat").joinpath(name).read_text(encoding="utf-8")
+
+
+def page(title: str, body: Iterable[str], *, facts: Iterable[tuple[str, str]] = (), css: str = "") -> Iterator[str]:
+    """Yield the pieces of a page: its title and `facts` (name, value) above, then the pieces of `body`.
+
+    Title and facts are plain text, `body` is HTML; it may hold no script, and
+    no style attribute: `css` is for what page.css lacks.
+    """
+    sheet = style("page.css") + css
+    digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
+    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    yield (
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        '<meta name="color-scheme" content="light dark">\n'
+        f"<title>{escape(title)}</title>\n<style>{sheet}</style>\n</head>\n<body>\n"
+        '<a class="skip" href="#content">Skip to the content</a>\n'
+        f"<header>\n<h1>{escape(title)}</h1>\n"
+    )
+    if listed := "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>\n" for name, value in facts):
+        yield f'<dl class="facts">\n{listed}</dl>\n'
+    yield '</header>\n<main id="content" tabindex="-1">\n'
+    yield from body
+    yield "</main>\n</body>\n</html>\n"
+
+
+def target(path: Path) -> Path:
+    """Return the file that a page for `path` becomes, links resolved; raise `PageError` where it cannot be written.
+
+    The name has to say that it is a page: a picture or a store, named by
+    mistake, is never replaced by one.
+    """
+    if path.suffix.lower() not in SUFFIXES:
+        raise PageError(f"{path} does not end in .html: name the page that is to be written, as in results.html")
+    place = Path(os.path.realpath(path))
+    if not os.path.isdir(place.parent):
+        raise PageError(f"{path} cannot be written: there is no folder {place.parent}: make it, or name another")
+    if os.path.exists(place) and not os.path.isfile(place):
+        raise PageError(f"{path} is no regular file: name another")
+    if not os.access(place.parent, os.W_OK | os.X_OK):
+        raise PageError(f"{path} cannot be written (Permission denied): name a file in a folder of your own")
+    return place
+
+
+def save(path: Path, pieces: Iterable[str]) -> None:
+    """Write the pieces of a page to a file, as a whole or not at all; raise `PageError` where that fails."""
+    place = target(path)
+    part = place.with_name(f".rn50feat-{secrets.token_hex(6)}.part")
+    try:
+        with open(part, "x", encoding="utf-8", newline="\n") as file:
+            file.writelines(pieces)
+        os.replace(part, place)
+    except OSError as error:
+        raise PageError(f"{path} cannot be written ({error.strerror}): name a file where there is room") from error
+    finally:
+        part.unlink(missing_ok=True)
