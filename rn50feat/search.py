@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +37,8 @@ class Hit:
 
     ``score`` is a cosine or an inner product, where more is nearer, or for
     l2 a Euclidean distance, where less is. ``path`` is the stored one;
-    ``location`` opens the picture.
+    ``location`` opens the picture; ``state`` tells whether its file is still
+    the one that the row was made from.
     """
 
     rank: int
@@ -45,6 +46,7 @@ class Hit:
     path: str
     location: str
     id: int
+    state: Literal["present", "missing", "changed"] = "present"
 
 
 @dataclass(frozen=True)
