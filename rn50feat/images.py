@@ -1,4 +1,4 @@
-"""Decode a picture to the square that the network sees.
+"""Decode a picture to the square that the network sees, or to a thumbnail for people.
 
 In: the bytes of a file, and a `Preprocessing`. Out: a crop, uint8 of shape
 (crop, crop, 3) in RGB, or an `ImageError` with the reason. A crop equals what
@@ -13,6 +13,8 @@ import io
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -99,6 +101,26 @@ def decode(data: bytes, preprocessing: Preprocessing, *, suffix: str, max_pixels
     name; it matters only for formats without a signature. Raises `ImageError`
     with the reason, for a picture of more than `max_pixels` before decoding it.
     """
+    with _reasons(data):
+        return _decode(data, preprocessing, suffix.lower(), max_pixels)
+
+
+def thumbnail(data: bytes, side: int, *, suffix: str, max_pixels: int) -> bytes:
+    """Return the whole of an encoded picture, upright, as a JPEG of at most `side` pixels in width and height.
+
+    All that `decode` says of its arguments and errors holds.
+    """
+    with _reasons(data):
+        image, _ = _load(data, suffix.lower(), max_pixels, shortest=side, upright=True)
+        image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
+        file = io.BytesIO()
+        image.save(file, "JPEG", quality=82, optimize=True, comment="")  # the original's own stays with the original
+        return file.getvalue()
+
+
+@contextmanager
+def _reasons(data: bytes) -> Iterator[None]:
+    """Turn whatever comes of decoding `data` into an `ImageError` that says why."""
     if not data:
         raise ImageError("is empty")
     if not HEIC and _HEIC.match(data):
@@ -106,7 +128,7 @@ def decode(data: bytes, preprocessing: Preprocessing, *, suffix: str, max_pixels
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's doubts about odd metadata; the pixels decide
-            return _decode(data, preprocessing, suffix.lower(), max_pixels)
+            yield
     except ImageError:
         raise
     except UnidentifiedImageError as error:
@@ -119,12 +141,22 @@ def decode(data: bytes, preprocessing: Preprocessing, *, suffix: str, max_pixels
 
 
 def _decode(data: bytes, preprocessing: Preprocessing, suffix: str, max_pixels: int) -> NDArray[np.uint8]:
+    shortest = 2 * preprocessing.resize if preprocessing.decoding == "scaled" else None
+    upright = preprocessing.exif == "applied"
+    image, whole = _load(data, suffix, max_pixels, shortest=shortest, upright=upright)
+    return np.asarray(_crop(image, whole, preprocessing))
+
+
+def _load(
+    data: bytes, suffix: str, max_pixels: int, *, shortest: int | None, upright: bool
+) -> tuple[Image.Image, tuple[int, ...]]:
+    """Return a picture in RGB, and its size before a JPEG was scaled down to no less than `shortest`."""
     formats = [*_FORMATS, _UNSIGNED[suffix]] if suffix in _UNSIGNED else _FORMATS
     with Image.open(io.BytesIO(data), formats=formats) as opened:
         image: Image.Image = opened
         whole = image.size
-        if preprocessing.decoding == "scaled":
-            _scale_down(image, 2 * preprocessing.resize)
+        if shortest is not None:
+            _scale_down(image, shortest)
         if image.width * image.height > max_pixels:
             megapixels = f"{image.width * image.height / 1e6:.0f} of {max_pixels / 1e6:.0f} megapixels"
             raise ImageError(
@@ -132,11 +164,11 @@ def _decode(data: bytes, preprocessing: Preprocessing, suffix: str, max_pixels: 
                 " raise --max-megapixels, with --retry-failed"
             )
         image.load()
-        if preprocessing.exif == "applied":
+        if upright:
             orientation = _orientation(image)
             image = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
             whole = whole[::-1] if orientation in _SIDEWAYS else whole
-        return np.asarray(_crop(_to_rgb(image), whole, preprocessing))
+        return _to_rgb(image), whole
 
 
 def _orientation(image: Image.Image) -> int:

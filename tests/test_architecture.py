@@ -24,7 +24,7 @@ LAYERS = [
     ["summary"],
     ["engines.pool"],
     ["engines.local"],
-    ["embedding"],
+    ["embedding", "thumbnails"],
     ["run", "search", "preview", "verify", "bench"],
     ["extract"],
     ["cli"],

@@ -45,11 +45,14 @@ class DecoderPool:
         max_pixels: int,
         seconds: float = PICTURE_SECONDS,
         patience: float = PATIENCE,
+        thumbnails: bool = False,
     ) -> None:
         """Start `workers` processes.
 
         A picture may have `max_pixels`, and take `seconds` of a core, and
         `patience` seconds on the clock together with the reading of its file.
+        With `thumbnails`, a slot takes the bytes of a JPEG of the whole
+        picture, at most crop pixels in width and height, and then zeros.
         """
         shape = (slots, preprocessing.crop, preprocessing.crop, 3)
         self._buffer = _shared_file(int(np.prod(shape)))
@@ -61,6 +64,7 @@ class DecoderPool:
             "seconds": seconds,
             "patience": patience,
             "preprocessing": asdict(preprocessing),
+            "thumbnails": thumbnails,
         }
         self._workers: queue.SimpleQueue[_Worker] = queue.SimpleQueue()
         self._alive: set[_Worker] = set()

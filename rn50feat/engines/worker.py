@@ -1,9 +1,9 @@
 """A process that decodes pictures for `pool`.
 
-In: requests of one file each, as JSON over a socket. Out: the crop in the
-slot of a shared buffer that the request names, and the facts of the file, or
-the reason of its failure, as JSON. A process of its own, because a decoder
-may crash, hang or swallow memory on a hostile file.
+In: requests of one file each, as JSON over a socket. Out: the crop, or the
+thumbnail, in the slot of a shared buffer that the request names, and the
+facts of the file, or the reason of its failure, as JSON. A process of its
+own, because a decoder may crash, hang or swallow memory on a hostile file.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -36,19 +38,21 @@ def main(
     seconds: float,
     patience: float,
     preprocessing: dict[str, Any],
+    thumbnails: bool,
 ) -> None:
     """Serve requests until the other end of the socket `channel` closes.
 
-    `buffer` is a file of crops, `memory` the number of bytes that this
-    process may take beyond what it has at the start. A picture may take
-    `seconds` of this process's time before SIGPROF ends it, and with its
-    reading `patience` on the clock before SIGALRM does: a disk that hangs, or
-    a machine that sleeps, is not the picture's fault.
+    `buffer` is a file of crops, or with `thumbnails` of JPEGs, `memory` the
+    number of bytes that this process may take beyond what it has at the start.
+    A picture may take `seconds` of this process's time before SIGPROF ends it,
+    and with its reading `patience` on the clock before SIGALRM does: a disk
+    that hangs, or a machine that sleeps, is not the picture's fault.
     """
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # systemd sends SIGTERM to all processes of a service
         signal.signal(number, signal.SIG_IGN)
     connection = Connection(channel)
     settings = Preprocessing(**preprocessing)
+    fill = partial(_thumbnail if thumbnails else _crop, settings=settings, max_pixels=max_pixels)
     crops = np.frombuffer(mmap.mmap(buffer, 0), np.uint8).reshape(-1, settings.crop, settings.crop, 3)
     images.lift_pillow_limit()
     _silence_libraries()
@@ -61,18 +65,26 @@ def main(
             return
         signal.setitimer(signal.ITIMER_REAL, patience)
         signal.setitimer(signal.ITIMER_PROF, seconds)
-        answer = _decode(Reference(*file), crops[slot], settings, max_pixels)
+        answer = _decode(Reference(*file), partial(fill, crops[slot]))
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.setitimer(signal.ITIMER_REAL, 0)
         connection.send_bytes(json.dumps(answer).encode())
 
 
-def _decode(reference: Reference, crop: NDArray[np.uint8], settings: Preprocessing, max_pixels: int) -> dict[str, Any]:
+def _crop(slot: NDArray[np.uint8], data: bytes, suffix: str, *, settings: Preprocessing, max_pixels: int) -> None:
+    slot[:] = images.decode(data, settings, suffix=suffix, max_pixels=max_pixels)
+
+
+def _thumbnail(slot: NDArray[np.uint8], data: bytes, suffix: str, *, settings: Preprocessing, max_pixels: int) -> None:
+    jpeg = images.thumbnail(data, settings.crop, suffix=suffix, max_pixels=max_pixels)
+    slot.reshape(-1)[:] = np.frombuffer(jpeg.ljust(slot.size, b"\0"), np.uint8)
+
+
+def _decode(reference: Reference, fill: Callable[[bytes, str], None]) -> dict[str, Any]:
     reason, cause = None, "content"
     try:
         reference, data = sources.read(reference)
-        suffix = os.path.splitext(reference.location)[1]
-        crop[:] = images.decode(data, settings, suffix=suffix, max_pixels=max_pixels)
+        fill(data, os.path.splitext(reference.location)[1])
     except ImageError as error:
         reason = str(error)
     except VanishedError as error:

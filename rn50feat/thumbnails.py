@@ -1,0 +1,60 @@
+"""Make thumbnails, as safely as `extract` decodes.
+
+In: locations of pictures. Out: a small JPEG for each, or the reason why there
+is none, in the same order. Any picture may be hostile, so that the processes
+of `engines.pool` decode them: none crashes or hangs the run.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+from rn50feat.engines import EngineOptions, Failure
+from rn50feat.engines.local import cores
+from rn50feat.engines.pool import DecoderPool
+from rn50feat.provenance import Preprocessing
+from rn50feat.sources import Reference
+
+SIDE = 320  # pixels: sharp at 160 CSS pixels on a screen of double density, and 10 to 20 kB
+MOST_WORKERS = 8  # the pictures of a page are few, and a process takes 0.3 s to start
+
+
+@dataclass(frozen=True)
+class Thumbnail:
+    """The bytes of a JPEG of at most `SIDE` pixels in width and height; where they are empty, the reason."""
+
+    jpeg: bytes
+    reason: str = ""
+
+
+def thumbnails(locations: Iterable[str], options: EngineOptions = EngineOptions()) -> Iterator[Thumbnail]:
+    """Yield a thumbnail for each location, in memory that does not grow with their number.
+
+    Of `options`, ``workers`` and ``max_megapixels`` count. Close the generator
+    to stop its processes before the end.
+    """
+    workers = options.workers or min(cores(), MOST_WORKERS)
+    max_pixels = options.max_megapixels * 1_000_000
+    pool = DecoderPool(
+        Preprocessing(crop=SIDE), slots=2 * workers, workers=workers, max_pixels=max_pixels, thumbnails=True
+    )
+    waiting = iter(locations)
+    free = deque(range(2 * workers))
+    decoding: deque[tuple[int, Future[Reference | Failure]]] = deque()
+    try:
+        while True:
+            while free and (location := next(waiting, None)) is not None:
+                slot = free.popleft()
+                decoding.append((slot, pool.decode(slot, Reference(location, -1, -1))))
+            if not decoding:
+                return
+            slot, picture = decoding.popleft()
+            made = picture.result()
+            jpeg = b"" if isinstance(made, Failure) else pool.crops[slot].tobytes().rstrip(b"\0")
+            free.append(slot)
+            yield Thumbnail(jpeg, made.reason if isinstance(made, Failure) else "")
+    finally:
+        pool.close()
