@@ -8,7 +8,7 @@ of `engines.pool` decode them: none crashes or hangs the run.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
@@ -30,7 +30,7 @@ class Thumbnail:
     reason: str = ""
 
 
-def thumbnails(locations: Iterable[str], options: EngineOptions = EngineOptions()) -> Iterator[Thumbnail]:
+def thumbnails(locations: Iterable[str], options: EngineOptions = EngineOptions()) -> Generator[Thumbnail, None, None]:
     """Yield a thumbnail for each location, in memory that does not grow with their number.
 
     Of `options`, ``workers`` and ``max_megapixels`` count. Close the generator

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torchvision
+from chromium import PROGRAM, Chromium
 from fake import FakeStart
 from PIL import Image
 from scenes import encoded, scene
@@ -88,6 +89,17 @@ def rn50feat(tmp_path: Path) -> Run:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
+    """A browser; a test that needs it is skipped where there is none, but not in continuous integration."""
+    if PROGRAM is None:
+        why = "needs Chromium: apt-get install chromium"
+        pytest.fail(why) if os.environ.get("CI") else pytest.skip(why)
+    browser = Chromium(tmp_path_factory.mktemp("chromium"))
+    yield browser
+    browser.close()
 
 
 def rows(store: Path) -> dict[str, np.ndarray]:

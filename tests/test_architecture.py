@@ -26,7 +26,7 @@ LAYERS = [
     ["engines.local"],
     ["embedding", "thumbnails"],
     ["run", "search", "preview", "verify", "bench"],
-    ["extract"],
+    ["extract", "gallery"],
     ["cli"],
     ["cli.report"],
     ["cli.options", "cli.terminal"],

@@ -11,6 +11,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
+from chromium import Chromium
 
 from rn50feat.errors import PageError
 from rn50feat.page import escape, page, save, style, target
@@ -116,3 +117,32 @@ def test_a_page_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(PageError, match=r"results.html cannot be written \(Permission denied\): name a file in"):
         target(tmp_path / "results.html")
     assert os.listdir(tmp_path) == []
+
+
+def test_a_browser_runs_and_fetches_nothing(tmp_path: Path, chromium: Chromium) -> None:
+    """Even where a name had not been escaped: the content security policy stands behind it."""
+    outside = "http://127.0.0.1:9/x"
+    hostile = f"""<script>document.title = "run"</script><script src="{outside}.js"></script>
+        <img src="{outside}.png" onerror="document.title = 'run'"><p style="background: url({outside}.gif)">text</p>
+        <link rel="stylesheet" href="{outside}.css"><iframe src="{outside}.html"></iframe>"""
+    save(tmp_path / "hostile.html", page("Title", [hostile]))
+    chromium.open(tmp_path / "hostile.html")
+    assert chromium.evaluate("document.title") == "Title"
+    assert chromium.requests() == [(tmp_path / "hostile.html").as_uri()]
+    assert len(chromium.complaints()) >= 6
+    save(tmp_path / "plain.html", page("Title", ["<p>text</p>"]))
+    chromium.open(tmp_path / "plain.html")
+    assert chromium.complaints() == []
+    assert chromium.evaluate("getComputedStyle(document.body).maxWidth") == "1280px"
+
+
+def test_the_keyboard_reaches_the_content_first(tmp_path: Path, chromium: Chromium) -> None:
+    save(tmp_path / "page.html", page("Title", ['<p><a href="#x">link</a></p>']))
+    chromium.open(tmp_path / "page.html")
+    chromium.press("Tab")
+    assert chromium.evaluate("document.activeElement.textContent") == "Skip to the content"
+    assert chromium.evaluate("document.activeElement.getBoundingClientRect().left") >= 0
+    chromium.press("Enter")
+    chromium.press("Tab")
+    assert chromium.evaluate("document.activeElement.textContent") == "link"
+    assert chromium.evaluate("getComputedStyle(document.activeElement).outlineStyle") == "solid"

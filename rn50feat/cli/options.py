@@ -9,11 +9,13 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 import click
 
 from rn50feat.engines import EngineOptions
+from rn50feat.page import target
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -51,9 +53,22 @@ def failure_limit(text: str) -> tuple[float, bool]:
     return float(match[1]), bool(match[2])
 
 
+def page_file(text: str) -> Path:
+    """Return the file of an HTML page; raise `PageError` at once where it could not be written in the end."""
+    target(path := Path(text))
+    return path
+
+
 def option(*declarations: str, **settings: Any) -> Callable[[Command], Command]:
     """Declare an option that a variable sets too; as `click.option`."""
     return click.option(*declarations, cls=_Option, **settings)
+
+
+def html_option(command: Command) -> Command:
+    """Give a command ``--html``."""
+    return option(
+        "--html", type=page_file, metavar="FILE", help="Write FILE, a page that shows the pictures, as well."
+    )(command)
 
 
 def engine_options(command: Command) -> Command:

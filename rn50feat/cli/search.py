@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.options import engine_options, option
+from rn50feat.cli.options import engine_options, html_option, option
 from rn50feat.cli.stores import SUFFIXES, find_store, mark_random
 from rn50feat.cli.terminal import attended, write
 from rn50feat.engines import EngineOptions
@@ -32,6 +33,7 @@ from rn50feat.engines import EngineOptions
 @option("--json", "form", flag_value="json", help="Print JSON.")
 @option("--csv", "form", flag_value="csv", help="Print CSV.")
 @option("-0", "--null", "form", flag_value="null", help="Print paths alone, each ended by a NUL.")
+@html_option
 @engine_options
 def command(
     queries: tuple[str, ...],
@@ -42,6 +44,7 @@ def command(
     exclude_self: bool,
     weights: str | None,
     form: str | None,
+    html: Path | None,
     **engine: Any,
 ) -> None:
     """Find the pictures of STORE that are most similar to each QUERY picture.
@@ -51,6 +54,8 @@ def command(
     a terminal, and tab-separated lines (query, rank, score, path) elsewhere.
     Paths are relative to the folder of the store.
     """
+    from rn50feat.gallery import search_page
+    from rn50feat.page import save
     from rn50feat.search import search as by_picture
     from rn50feat.search import search_stored as by_path
     from rn50feat.store import FeatureStore
@@ -69,6 +74,9 @@ def command(
             pictures, store, weights_file=weights, options=EngineOptions(**engine), progress=attended(), **settings
         )
     mark_random(store)
+    if html:
+        locations = [*map(store.locate, stored), *map(os.path.abspath, pictures)]
+        save(html, search_page(results, locations, store, k=k, metric=metric, options=EngineOptions(**engine)))
     if form == "json":
         write(report.as_json(results, store, metric))
     else:

@@ -1,0 +1,191 @@
+"""Show pictures on a page: queries beside their hits, and groups of near-identical pictures.
+
+In: what `search` and `duplicates` found. Out: the pieces of one HTML page
+with thumbnails inside, for `page.save`. The pieces come as they are needed,
+so that the memory for a page does not grow with its length.
+"""
+
+from __future__ import annotations
+
+import base64
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import tee
+from pathlib import Path
+from typing import Protocol
+
+from rn50feat.engines import EngineOptions
+from rn50feat.images import named_as_picture
+from rn50feat.page import escape, page, style
+from rn50feat.search import Hit, Result
+from rn50feat.store import FeatureStore
+from rn50feat.thumbnails import Thumbnail, thumbnails
+
+NEARNESS = {
+    "cosine": "cosine, 1 for the same direction",
+    "l2": "l2, a distance, 0 for the same features",
+    "ip": "inner product, more is nearer",
+}
+_STATES = {"missing": "its file is gone", "changed": "its file has changed since it was extracted"}
+
+
+class Member(Protocol):
+    """A picture of a group; ``similarity`` is its cosine with the first, ``exact`` whether their bytes are equal."""
+
+    @property
+    def path(self) -> str: ...
+    @property
+    def location(self) -> str: ...
+    @property
+    def size(self) -> int: ...
+    @property
+    def similarity(self) -> float: ...
+    @property
+    def exact(self) -> bool: ...
+
+
+class Group(Protocol):
+    """Near-identical pictures, the largest first."""
+
+    @property
+    def members(self) -> Sequence[Member]: ...
+
+
+def search_page(
+    results: Sequence[Result],
+    locations: Sequence[str],
+    store: FeatureStore,
+    *,
+    k: int,
+    metric: str,
+    options: EngineOptions = EngineOptions(),
+) -> Iterator[str]:
+    """Yield a page of search results; `locations` are those of the queries' files, in the same order."""
+    shown = (
+        location
+        for result, query in zip(results, locations)
+        for location in (query, *(hit.location for hit in result.hits))
+    )
+    facts = [("score", NEARNESS[metric]), ("hits", f"at most {k} for each query")]
+    with closing(thumbnails(shown, options)) as pictures:
+        body = _search_body(results, locations, metric, pictures)
+        yield from _page(f"Similar pictures in {store.path.name}", body, store, facts)
+
+
+def groups_page(
+    groups: Iterable[Group], store: FeatureStore, *, threshold: float, options: EngineOptions = EngineOptions()
+) -> Iterator[str]:
+    """Yield a page of groups of near-identical pictures, found at a cosine of at least `threshold`."""
+    groups, ahead = tee(groups)
+    shown = (member.location for group in ahead for member in group.members)
+    with closing(thumbnails(shown, options)) as pictures:
+        body = _groups_body(groups, pictures)
+        facts = [("same picture", f"from a cosine of {threshold:g} with the first of the group")]
+        yield from _page(f"Near-identical pictures in {store.path.name}", body, store, facts)
+
+
+def _page(title: str, body: Iterable[str], store: FeatureStore, facts: Iterable[tuple[str, str]]) -> Iterator[str]:
+    provenance = store.provenance
+    about = [("store", f"{store.path}, {len(store):,} pictures"), ("weights", provenance.weights_label), *facts]
+
+    def marked() -> Iterator[str]:
+        if provenance.random:
+            yield '<p class="note">The weights are random: good for trying things out, not for results.</p>\n'
+        yield from body
+
+    return page(title, marked(), facts=about, css=style("gallery.css"))
+
+
+def _search_body(
+    results: Sequence[Result], locations: Sequence[str], metric: str, pictures: Iterator[Thumbnail]
+) -> Iterator[str]:
+    if len(results) > 1:
+        links = "".join(f'<li><a href="#query-{i}">{_name(r.query)}</a></li>\n' for i, r in enumerate(results, 1))
+        yield f'<nav aria-label="Queries">\n<details><summary>{len(results)} queries</summary>\n<ol>\n{links}</ol>\n'
+        yield "</details>\n</nav>\n"
+    for i, (result, location) in enumerate(zip(results, locations), 1):
+        number = f" {i}" if len(results) > 1 else ""
+        yield f'<section id="query-{i}" class="result" aria-labelledby="title-{i}">\n<div class="query">\n'
+        yield f'<h2 id="title-{i}">Query{number}</h2>\n'
+        yield _figure(next(pictures), f"query{number}", result.query, location, "")
+        yield "</div>\n"
+        if result.hits:
+            largest = max(abs(hit.score) for hit in result.hits)
+            yield f'<ol class="cards" role="list" aria-label="Hits of query{number}">\n'
+            for hit in result.hits:
+                yield f"<li>{_hit(next(pictures), hit, 1.0 if metric == 'cosine' else largest)}</li>\n"
+            yield "</ol>\n"
+        else:
+            yield "<p>No hits.</p>\n"
+        yield "</section>\n"
+
+
+def _hit(thumbnail: Thumbnail, hit: Hit, full: float) -> str:
+    label = f"hit {hit.rank}"
+    rank = f'<span class="rank">{_spoken("hit")}{hit.rank}</span>'
+    caption = f'<p class="score">{rank} <b>{_spoken("score")}{hit.score:.4f}</b></p>\n'
+    caption += _bar(hit.score / full if full else 0.0)
+    if hit.state != "present":
+        label += f", {hit.state}"
+        caption += f'<p class="mark"><b>{hit.state}:</b> {_STATES[hit.state]}</p>\n'
+    return _figure(thumbnail, label, hit.path, "" if hit.state == "missing" else hit.location, caption)
+
+
+def _groups_body(groups: Iterable[Group], pictures: Iterator[Thumbnail]) -> Iterator[str]:
+    count = total = 0
+    yield '<div class="groups">\n'
+    for count, group in enumerate(groups, 1):
+        total += len(group.members)
+        yield f'<section class="group" aria-labelledby="title-{count}">\n'
+        yield f'<h2 id="title-{count}">Group {count}: {len(group.members)} pictures</h2>\n'
+        yield '<ol class="cards" role="list">\n'
+        for i, member in enumerate(group.members, 1):
+            label = f"group {count}, picture {i}"
+            yield f"<li>{_figure(next(pictures), label, member.path, member.location, _membership(member, i))}</li>\n"
+        yield "</ol>\n</section>\n"
+    yield "</div>\n"
+    yield f"<p>{count:,} groups, {total:,} pictures in all.</p>\n" if count else "<p>No near-identical pictures.</p>\n"
+
+
+def _membership(member: Member, number: int) -> str:
+    size = f'<span class="size">{member.size / 1000:,.0f} kB</span>'
+    if number == 1:
+        return f'<p class="score"><b>largest</b> {size}</p>\n'
+    same = '<p class="same">the same bytes as the first</p>\n' if member.exact else ""
+    similarity = f"<b>{_spoken('similarity')}{member.similarity:.4f}</b>"
+    return f'<p class="score">{similarity} {size}</p>\n{_bar(member.similarity)}{same}'
+
+
+def _spoken(word: str) -> str:
+    """Return a word for those who hear the page; the others see what is meant."""
+    return f'<span class="spoken">{word} </span>'
+
+
+def _bar(share: float) -> str:
+    """Return a thin bar, filled to a `share` of at most 1; the number beside it says the same to those who hear."""
+    return (
+        '<svg class="bar" width="100%" height="3" aria-hidden="true">'
+        f'<rect width="{100 * min(max(share, 0.0), 1.0):.2f}%" height="3"/></svg>\n'
+    )
+
+
+def _figure(thumbnail: Thumbnail, label: str, path: str, location: str, caption: str) -> str:
+    """Return a picture with a caption and its path, and a link to its file if a `location` is given."""
+    # A browser would run what lies at a name such as x.html, even where it is a picture, too.
+    link = os.path.isabs(location) and named_as_picture(location)
+    if not thumbnail.jpeg:
+        shown = f'<span class="frame blank">The file {escape(thumbnail.reason)}</span>'
+    else:
+        data = base64.b64encode(thumbnail.jpeg).decode()
+        image = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(f"{label}: {path}")}" decoding="async">'
+        href = f' href="{escape(Path(location).as_uri())}"' if link else ""
+        shown = f'<a class="frame"{href}>{image}</a>'
+    return f'<figure>{shown}\n<figcaption>\n{caption}<p class="path">{_name(path)}</p>\n</figcaption>\n</figure>'
+
+
+def _name(path: str) -> str:
+    """Return a path whose last part stands out, breaking at its slashes, apart from the text around it in direction."""
+    folder, slash, name = path.rpartition("/")
+    above = escape(folder + slash).replace("/", "/<wbr>")
+    return f'<bdi dir="ltr"><span class="folder">{above}</span>{escape(name)}</bdi>'
