@@ -22,7 +22,7 @@ from rn50feat.search import Hit, Result
 from rn50feat.store import FeatureStore
 from rn50feat.thumbnails import Thumbnail, thumbnails
 
-NEARNESS = {
+_SCORES = {
     "cosine": "cosine, 1 for the same direction",
     "l2": "l2, a distance, 0 for the same features",
     "ip": "inner product, more is nearer",
@@ -67,7 +67,7 @@ def search_page(
         for result, query in zip(results, locations)
         for location in (query, *(hit.location for hit in result.hits))
     )
-    facts = [("score", NEARNESS[metric]), ("hits", f"at most {k} for each query")]
+    facts = [("score", _SCORES[metric]), ("hits", f"at most {k} for each query")]
     with closing(thumbnails(shown, options)) as pictures:
         body = _search_body(results, locations, metric, pictures)
         yield from _page(f"Similar pictures in {store.path.name}", body, store, facts)
@@ -145,7 +145,8 @@ def _groups_body(groups: Iterable[Group], pictures: Iterator[Thumbnail]) -> Iter
             yield f"<li>{_figure(next(pictures), label, member.path, member.location, _membership(member, i))}</li>\n"
         yield "</ol>\n</section>\n"
     yield "</div>\n"
-    yield f"<p>{count:,} groups, {total:,} pictures in all.</p>\n" if count else "<p>No near-identical pictures.</p>\n"
+    in_all = f"{count:,} group{'s' if count > 1 else ''}, {total:,} pictures in all." if count else "No such pictures."
+    yield f"<p>{in_all}</p>\n"
 
 
 def _membership(member: Member, number: int) -> str:

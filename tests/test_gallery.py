@@ -230,8 +230,8 @@ def test_groups_are_shown_with_what_makes_them_one(store: FeatureStore) -> None:
         ("group 1, picture 3: pictures/z.png", "similarity 0.9800 1,235 kB pictures/z.png"),
     ]
     assert "from a cosine of 0.9 with the first of the group" in page.source
-    assert "1 groups, 3 pictures in all." in page.source
-    assert "No near-identical pictures." in "".join(groups_page([], store, threshold=0.9, options=ONE))
+    assert "1 group, 3 pictures in all." in page.source
+    assert "No such pictures." in "".join(groups_page([], store, threshold=0.9, options=ONE))
 
 
 def test_groups_come_as_they_are_needed(store: FeatureStore) -> None:

@@ -54,8 +54,6 @@ def command(
     a terminal, and tab-separated lines (query, rank, score, path) elsewhere.
     Paths are relative to the folder of the store.
     """
-    from rn50feat.gallery import search_page
-    from rn50feat.page import save
     from rn50feat.search import search as by_picture
     from rn50feat.search import search_stored as by_path
     from rn50feat.store import FeatureStore
@@ -75,6 +73,9 @@ def command(
         )
     mark_random(store)
     if html:
+        from rn50feat.gallery import search_page
+        from rn50feat.page import save
+
         locations = [*map(store.locate, stored), *map(os.path.abspath, pictures)]
         save(html, search_page(results, locations, store, k=k, metric=metric, options=EngineOptions(**engine)))
     if form == "json":
