@@ -17,7 +17,7 @@ from fake import FakeStart
 from PIL import Image
 from scenes import encoded, scene
 
-from rn50feat import FeatureStore
+from rn50feat import FeatureStore, extract
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -42,6 +42,14 @@ def pictures(tmp_path: Path) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(Image.new("RGB", (40, 30), color), "PNG"))
     return folder
+
+
+@pytest.fixture
+def store(pictures: Path, start: FakeStart) -> FeatureStore:
+    """A store of `pictures`, made by the fake engine under the name of random weights."""
+    path = pictures.parent / "out.h5"
+    extract(pictures, path, weights="random", start=start)
+    return FeatureStore(path)
 
 
 @pytest.fixture(scope="session")

@@ -15,11 +15,9 @@ from urllib.parse import unquote_to_bytes, urlsplit
 import pytest
 from chromium import Chromium
 from conftest import Run
-from fake import FakeStart
 from PIL import Image
 from scenes import encoded, scene
 
-import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.engines import EngineOptions
 from rn50feat.gallery import groups_page, search_page
@@ -101,13 +99,6 @@ class Page(HTMLParser):
             self.figures[-1].text += data
         elif self._inside and self._inside[-1] in ("h1", "h2"):
             self.headings[-1] += data
-
-
-@pytest.fixture
-def store(pictures: Path, start: FakeStart) -> FeatureStore:
-    path = pictures.parent / "out.h5"
-    rn50feat.extract(pictures, path, weights="random", start=start)
-    return FeatureStore(path)
 
 
 @pytest.fixture

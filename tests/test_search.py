@@ -19,13 +19,6 @@ from rn50feat.writer import create_store, open_store
 
 
 @pytest.fixture
-def store(pictures: Path, start: FakeStart) -> FeatureStore:
-    path = pictures.parent / "out.h5"
-    rn50feat.extract(pictures, path, weights="random", start=start)
-    return FeatureStore(path)
-
-
-@pytest.fixture
 def pink(tmp_path: Path) -> Path:
     path = tmp_path / "pink.png"
     path.write_bytes(encoded(Image.new("RGB", (20, 20), (255, 128, 128)), "PNG"))
