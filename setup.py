@@ -29,6 +29,7 @@ setup(
         "Pillow>=11.3",  # the first with AVIF
         "click>=8.1",
         "h5py>=3.12",
+        "faiss-cpu>=1.12",  # the first with RaBitQ in inverted lists and in factory strings
         "tqdm>=4.66",
         "safetensors>=0.5",
     ],

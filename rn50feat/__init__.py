@@ -4,6 +4,8 @@ The doors of the library::
 
     extract(pictures, store)     give every picture a row in a store
     search(queries, store)       the most similar pictures of a store
+    index(store)                 build its FAISS index, or bring it up to date
+    duplicates(store)            groups of near-identical pictures
     verify(store)                check that a store is what it should be
     FeatureStore(path)           read a store
 
@@ -18,12 +20,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["EngineOptions", "FeatureStore", "RN50FeatError", "extract", "search", "verify"]
+__all__ = ["EngineOptions", "FeatureStore", "RN50FeatError", "duplicates", "extract", "index", "search", "verify"]
 
 if TYPE_CHECKING:
+    from rn50feat.duplicates import duplicates
     from rn50feat.engines import EngineOptions
     from rn50feat.errors import RN50FeatError
     from rn50feat.extract import extract
+    from rn50feat.index import index
     from rn50feat.search import search
     from rn50feat.store import FeatureStore
     from rn50feat.verify import verify
@@ -32,7 +36,9 @@ _HOMES = {
     "EngineOptions": "engines",
     "FeatureStore": "store",
     "RN50FeatError": "errors",
+    "duplicates": "duplicates",
     "extract": "extract",
+    "index": "index",
     "search": "search",
     "verify": "verify",
 }

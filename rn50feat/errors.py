@@ -13,6 +13,7 @@ each of them into one ``Error:`` line::
     │   ├── ProvenanceError      a store whose vectors are of another kind
     │   ├── StoreBusyError       a store that another program keeps open
     │   └── StoreLockedError     75: another run holds the store
+    ├── IndexingError            an index that cannot be built or used
     ├── QueryError               a search that cannot be answered
     ├── PruneError               rows that were not removed, to be on the safe side
     ├── VerifyError              a store that is not as it should be
@@ -67,6 +68,10 @@ class StoreLockedError(StoreError):
     """Another run holds the store."""
 
     exit_code = 75
+
+
+class IndexingError(RN50FeatError):
+    """An index of a store cannot be built, or is not one to search with."""
 
 
 class QueryError(RN50FeatError):

@@ -38,7 +38,7 @@ def gone(
     rows, under = [], 0
     with store.reading():
         for first in range(0, len(met), 8192):
-            for row, path in enumerate(store.paths(first, first + 8192), first):
+            for row, path in enumerate(store.paths(first, min(first + 8192, len(met))), first):  # later rows are new
                 location = store.locate(path)
                 if sources.below(location, roots):
                     under += 1

@@ -179,10 +179,13 @@ class FeatureStore:
 
     def features(self, rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
         """Return the features of some rows, of shape (len(rows), 2048), in their order."""
+        if len(rows) and (np.diff(rows) == 1).all():
+            return self.block(int(rows[0]), len(rows))  # 4096 rows: 5 ms, not 60
         with self._access() as file:
-            found = np.empty((len(rows), WIDTH), file["features"].dtype)
-            for i, row in enumerate(rows):
-                found[i] = file["features"][row]
+            features = file["features"]
+            found = np.empty((len(rows), WIDTH), features.dtype)
+            for i, row in enumerate(rows.tolist()):
+                found[i] = features[row]
             return found
 
     def column(self, name: str) -> NDArray[Any]:
@@ -308,12 +311,13 @@ def shared(path: Path, disk: Disk = DISK) -> Iterator[None]:
 @contextmanager
 def _open(path: Path) -> Iterator[h5py.File]:
     try:
+        # rdcc_nbytes=0: a cache of chunks reads the whole 128 kB chunk for one row (100 rows: 4.1 ms, without it 1.4).
         try:
             # HDF5's own lock would be a second one on the same file.
-            file = h5py.File(path, "r", locking=False)
+            file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
         except OSError:
             # HDF5 wants it all the same where this very process has the file open with it, as notebooks do.
-            file = h5py.File(path, "r")
+            file = h5py.File(path, "r", rdcc_nbytes=0)
     except OSError as error:
         fault = "is a damaged HDF5 file" if path.is_file() and h5py.is_hdf5(path) else "is no HDF5 file"
         raise StoreError(f"{path} {fault}: name another store") from error

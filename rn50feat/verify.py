@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import sources
+from rn50feat import index_file, sources
 from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
-from rn50feat.errors import SourceError, StoreError
+from rn50feat.errors import IndexingError, SourceError, StoreError
 from rn50feat.sources import Reference
 from rn50feat.store import LEDGER, ROWS, RUNS, FeatureStore
 
@@ -62,11 +62,23 @@ def verify(
             _check_records(store, report)
     if not report.findings:
         _check_rows(store, report)
+    _check_index(store, report)
     if not report.findings and sources:
         _check_sources(store, report)
     if not report.findings and recompute:
         _check_again(store, report, recompute, weights_file, options, start, progress)
     return report
+
+
+def _check_index(store: FeatureStore, report: Report) -> None:
+    """Hash the index, if there is one, and compare what it is of."""
+    try:
+        facts = index_file.read_facts(store.path, thorough=True)
+        if facts is not None:
+            index_file.require_same(store, facts)
+            report.notes.append(f"{index_file.faiss_path(store.path)} is whole: {facts.rows} rows")
+    except IndexingError as error:
+        report.findings.append(str(error))
 
 
 def _check_shapes(store: FeatureStore, report: Report) -> bool:

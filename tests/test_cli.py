@@ -8,7 +8,6 @@ import inspect
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -23,6 +22,7 @@ from scenes import encoded
 
 import rn50feat as package
 from rn50feat.cli.main import main
+from rn50feat.cli.options import memory
 from rn50feat.engines import EngineOptions
 from rn50feat.lock import run_lock
 
@@ -190,8 +190,14 @@ def test_options_can_be_set_by_variables(rn50feat: Run, store: Path) -> None:
 
 
 def test_a_picture_that_vanished_leaves_its_row(rn50feat: Run, store: Path) -> None:
-    shutil.rmtree(store.parent / "pictures")
-    assert rn50feat("search", "--stored", "pictures/plain.png").returncode == 0
+    (store.parent / "pictures/plain.png").write_text("changed")
+    (store.parent / "pictures/a b.png").unlink()
+    done = rn50feat("search", "--stored", "pictures/plain.png", "-k", "3")
+    assert [line.split("\t")[3:] for line in done.stdout.splitlines()] == [
+        ["pictures/plain.png", "changed"],
+        ["pictures/a b.png", "missing"],
+        ["pictures/quote'\".png"],
+    ]
 
 
 def test_a_bug_keeps_its_traceback(store: Path) -> None:
@@ -202,12 +208,18 @@ def test_a_bug_keeps_its_traceback(store: Path) -> None:
 
 
 def test_defaults_are_those_of_the_library() -> None:
-    for name, function in (("extract", package.extract), ("search", package.search)):
+    for name, function in (
+        ("extract", package.extract),
+        ("search", package.search),
+        ("index", package.index),
+        ("duplicates", package.duplicates),
+    ):
         library = {key: value.default for key, value in inspect.signature(function).parameters.items()}
         library |= dataclasses.asdict(EngineOptions())
         for parameter in main.commands[name].params:
             if isinstance(parameter, click.Option) and parameter.name in library:
-                assert parameter.default == library[parameter.name] or not library[parameter.name], parameter.name
+                default = memory(parameter.default) if parameter.name == "max_ram" else parameter.default
+                assert default == library[parameter.name] or not library[parameter.name], parameter.name
 
 
 def test_every_command_and_option_has_help() -> None:

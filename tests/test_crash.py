@@ -49,6 +49,7 @@ class SnapshotDisk(journal.Disk):
 
     folder: Path
     mixtures: int = 1
+    pattern: str = "out.h5*"
     snapshots: list[Snapshot] = field(default_factory=list)
     commits: int = 0
     durable_commits: int = 0
@@ -56,7 +57,7 @@ class SnapshotDisk(journal.Disk):
     def __post_init__(self) -> None:
         self._rng = random.Random(0)
         self._names = self._current_names()
-        self._synced = {path.stat().st_ino: path.read_bytes() for path in self.folder.glob("out.h5*")}
+        self._synced = {path.stat().st_ino: path.read_bytes() for path in self.folder.glob(self.pattern)}
 
     def note(self) -> None:
         names = self._current_names()
@@ -73,7 +74,9 @@ class SnapshotDisk(journal.Disk):
             self.snapshots.append(Snapshot(mixed, either))
 
     def _current_names(self) -> dict[str, int]:
-        return {path.name: path.stat().st_ino for path in self.folder.glob("out.h5*") if path.suffix != ".h5-lock"}
+        return {
+            path.name: path.stat().st_ino for path in self.folder.glob(self.pattern) if not path.name.endswith("-lock")
+        }
 
     def _mix(self, old: bytes, new: bytes) -> bytes:
         pages = range(0, max(len(old), len(new)), journal.PAGE)

@@ -364,6 +364,15 @@ def test_rows_stay_dense_whichever_go(
     assert rn50feat.verify(shades.parent / "out.h5").findings == []
 
 
+def test_prune_in_a_run_that_adds_rows(shades: Path, start: FakeStart) -> None:
+    extract(shades, start)
+    (shades / "04.png").unlink()
+    (shades / "new.png").write_bytes(encoded(Image.new("RGB", (9, 8), (1, 2, 3)), "PNG"))
+    summary = extract(shades, start, prune=True)
+    assert (summary.new, summary.removed, summary.unchanged) == (1, 1, 19)
+    assert {"pictures/04.png", "pictures/new.png"} & rows(shades.parent / "out.h5").keys() == {"pictures/new.png"}
+
+
 def test_prune_refuses_what_looks_like_a_mistake(shades: Path, start: FakeStart) -> None:
     extract(shades, start)
     for i in range(5):

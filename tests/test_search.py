@@ -14,7 +14,8 @@ from scenes import encoded
 import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.errors import ProvenanceError, QueryError, WeightsError
-from rn50feat.search import scan, search_stored
+from rn50feat.exact import scan
+from rn50feat.search import search_stored
 from rn50feat.writer import create_store, open_store
 
 
@@ -89,6 +90,15 @@ def test_the_query_itself_can_be_left_out(store: FeatureStore, pictures: Path, s
     shutil.copy(pictures / "red.png", outside)
     (result,) = rn50feat.search(outside, store, exclude_self=True, start=start)
     assert {"red", "copy"}.isdisjoint(names(result))
+
+
+def test_hits_whose_picture_is_missing_or_has_changed_are_marked(store: FeatureStore, pictures: Path) -> None:
+    (pictures / "white.png").unlink()
+    (pictures / "z.png").write_text("another")
+    (result,) = search_stored(["pictures/red.png"], store)
+    assert {Path(hit.path).stem: hit.state for hit in result.hits} == {
+        **dict.fromkeys(("red", "blue", "green"), "present"), "white": "missing", "z": "changed",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(

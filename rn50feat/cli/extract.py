@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rn50feat.cli import report
+from rn50feat.cli.index import update
 from rn50feat.cli.options import commit_interval, duration, engine_options, failure_limit, option
 from rn50feat.cli.stores import mark_random
 from rn50feat.cli.terminal import progress, say, signals, write
@@ -56,6 +57,7 @@ STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
     help="Commit after so many pictures, or so much time, or whichever comes first.",
 )
 @option("--time-budget", type=duration, metavar="TIME", help="Stop after this time, at a commit: 90s, 30m, 2h.")
+@option("--index", "indexed", is_flag=True, help="Bring the store's index up to date after the run, or build it.")
 @option("--max-failures", type=failure_limit, metavar="N|P%", help="Exit with 4 when more pictures fail than this.")
 @option("--dry-run", is_flag=True, help="Only tell what would be done, and estimate what it takes.")
 @engine_options
@@ -67,6 +69,7 @@ def command(
     commit_every: tuple[float, float],
     max_failures: tuple[float, bool] | None,
     dry_run: bool,
+    indexed: bool,
     quiet: bool,
     as_json: bool,
     **settings: Any,
@@ -107,6 +110,8 @@ def command(
         write(json.dumps({"store": str(out), **summary.as_dict()}) + "\n")
     if summary.stopped in STOP_CODES:
         sys.exit(STOP_CODES[summary.stopped])
+    if indexed and out.exists():
+        update(out, quiet=quiet, rebuild=settings["overwrite"])
     if refused is not None:
         raise refused
     if max_failures is not None:

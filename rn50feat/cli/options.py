@@ -46,6 +46,13 @@ def commit_interval(text: str) -> tuple[float, float]:
     return pictures, seconds
 
 
+def memory(text: str) -> int:
+    """Return bytes, from 2G, 500M or a number."""
+    if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s?([kMGT]?)B?", text)):
+        raise click.BadParameter(f"{text!r} is no amount of memory: give 2G or 500M")
+    return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2]])
+
+
 def failure_limit(text: str) -> tuple[float, bool]:
     """Return (number, whether it is a percentage), from 20 or 5%."""
     if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)):

@@ -1,6 +1,6 @@
 """Put results into words: for people, for pipes and for programs.
 
-In: search results, a store. Out: text, as an aligned table, tab-separated
+In: search results, groups, a store and its index. Out: text, as an aligned table, tab-separated
 lines, CSV or JSON. Names come out whole: bytes that are not UTF-8 as they are
 (or as surrogate escapes in JSON), control characters escaped where a line
 break would break the form.
@@ -14,13 +14,19 @@ import json
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from rn50feat.errors import RN50FeatError
 
 if TYPE_CHECKING:
     from rn50feat.bench import Benchmark
+    from rn50feat.duplicates import Group
+    from rn50feat.index import Report as IndexReport
+    from rn50feat.index_plan import Plan
     from rn50feat.preview import Preview
     from rn50feat.provenance import Provenance
-    from rn50feat.search import Result
+    from rn50feat.search import Hit, Result
     from rn50feat.store import FailureRecord, FeatureStore
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
@@ -37,15 +43,20 @@ def table(results: Iterable[Result]) -> str:
     blocks = []
     for result in results:
         lines = [f"{one_line(result.query)}", "rank   score  path"]
-        lines += [f"{hit.rank:4}  {hit.score:.4f}  {one_line(hit.path)}" for hit in result.hits]
+        lines += [f"{hit.rank:4}  {hit.score:.4f}  {one_line(hit.path)}{_mark(hit)}" for hit in result.hits]
         blocks.append("\n".join(lines if result.hits else [*lines[:1], "no hits"]))
     return "\n\n".join(blocks) + "\n"
 
 
+def _mark(hit: Hit) -> str:
+    return "" if hit.state == "present" else f"  ({hit.state})"
+
+
 def tab_separated(results: Iterable[Result]) -> str:
-    """Return a line for each hit: query, rank, score, path."""
+    """Return a line for each hit: query, rank, score, path, and missing or changed where that is so."""
     return "".join(
-        f"{one_line(result.query)}\t{hit.rank}\t{hit.score:.6f}\t{one_line(hit.path)}\n"
+        f"{one_line(result.query)}\t{hit.rank}\t{hit.score:.6f}\t{one_line(hit.path)}"
+        f"{'' if hit.state == 'present' else chr(9) + hit.state}\n"
         for result in results
         for hit in result.hits
     )
@@ -55,9 +66,9 @@ def comma_separated(results: Iterable[Result]) -> str:
     """Return CSV with a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["query", "rank", "score", "path", "location", "id"])
+    writer.writerow(["query", "rank", "score", "path", "location", "id", "state"])
     for result in results:
-        writer.writerows([result.query, hit.rank, hit.score, hit.path, hit.location, hit.id] for hit in result.hits)
+        writer.writerows([result.query, *asdict(hit).values()] for hit in result.hits)
     return text.getvalue()
 
 
@@ -83,8 +94,33 @@ def describe(store: FeatureStore, runs: int = 5) -> dict[str, Any]:
             "id": store.id,
             "provenance": json.loads(store.provenance.to_json()),
             "failures": len(store.failures()),
+            "index": _index_of(store),
             "runs": store.runs()[: -runs - 1 : -1],
         }
+
+
+def _index_of(store: FeatureStore) -> dict[str, Any] | None:
+    """Return what there is to know of the index of a store, or why it is none to use; None where there is none."""
+    from rn50feat import index_file
+
+    try:
+        facts = index_file.read_facts(store.path)
+        if facts is None:
+            return None
+        index_file.require_same(store, facts)
+    except RN50FeatError as error:
+        return {"error": str(error)}
+    behind = int((store.column("ids") >= facts.next_id).sum())
+    return {"file": str(index_file.faiss_path(store.path)), **facts.as_dict(), "behind": behind}
+
+
+def _index_words(index: dict[str, Any] | None) -> str:
+    if index is None:
+        return "none: every search looks at all rows"
+    if "error" in index:
+        return one_line(index["error"])
+    behind = f", {index['behind']} newer ones are not in it" if index["behind"] else ""
+    return f"{index['factory']} for {index['metric']} ({size(index['size'])}), {index['rows']} rows{behind}"
 
 
 def description(facts: dict[str, Any], provenance: Provenance) -> str:
@@ -93,6 +129,7 @@ def description(facts: dict[str, Any], provenance: Provenance) -> str:
         ("store", f"{one_line(facts['store'])} ({size(facts['bytes'])})"),
         ("pictures", f"{facts['rows']} rows of 2048 {facts['dtype']}"),
         *provenance_lines(provenance),
+        ("index", _index_words(facts["index"])),
         ("failures", f"{facts['failures']}{' (--failures lists them)' if facts['failures'] else ''}"),
     ]
     lines += [("last runs" if i == 0 else "", run_line(run)) for i, run in enumerate(facts["runs"])]
@@ -160,6 +197,75 @@ def benchmark_lines(result: Benchmark) -> str:
     ]
     table = "".join(f"{name:9} {rate:9.1f}  {unit}\n" for name, rate, unit in lines)
     return f"{table}the bottleneck is {result.bottleneck}; what would help: {result.advice}\n"
+
+
+def plan_line(plan: Plan) -> str:
+    """Return in one line which index will be built, why, and what it takes."""
+    takes = f"about {size(plan.size)}, at most {size(plan.memory)} of memory"
+    return f"building {plan.factory} ({plan.reason}), {takes}"
+
+
+def index_line(done: IndexReport) -> str:
+    """Return in one line what was done to an index, and how it is."""
+    facts = done.facts
+    changes = [f"{count} {name}" for count, name in ((done.added, "added"), (done.removed, "removed")) if count]
+    words = [f"{facts.rows} rows", ", ".join(changes) or "nothing to do"]
+    if done.built:
+        words[1] = f"recall@10 {facts.recall:.3f}" if facts.recall is not None else "nothing to measure recall with"
+        words += [f"looks into {facts.nprobe} lists"] if facts.nprobe else []
+    return ", ".join(words)
+
+
+def index_facts(name: Path, done: IndexReport) -> dict[str, Any]:
+    """Return what was done to the index in the file `name`, ready for JSON."""
+    counts = {"built": done.built, "added": done.added, "removed": done.removed, "rebuild_pays": done.rebuild_pays}
+    return {"file": str(name), **counts, **done.facts.as_dict()}
+
+
+def group_table(groups: Sequence[Group]) -> str:
+    """Return aligned columns, a block for each group."""
+    blocks = []
+    for number, group in enumerate(groups, 1):
+        lines = [f"group {number}", "similarity      size  path"]
+        lines += [
+            f"{'copy' if i and member.exact else f'{member.similarity:.6f}':>10}  {size(member.size):>8}"
+            f"  {one_line(member.path)}"
+            for i, member in enumerate(group.members)
+        ]
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def group_lines(groups: Sequence[Group]) -> str:
+    """Return a line for each picture: group, similarity or copy, size in bytes, path."""
+    return "".join(
+        f"{number}\t{'copy' if i and member.exact else f'{member.similarity:.6f}'}\t{member.size}"
+        f"\t{one_line(member.path)}\n"
+        for number, group in enumerate(groups, 1)
+        for i, member in enumerate(group.members)
+    )
+
+
+def groups_csv(groups: Sequence[Group]) -> str:
+    """Return CSV with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["group", "path", "location", "id", "size", "similarity", "exact"])
+    for number, group in enumerate(groups, 1):
+        writer.writerows([number, *asdict(member).values()] for member in group.members)
+    return text.getvalue()
+
+
+def groups_json(groups: Sequence[Group], store: FeatureStore, threshold: float | None) -> str:
+    """Return one object, with the weights that similarities depend on; no threshold for exact copies."""
+    context = {"store": str(store.path), "weights": store.provenance.weights, "threshold": threshold}
+    return json.dumps({**context, "groups": [asdict(group) for group in groups]}, indent=2) + "\n"
+
+
+def groups_line(groups: Sequence[Group]) -> str:
+    """Return in one line how many groups there are."""
+    more = sum(len(group.members) - 1 for group in groups)
+    return f"{len(groups)} groups, {more} pictures more than one of each"
 
 
 def failure_lines(failures: Iterable[FailureRecord]) -> str:

@@ -29,6 +29,7 @@ from rn50feat.engines import EngineOptions
     help="What the score is.",
 )
 @option("--exclude-self", is_flag=True, help="Leave out the query's own row.")
+@option("--exact", is_flag=True, help="Look at every row, though there is an index.")
 @option("--weights", help="Where the store's weights are, if they have moved.")
 @option("--json", "form", flag_value="json", help="Print JSON.")
 @option("--csv", "form", flag_value="csv", help="Print CSV.")
@@ -42,6 +43,7 @@ def command(
     min_score: float | None,
     metric: str,
     exclude_self: bool,
+    exact: bool,
     weights: str | None,
     form: str | None,
     html: Path | None,
@@ -51,8 +53,9 @@ def command(
 
     STORE is the argument that ends in .h5 or .hdf5, else the variable
     RN50FEAT_STORE, else the one store in the current folder. Prints a table on
-    a terminal, and tab-separated lines (query, rank, score, path) elsewhere.
-    Paths are relative to the folder of the store.
+    a terminal, and tab-separated lines (query, rank, score, path) elsewhere;
+    hits whose picture is missing or has changed are marked. Paths are relative
+    to the folder of the store. The index of STORE is used where there is one.
     """
     from rn50feat.search import search as by_picture
     from rn50feat.search import search_stored as by_path
@@ -65,7 +68,8 @@ def command(
     if not pictures and not stored:
         raise click.UsageError("Give a QUERY picture, or --stored PATH.")
     store = FeatureStore(named[0] if named else find_store())
-    settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score, "exclude_self": exclude_self}
+    settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score}
+    settings |= {"exclude_self": exclude_self, "exact": exact}
     results = by_path(stored, store, **settings) if stored else []
     if pictures:
         results += by_picture(

@@ -56,6 +56,39 @@ def _plain_progress() -> Callable[[Progress], None]:
 
 
 @contextmanager
+def stages(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
+    """Yield what shows (stage, rows done, rows in all): a bar on a terminal, a line now and then elsewhere."""
+    if quiet:
+        yield lambda stage, done, total: None
+    elif attended():
+        from tqdm import tqdm
+
+        with tqdm(unit="row", dynamic_ncols=True, leave=False) as bar:
+
+            def advance(stage: str, done: int, total: int) -> None:
+                bar.total = total or None
+                bar.set_description(stage, refresh=False)
+                bar.update(done - bar.n)
+                bar.refresh()
+
+            yield advance
+    else:
+        yield _plain_stages()
+
+
+def _plain_stages() -> Callable[[str, int, int], None]:
+    told = time.monotonic()
+
+    def tell(stage: str, done: int, total: int) -> None:
+        nonlocal told
+        if time.monotonic() - told >= PLAIN_SECONDS:
+            told = time.monotonic()
+            say(f"{stage}: {done} of {total} rows" if total else stage)
+
+    return tell
+
+
+@contextmanager
 def signals() -> Iterator[Callable[[], str | None]]:
     """Yield what tells the first SIGINT or SIGTERM by name; a second one ends the process at once."""
     caught: list[str] = []

@@ -1,0 +1,56 @@
+"""Stores of drawn vectors, for tests of what needs no pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat import FeatureStore
+from rn50feat.provenance import Provenance
+from rn50feat.sources import Reference
+from rn50feat.writer import create_store, open_store
+
+
+def clusters(rows: int, seed: int = 0, width: int = 16) -> NDArray[np.float32]:
+    """Return (rows, 2048) non-negative vectors: clusters of `width` dimensions, folded into 2048."""
+    rng = np.random.default_rng(seed)
+    fold = np.random.default_rng(99).normal(size=(width, 2048))
+    centres = rng.normal(size=(max(1, rows // 25), width))
+    points = centres[rng.integers(len(centres), size=rows)] + 0.5 * rng.normal(size=(rows, width))
+    return np.maximum(points @ fold, 0).astype(np.float32)
+
+
+def references(folder: Path, first: int, count: int) -> list[Reference]:
+    """Return files that need not be there, with sizes that fall."""
+    return [
+        Reference(str(folder / f"{i:05}.jpg"), 10**6 - i, i, i.to_bytes(16, "big")) for i in range(first, first + count)
+    ]
+
+
+def filled(path: Path, features: NDArray[np.float32], dtype: str = "float32") -> FeatureStore:
+    """Make a store with a row for each of `features`."""
+    with create_store(path, Provenance("random:0", "00"), np.dtype(dtype)) as writer:
+        if len(features):
+            writer.append(references(path.parent, 0, len(features)), features)
+    return FeatureStore(path)
+
+
+def append(store: FeatureStore, first: int, features: NDArray[np.float32]) -> None:
+    """Add rows for the files from `first` on."""
+    with open_store(store.path) as writer:
+        writer.append(references(store.path.parent, first, len(features)), features)
+
+
+def replace(store: FeatureStore, row: int, features: NDArray[np.float32]) -> None:
+    """Give a row another picture, and with it a new id."""
+    with open_store(store.path) as writer:
+        (reference,) = references(store.path.parent, row, 1)
+        writer.replace(row, Reference(reference.location, 5, 5, row.to_bytes(16, "little")), features)
+
+
+def remove(store: FeatureStore, rows: list[int]) -> None:
+    """Remove rows, given in ascending order."""
+    with open_store(store.path) as writer:
+        writer.remove(np.array(rows))
