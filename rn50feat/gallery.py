@@ -13,8 +13,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import tee
 from pathlib import Path
-from typing import Protocol
 
+from rn50feat.duplicates import Group, Member
 from rn50feat.engines import EngineOptions
 from rn50feat.images import named_as_picture
 from rn50feat.page import escape, page, style
@@ -28,28 +28,6 @@ _SCORES = {
     "ip": "inner product, more is nearer",
 }
 _STATES = {"missing": "its file is gone", "changed": "its file has changed since it was extracted"}
-
-
-class Member(Protocol):
-    """A picture of a group; ``similarity`` is its cosine with the first, ``exact`` whether their bytes are equal."""
-
-    @property
-    def path(self) -> str: ...
-    @property
-    def location(self) -> str: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def similarity(self) -> float: ...
-    @property
-    def exact(self) -> bool: ...
-
-
-class Group(Protocol):
-    """Near-identical pictures, the largest first."""
-
-    @property
-    def members(self) -> Sequence[Member]: ...
 
 
 def search_page(

@@ -149,6 +149,9 @@ def test_the_command(rn50feat: Run, planted: Path, tmp_path: Path) -> None:
     assert (result["threshold"], result["weights"], len(result["groups"])) == (0.5, "random:0", 1)
     assert len(result["groups"][0]["members"]) == 162
     assert rn50feat("duplicates", planted, "--threshold", "2").returncode == 2
+    page = tmp_path / "groups.html"
+    assert rn50feat("duplicates", planted, "--exact", "--html", page).returncode == 0
+    assert "Group 1:" in page.read_text()
     filled(tmp_path / "empty.h5", clusters(0))
     done = rn50feat("duplicates", "empty.h5", "--quiet")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

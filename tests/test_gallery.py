@@ -19,6 +19,7 @@ from PIL import Image
 from scenes import encoded, scene
 
 from rn50feat import FeatureStore
+from rn50feat.duplicates import Group, Member
 from rn50feat.engines import EngineOptions
 from rn50feat.gallery import groups_page, search_page
 from rn50feat.page import save
@@ -36,21 +37,6 @@ NAMES = {  # and how they are shown
     "long" * 50 + ".png": "long" * 50 + ".png",
     os.fsdecode(b"\xff\xfe.png"): r"\xff\xfe.png",
 }
-
-
-@dataclass(frozen=True)
-class Member:
-    path: str
-    location: str
-    id: int
-    size: int
-    similarity: float
-    exact: bool
-
-
-@dataclass(frozen=True)
-class Group:
-    members: tuple[Member, ...]
 
 
 @dataclass

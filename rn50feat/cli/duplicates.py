@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.options import option
+from rn50feat.cli.options import html_option, option
 from rn50feat.cli.stores import find_store, mark_random
 from rn50feat.cli.terminal import say, stages, write
 
@@ -25,8 +25,15 @@ from rn50feat.cli.terminal import say, stages, write
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
 @option("--json", "form", flag_value="json", help="Print JSON.")
 @option("--csv", "form", flag_value="csv", help="Print CSV.")
+@html_option
 def command(
-    store: Path | None, threshold: float | None, exact: bool, scan: bool, quiet: bool, form: str | None
+    store: Path | None,
+    threshold: float | None,
+    exact: bool,
+    scan: bool,
+    quiet: bool,
+    form: str | None,
+    html: Path | None,
 ) -> None:
     """Find groups of near-identical pictures in STORE.
 
@@ -48,6 +55,11 @@ def command(
             scan=scan,
             on_progress=lambda done, total: tell("comparing", done, total),
         )
+    if html:
+        from rn50feat.gallery import groups_page
+        from rn50feat.page import save
+
+        save(html, groups_page(groups, opened, threshold=1.0 if exact else threshold))
     if form == "json":
         write(report.groups_json(groups, opened, None if exact else threshold))
     else:
