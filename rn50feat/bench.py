@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
@@ -74,9 +75,16 @@ def bench(
 
     decoding = _rate(decode, contents)
     backend = local.backend(chosen, origin, options, progress=False)
-    crops = np.zeros((options.batch_size, origin.preprocessing.crop, origin.preprocessing.crop, 3), np.uint8)
-    backend.features(crops)
-    network = options.batch_size * _rate(lambda _: backend.features(crops), [None])
+    size = options.batch_size or backend.batch_size
+    crops = np.zeros((size, origin.preprocessing.crop, origin.preprocessing.crop, 3), np.uint8)
+    with ThreadPoolExecutor(backend.lanes) as threads:
+        batches = [crops] * backend.lanes
+
+        def compute(_: None) -> None:
+            list(threads.map(backend.features, batches))
+
+        compute(None)
+        network = size * backend.lanes * _rate(compute, [None])
     with local.engine(backend, origin.preprocessing, options) as engine:
         together = _together(engine, pictures)
     stages = {"reading": reading, "decoding": decoding * local.cores(), "network": network}

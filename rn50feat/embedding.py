@@ -10,7 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from rn50feat.backends import CPU_BATCH
 from rn50feat.engines import Batch, EngineOptions, StartEngine
+from rn50feat.engines.local import cores
 from rn50feat.errors import StoreError
 from rn50feat.provenance import Provenance
 from rn50feat.sources import Reference
@@ -60,7 +62,8 @@ def embed_like(
     weights, provenance = settle(weights_file, None, None, recorded)
     recorded.require(provenance, where=where, remedy=remedy)
     count = len(references)
-    options = replace(options, batch_size=min(options.batch_size, count), workers=min(options.workers, count))
+    batch_size = min(options.batch_size or CPU_BATCH, count)
+    options = replace(options, batch_size=batch_size, workers=min(options.workers or cores(), count))
     with start(weights, recorded, options, progress=progress) as engine:
         recorded.require(replace(provenance, weights_sha256=engine.weights_sha256), where=where, remedy=remedy)
         yield from engine.embed(references)

@@ -15,6 +15,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -140,6 +141,53 @@ def _reasons(data: bytes) -> Iterator[None]:
         raise ImageError(f"cannot be decoded: {reason}") from error
 
 
+@dataclass(frozen=True)
+class PlainJpeg:
+    """What a decoder must know of a JPEG as most cameras and programs write it; lengths in pixels."""
+
+    width: int
+    height: int
+    orientation: int  # 1 to 8, as EXIF has it
+
+
+def plain_jpeg(data: bytes, *, max_pixels: int) -> PlainJpeg | None:
+    """Return the header of a whole baseline JPEG of three YCbCr channels in one scan, or None for anything else.
+
+    A decoder other than `decode` may take these; all others, and those that it
+    refuses, are for `decode`, which tells what is wrong with them.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            image = Image.open(io.BytesIO(data), formats=["JPEG"])
+            orientation = _orientation(image)
+        channels = [channel[0] for channel in getattr(image, "layer", ())]
+        if (
+            image.width * image.height > max_pixels
+            or "progressive" in image.info
+            or image.info.get("adobe_transform", 1) != 1
+            or channels not in ([0, 1, 2], [1, 2, 3])  # others mean RGB, or CMYK
+            or orientation not in range(1, 9)
+        ):
+            return None
+        scan = 2
+        while data[scan + 1] != 0xDA:  # over the segments, a thumbnail with scans of its own among them
+            scan += 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
+        # Cut off, it lacks its end marker: some decoders fill the rest with grey and say nothing.
+        whole = data[scan] == 0xFF and data[scan + 4] == 3 and data.find(b"\xff\xd9", scan) > 0
+        return PlainJpeg(image.width, image.height, orientation) if whole else None
+    except Exception:  # whatever Pillow raises: `decode` will name it
+        return None
+
+
+def geometry(whole: tuple[int, ...], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
+    """Return the width and height that a picture of size `whole` is resized to, and left and top of its crop."""
+    shorter, crop = min(whole), preprocessing.crop
+    width, height = (int(preprocessing.resize * side / shorter) for side in whole)
+    # torchvision's Resize cuts off, its CenterCrop rounds half to even.
+    return width, height, round((width - crop) / 2.0), round((height - crop) / 2.0)
+
+
 def _decode(data: bytes, preprocessing: Preprocessing, suffix: str, max_pixels: int) -> NDArray[np.uint8]:
     shortest = 2 * preprocessing.resize if preprocessing.decoding == "scaled" else None
     upright = preprocessing.exif == "applied"
@@ -195,10 +243,8 @@ def _scale_down(image: Image.Image, shortest: int) -> None:
 
 def _crop(image: Image.Image, whole: tuple[int, ...], preprocessing: Preprocessing) -> Image.Image:
     """Resize the shorter side of the `whole` picture and cut the central square, in one resampling."""
-    shorter, crop = min(whole), preprocessing.crop
-    width, height = (int(preprocessing.resize * side / shorter) for side in whole)
-    # torchvision's Resize cuts off, its CenterCrop rounds half to even.
-    left, top = round((width - crop) / 2.0), round((height - crop) / 2.0)
+    crop = preprocessing.crop
+    width, height, left, top = geometry(whole, preprocessing)
     scale = round(max(whole) / max(image.size))  # 1, 2, 4 or 8: a partial block at the edge counts in part
     x, y = whole[0] / scale / width, whole[1] / scale / height
     box = (left * x, top * y, (left + crop) * x, (top + crop) * y)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from rn50feat.engines import EngineOptions, Failure
 from rn50feat.engines.local import cores
-from rn50feat.engines.pool import DecoderPool
+from rn50feat.engines.pool import DecoderPool, Outcome
 from rn50feat.provenance import Preprocessing
 from rn50feat.sources import Reference
 
@@ -43,16 +43,17 @@ def thumbnails(locations: Iterable[str], options: EngineOptions = EngineOptions(
     )
     waiting = iter(locations)
     free = deque(range(2 * workers))
-    decoding: deque[tuple[int, Future[Reference | Failure]]] = deque()
+    decoding: deque[tuple[int, Future[list[Outcome]]]] = deque()
     try:
         while True:
             while free and (location := next(waiting, None)) is not None:
                 slot = free.popleft()
-                decoding.append((slot, pool.decode(slot, Reference(location, -1, -1))))
+                (picture,) = pool.decode(slot, [Reference(location, -1, -1)])
+                decoding.append((slot, picture))
             if not decoding:
                 return
             slot, picture = decoding.popleft()
-            made = picture.result()
+            (made,) = picture.result()
             jpeg = b"" if isinstance(made, Failure) else pool.crops[slot].tobytes().rstrip(b"\0")
             free.append(slot)
             yield Thumbnail(jpeg, made.reason if isinstance(made, Failure) else "")

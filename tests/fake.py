@@ -21,6 +21,7 @@ class FakeBackend:
     """Features: the mean red, green and blue of the crop, then zeros."""
 
     name, device, precision = "fake", "cpu", "fp32"
+    batch_size, lanes = 32, 1
 
     def __init__(self, weights_sha256: str = "fa" * 32) -> None:
         self.weights_sha256 = weights_sha256
@@ -81,7 +82,7 @@ class FakeStart:
     def __call__(
         self, weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool = False
     ) -> Engine:
-        self.engines.append(FakeEngine(provenance.preprocessing, options.batch_size))
+        self.engines.append(FakeEngine(provenance.preprocessing, options.batch_size or 32))
         return self.engines[-1]
 
     @property

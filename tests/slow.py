@@ -22,7 +22,7 @@ class SlowEngine(FakeEngine):
 
 class SlowStart(FakeStart):
     def __call__(self, weights, provenance, options, *, progress=False):  # type: ignore[no-untyped-def]
-        return SlowEngine(provenance.preprocessing, options.batch_size)
+        return SlowEngine(provenance.preprocessing, options.batch_size or 32)
 
 
 local.start = SlowStart()  # type: ignore[assignment]

@@ -26,7 +26,7 @@ from rn50feat.provenance import Preprocessing
 from rn50feat.sources import Reference
 
 BATCH = 3
-LIMITS = {"slots": BUFFERS * BATCH, "workers": 2, "max_pixels": 10**7}
+LIMITS = {"slots": (BUFFERS + 1) * BATCH, "workers": 2, "max_pixels": 10**7}
 
 
 @pytest.fixture(params=["fake", "local"])
@@ -152,7 +152,7 @@ def test_a_signal_from_outside_is_not_the_pictures_fault(odd: Path) -> None:
     pool = DecoderPool(Preprocessing(), **{**LIMITS, "workers": 1}, seconds=30)
     with LocalEngine(FakeBackend(), pool, BATCH) as engine:
         (worker,) = pool._alive
-        future = pool.decode(0, Reference(str(odd / "0.png"), 0, 0))
+        (future,) = pool.decode(0, [Reference(str(odd / "0.png"), 0, 0)])
         while not worker._ready:
             time.sleep(0.01)
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
@@ -161,7 +161,7 @@ def test_a_signal_from_outside_is_not_the_pictures_fault(odd: Path) -> None:
         assert not future.done()
         assert os.getpgid(worker._process.pid) != os.getpgid(0)
         worker._process.kill()
-        failure = future.result()
+        (failure,) = future.result()
         assert (failure.reason, failure.cause) == ("ended its decoding process (SIGKILL)", "access")
         (odd / "1.png").write_bytes(encoded(Image.new("RGB", (30, 30)), "PNG"))
         assert len(next(iter(engine.embed([Reference(str(odd / "1.png"), 0, 0)]))).references) == 1

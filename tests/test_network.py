@@ -329,15 +329,15 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_batches(monkeypatch: pyte
     whole = backend("fp32")
     expected = whole.features(crops)
     sizes: list[int] = []
-    forward = torchvision.models.ResNet.forward
+    forward = network.Normalized.forward
 
-    def small(self: torch.nn.Module, pictures: torch.Tensor) -> torch.Tensor:
-        sizes.append(len(pictures))
-        if len(pictures) > limit:
+    def small(self: network.Normalized, crops: torch.Tensor) -> torch.Tensor:
+        sizes.append(len(crops))
+        if len(crops) > limit:
             raise torch.OutOfMemoryError("CUDA out of memory")
-        return forward(self, pictures)
+        return forward(self, crops)
 
-    monkeypatch.setattr(torchvision.models.ResNet, "forward", small)
+    monkeypatch.setattr(network.Normalized, "forward", small)
     limit = 3
     np.testing.assert_allclose(whole.features(crops), expected, rtol=1e-4, atol=1e-5)
     assert sizes == [11, 5, 2, 2, 2, 2, 2, 1]

@@ -15,15 +15,18 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NAMES = ("auto", "torch", "openvino")
+CPU_BATCH = 32  # pictures that go through a CPU at once: more gains nothing, and costs memory
 
 
 class Backend(Protocol):
-    """A network on a device."""
+    """A network on a device, or on several."""
 
     name: str
-    device: str
+    device: str  # several are joined by commas
     precision: str  # fp32, bf16 or fp16
     weights_sha256: str  # of the weights that it computes with
+    batch_size: int  # pictures for which `features` is fast, where the user does not choose
+    lanes: int  # threads that may call `features` at once, and gain by it
 
     def features(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
         """Return features, float32 of shape (n, 2048), of crops, uint8 of shape (n, 224, 224, 3)."""

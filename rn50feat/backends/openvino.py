@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.backends import cpu_precision
+from rn50feat.backends import CPU_BATCH, cpu_precision
 from rn50feat.errors import DeviceError
 from rn50feat.provenance import Preprocessing, Provenance
 
@@ -49,6 +49,8 @@ class OpenVinoBackend:
 
     name = "openvino"
     device = "cpu"
+    batch_size = CPU_BATCH
+    lanes = 1  # its own requests keep all cores busy
 
     def __init__(self, provenance: Provenance, load: Callable[[], Network], *, precision: str) -> None:
         """Take the compiled network from the cache, or compile what `load` returns and keep it.

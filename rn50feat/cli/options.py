@@ -99,10 +99,10 @@ def engine_options(command: Command) -> Command:
             ),
             option(
                 "--batch-size",
-                type=click.IntRange(1, 4096),
+                type=click.IntRange(0, 4096),
                 default=EngineOptions.batch_size,
                 show_default=True,
-                help="Pictures that go through the network at once.",
+                help="Pictures that go through the network at once; 0 is 32 on the CPU, by free memory on a GPU.",
             ),
             option(
                 "--workers",
@@ -110,6 +110,13 @@ def engine_options(command: Command) -> Command:
                 default=EngineOptions.workers,
                 show_default=True,
                 help="Decoding processes; 0 chooses by the number of cores.",
+            ),
+            option(
+                "--decoder",
+                type=click.Choice(["auto", "cpu", "gpu"]),
+                default=EngineOptions.decoder,
+                show_default=True,
+                help="What decodes JPEGs; auto is the cores, and a GPU beside them if its network waits for them.",
             ),
             option(
                 "--max-megapixels",

@@ -51,15 +51,19 @@ class EngineOptions:
     """How an engine computes; none of it changes a vector by more than rounding.
 
     ``backend`` is auto, torch or openvino; ``device`` is auto, cpu, cuda or cuda:N; ``precision`` auto, fp32, bf16 or
-    fp16; ``workers`` the number of decoding processes, 0 for a choice by the
-    number of cores.
+    fp16; ``batch_size`` the number of pictures that the network takes at once,
+    0 for 32 on the CPU and what free memory allows on a GPU; ``workers`` the
+    number of decoding processes, 0 for a choice by the number of cores;
+    ``decoder`` who decodes JPEGs: cpu, gpu, or auto, where a GPU helps the
+    cores once they prove too slow for the network.
     """
 
     backend: str = "auto"
     device: str = "auto"
     precision: str = "auto"
-    batch_size: int = 32
+    batch_size: int = 0
     workers: int = 0
+    decoder: str = "auto"
     max_megapixels: int = 200
 
 

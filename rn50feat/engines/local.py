@@ -6,22 +6,26 @@ network computes one batch, the next ones are decoded.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from itertools import islice
+from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rn50feat.backends import Backend
 from rn50feat.engines import Batch, EngineOptions, Failure
-from rn50feat.engines.pool import DecoderPool
-from rn50feat.errors import DeviceError
+from rn50feat.engines.gpu_decoder import GpuDecoder
+from rn50feat.engines.pool import DecoderPool, Outcome
+from rn50feat.errors import DeviceError, RN50FeatError
 from rn50feat.provenance import Preprocessing, Provenance
 from rn50feat.sources import Reference
 from rn50feat.weights import Weights
@@ -29,47 +33,68 @@ from rn50feat.weights import Weights
 if TYPE_CHECKING:
     from rn50feat.network import Network
 
-BUFFERS = 4  # two batches being decoded, one at the network, one waiting for it
+logger = logging.getLogger(__name__)
+
+BUFFERS = 4  # for each lane: two batches being decoded, one at the network, one waiting for it
+# Crops that the decoders can be given at once, where the number of lanes shows only when the backend runs: the
+# memory of a slot is taken when it is first used.
+RESERVED = 8192
+TRIAL = 16  # batches that tell whether the cores decode fast enough
 
 
 @dataclass(frozen=True)
 class _Decoding:
-    """A batch on its way: the buffer that it fills and the futures of its slots."""
+    """A batch on its way: the buffer that it fills, and the futures of its pictures."""
 
     buffer: int
-    pictures: list[Future[Reference | Failure]]
+    pictures: list[Future[list[Outcome]]]
 
 
 class LocalEngine:
     """Embed pictures on this machine."""
 
-    def __init__(self, backend: Backend, pool: DecoderPool, batch_size: int) -> None:
-        """Compute with `backend` what `pool`, of ``BUFFERS * batch_size`` slots, decodes."""
+    def __init__(
+        self,
+        backend: Backend,
+        pool: DecoderPool,
+        batch_size: int = 0,
+        *,
+        gpu: GpuDecoder | None = None,
+        help: Callable[[], GpuDecoder] | None = None,
+    ) -> None:
+        """Compute with `backend` what `pool` or `gpu` decodes, in batches of its own choice unless `batch_size` says.
+
+        Where the network waits for the pool, `help` starts another decoder.
+        """
         self.weights_sha256, self.device = backend.weights_sha256, backend.device
         self.precision, self.backend = backend.precision, backend.name
-        self._compute = backend.features
-        self._pool = pool
-        self._batch_size = batch_size
+        self._compute, self._lanes = backend.features, backend.lanes
+        self._pool, self._gpu, self._help = pool, gpu, help
+        self._batches = self._starved = 0
+        self._batch_size = batch_size or backend.batch_size
+        self._buffers = min(BUFFERS * self._lanes, len(pool.crops) // self._batch_size)
         self._network_seconds = 0.0
+        self._closing, self._closed = Lock(), False
 
     @property
     def seconds(self) -> dict[str, float]:
         """The seconds for which the decoding processes, on average, and the network were busy so far."""
-        return {"decode": self._pool.busy / self._pool.workers, "network": self._network_seconds}
+        return {"decode": self._pool.busy / self._pool.workers, "network": self._network_seconds / self._lanes}
 
     def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
         """Yield every reference exactly once, with its features or its failure."""
         waiting = iter(references)
-        free = deque(range(BUFFERS))
+        free = deque(range(self._buffers))
         decoding: deque[_Decoding] = deque()
         computing: deque[tuple[int, Future[Batch]]] = deque()
-        with ThreadPoolExecutor(1, thread_name_prefix="network") as network:
+        with ThreadPoolExecutor(self._lanes, thread_name_prefix="network") as network:
             while True:
                 while free and (chunk := list(islice(waiting, self._batch_size))):
                     decoding.append(self._decode(chunk, free.popleft()))
-                if decoding and len(computing) < 2:
+                if decoding and len(computing) <= self._lanes:
                     batch = decoding.popleft()
-                    pictures = [picture.result() for picture in batch.pictures]
+                    pictures = [outcome for portion in batch.pictures for outcome in portion.result()]
+                    self._watch(starved=all(result.done() for _, result in computing))
                     computing.append((batch.buffer, network.submit(self._embed, pictures, batch.buffer)))
                 elif computing:
                     buffer, result = computing.popleft()
@@ -80,10 +105,33 @@ class LocalEngine:
                     return
 
     def _decode(self, chunk: list[Reference], buffer: int) -> _Decoding:
-        first = buffer * self._batch_size
-        return _Decoding(buffer, [self._pool.decode(first + i, reference) for i, reference in enumerate(chunk)])
+        return _Decoding(buffer, (self._gpu or self._pool).decode(buffer * self._batch_size, chunk))
 
-    def _embed(self, pictures: list[Reference | Failure], buffer: int) -> Batch:
+    def _watch(self, *, starved: bool) -> None:
+        """Get help when the network had run dry before most of the first batches; the very first ones do not count."""
+        self._batches += 1
+        self._starved += starved and self._batches > self._lanes
+        if self._help and self._batches == TRIAL:
+            if self._starved > TRIAL // 2:
+                Thread(target=self._be_helped, args=(self._help,), daemon=True).start()
+            self._help = None
+
+    def _be_helped(self, help: Callable[[], GpuDecoder]) -> None:
+        """Start the other decoder; the pool goes on alone until it is ready, and for good when it cannot start."""
+        decoder = help()
+        try:
+            decoder.wait_until_ready()
+        except RN50FeatError as error:
+            logger.info("the GPU does not decode: %s", error)
+            decoder.close()
+            return
+        with self._closing:
+            if self._closed:
+                decoder.close()
+            else:
+                self._gpu = decoder
+
+    def _embed(self, pictures: list[Outcome], buffer: int) -> Batch:
         """Run the network on the pictures of one buffer; the slots of failures are computed, and left out."""
         first = buffer * self._batch_size
         failures = tuple(picture for picture in pictures if isinstance(picture, Failure))
@@ -100,6 +148,10 @@ class LocalEngine:
         return self
 
     def __exit__(self, *error: object) -> None:
+        with self._closing:
+            self._closed = True
+        if self._gpu:
+            self._gpu.close()
         self._pool.close()
 
 
@@ -107,7 +159,9 @@ def start(weights: Weights, provenance: Provenance, options: EngineOptions, *, p
     """Start the engine; raise `WeightsError` or `DeviceError` when it cannot compute."""
     pool = _pool(provenance.preprocessing, options)
     try:  # the processes start while the backend is imported: torch and torchvision take 4 s
-        return LocalEngine(backend(weights, provenance, options, progress=progress), pool, options.batch_size)
+        return _joined(
+            backend(weights, provenance, options, progress=progress), pool, provenance.preprocessing, options
+        )
     except BaseException:
         pool.close()
         raise
@@ -115,13 +169,37 @@ def start(weights: Weights, provenance: Provenance, options: EngineOptions, *, p
 
 def engine(backend: Backend, preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:
     """Return an engine with a backend that runs already."""
-    return LocalEngine(backend, _pool(preprocessing, options), options.batch_size)
+    return _joined(backend, _pool(preprocessing, options), preprocessing, options)
+
+
+def _joined(backend: Backend, pool: DecoderPool, preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:
+    """Return the engine with the decoder that `options` ask for."""
+
+    def gpu(*, share: bool) -> GpuDecoder:
+        limit = options.max_megapixels * 1_000_000
+        return GpuDecoder(pool, backend.device.split(","), preprocessing, max_pixels=limit, share=share)
+
+    on_cuda, exact = backend.device.startswith("cuda"), preprocessing.decoding == "exact"
+    if options.decoder == "gpu" and not on_cuda:
+        raise DeviceError(f"--decoder gpu needs a CUDA device, and the network is on {backend.device}: leave it out")
+    if options.decoder == "gpu" and exact:
+        raise DeviceError("a GPU decodes JPEGs with other roundings than --exact-decode promises: use --decoder cpu")
+    if options.decoder == "gpu":
+        decoder = gpu(share=False)
+        try:
+            decoder.wait_until_ready()
+        except RN50FeatError:
+            decoder.close()
+            raise
+        return LocalEngine(backend, pool, options.batch_size, gpu=decoder)
+    help = partial(gpu, share=True) if options.decoder == "auto" and on_cuda and not exact else None
+    return LocalEngine(backend, pool, options.batch_size, help=help)
 
 
 def _pool(preprocessing: Preprocessing, options: EngineOptions) -> DecoderPool:
     return DecoderPool(
         preprocessing,
-        slots=BUFFERS * options.batch_size,
+        slots=max(RESERVED, BUFFERS * options.batch_size),
         # As many as cores: the scheduler shares them better than a guess (86 against 81 images/s with one of
         # two cores left to the network, 50 against 39 for 12-megapixel photographs).
         workers=options.workers or cores(),

@@ -1,8 +1,8 @@
 """A process that decodes pictures for `pool`.
 
-In: requests of one file each, as JSON over a socket. Out: the crop, or the
-thumbnail, in the slot of a shared buffer that the request names, and the
-facts of the file, or the reason of its failure, as JSON. A process of its
+In: requests of a few files each, as JSON over a socket. Out: the crops, or the
+thumbnails, in the slots of a shared buffer that the request names, and the
+facts of each file, or the reason of its failure, as JSON. A process of its
 own, because a decoder may crash, hang or swallow memory on a hostile file.
 """
 
@@ -48,27 +48,28 @@ def main(
     and with its reading `patience` on the clock before SIGALRM does: a disk
     that hangs, or a machine that sleeps, is not the picture's fault.
     """
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # systemd sends SIGTERM to all processes of a service
-        signal.signal(number, signal.SIG_IGN)
+    leave_signals()
     connection = Connection(channel)
     settings = Preprocessing(**preprocessing)
     fill = partial(_thumbnail if thumbnails else _crop, settings=settings, max_pixels=max_pixels)
     crops = np.frombuffer(mmap.mmap(buffer, 0), np.uint8).reshape(-1, settings.crop, settings.crop, 3)
     images.lift_pillow_limit()
-    _silence_libraries()
+    silence_libraries()
     _limit_memory(memory)
     connection.send_bytes(b"ready")
     while True:
         try:
-            slot, *file = json.loads(connection.recv_bytes())
+            request = json.loads(connection.recv_bytes())
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, patience)
-        signal.setitimer(signal.ITIMER_PROF, seconds)
-        answer = _decode(Reference(*file), partial(fill, crops[slot]))
-        signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        connection.send_bytes(json.dumps(answer).encode())
+        answers = []
+        for slot, *file in request:
+            signal.setitimer(signal.ITIMER_REAL, patience)
+            signal.setitimer(signal.ITIMER_PROF, seconds)
+            answers.append(_decode(Reference(*file), partial(fill, crops[slot])))
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.setitimer(signal.ITIMER_REAL, 0)
+        connection.send_bytes(json.dumps(answers).encode())
 
 
 def _crop(slot: NDArray[np.uint8], data: bytes, suffix: str, *, settings: Preprocessing, max_pixels: int) -> None:
@@ -93,11 +94,22 @@ def _decode(reference: Reference, fill: Callable[[bytes, str], None]) -> dict[st
         reason, cause = str(error), "access"
     except MemoryError:
         reason = "is larger than the memory that one picture is allowed"
+    return answer(reference, reason, cause)
+
+
+def answer(reference: Reference, reason: str | None = None, cause: str = "content") -> dict[str, Any]:
+    """Return what the parent is told of a file: its facts, and the reason and cause of its failure, if it is one."""
     facts = {"size": reference.size, "mtime_ns": reference.mtime_ns, "digest": reference.digest.hex()}
     return {**facts, "reason": reason, "cause": cause}
 
 
-def _silence_libraries() -> None:
+def leave_signals() -> None:
+    """Leave it to the parent what a signal to all of them means: systemd sends SIGTERM to a whole service."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def silence_libraries() -> None:
     """Keep what libtiff and others tell of a broken file off the terminal; a traceback still gets there."""
     logging.disable()
     sys.stderr = os.fdopen(os.dup(2), "w")
