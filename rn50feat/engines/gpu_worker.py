@@ -64,7 +64,7 @@ def main(*, channel: int, buffer: int, device: str, max_pixels: int, seconds: fl
         while True:
             try:
                 request = json.loads(connection.recv_bytes())
-            except EOFError:
+            except (EOFError, ConnectionResetError):
                 return
             jobs = readers.map(lambda picture: _read(picture[0], Reference(*picture[1:]), max_pixels), request)
             found = list(jobs)

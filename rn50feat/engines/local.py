@@ -157,19 +157,21 @@ class LocalEngine:
 
 def start(weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool = False) -> LocalEngine:
     """Start the engine; raise `WeightsError` or `DeviceError` when it cannot compute."""
-    pool = _pool(provenance.preprocessing, options)
-    try:  # the processes start while the backend is imported: torch and torchvision take 4 s
-        return _joined(
-            backend(weights, provenance, options, progress=progress), pool, provenance.preprocessing, options
-        )
-    except BaseException:
-        pool.close()
-        raise
+    return _started(lambda: backend(weights, provenance, options, progress=progress), provenance.preprocessing, options)
 
 
 def engine(backend: Backend, preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:
     """Return an engine with a backend that runs already."""
-    return _joined(backend, _pool(preprocessing, options), preprocessing, options)
+    return _started(lambda: backend, preprocessing, options)
+
+
+def _started(backend: Callable[[], Backend], preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:
+    pool = _pool(preprocessing, options)
+    try:  # the processes start while the backend is imported: torch and torchvision take 4 s
+        return _joined(backend(), pool, preprocessing, options)
+    except BaseException:
+        pool.close()
+        raise
 
 
 def _joined(backend: Backend, pool: DecoderPool, preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:

@@ -60,7 +60,7 @@ def main(
     while True:
         try:
             request = json.loads(connection.recv_bytes())
-        except EOFError:
+        except (EOFError, ConnectionResetError):
             return
         answers = []
         for slot, *file in request:
