@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -236,3 +240,23 @@ def test_extract_on_all_gpus_with_either_decoder(tmp_path: Any, scenes: Any) -> 
         cpu, gpu = (np.concatenate([block for _, block in store.blocks()]) for store in stores.values())
     assert cosines(cpu.astype(np.float32), gpu.astype(np.float32)).min() > 0.999
     assert Preprocessing() == stores["gpu"].provenance.preprocessing
+
+
+BENCHMARK = Path(__file__).parent / "benchmarks" / "gpu.py"
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a CUDA device")
+def test_the_benchmark_says_that_there_is_no_gpu() -> None:
+    done = subprocess.run([sys.executable, BENCHMARK], capture_output=True, encoding="utf-8")
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert "no CUDA device here" in done.stderr
+
+
+def test_the_benchmark_measures_what_it_can_on_the_cpu(tmp_path: Path) -> None:
+    arguments = ["--device", "cpu", "--count", "4", "--seconds", "0.01", "--json", tmp_path / "figures.json"]
+    subprocess.run([sys.executable, BENCHMARK, *arguments], check=True, capture_output=True, cwd=tmp_path)
+    figures = json.loads((tmp_path / "figures.json").read_text())["figures"]
+    assert figures["fp32, decoder cpu"] > 0.99999
+    assert figures["bf16, decoder cpu"] > 0.999
+    for name in ("fp32, batch 4, fused", "1 processes on cpu", "extract, decoder cpu", "network, busy"):
+        assert figures[name] > 0

@@ -50,9 +50,9 @@ class Folder(torch.utils.data.Dataset):  # type: ignore[misc]
         return picture
 
 
-def loop(paths: list[Path], out: Path, module: torch.nn.Module, device: str) -> float:
+def loop(paths: list[Path], out: Path, module: torch.nn.Module, device: str, workers: int = 2) -> float:
     """Run the common loop; return its seconds, from the first file opened to the HDF5 file closed."""
-    loader = torch.utils.data.DataLoader(Folder(paths), batch_size=32, num_workers=2)
+    loader = torch.utils.data.DataLoader(Folder(paths), batch_size=32, num_workers=workers)
     start = time.perf_counter()
     with torch.no_grad():
         features = np.concatenate([module(batch.to(device)).cpu().numpy() for batch in loader])
