@@ -24,6 +24,7 @@ LAYERS = [
     ["summary", "index_file"],
     ["engines.pool", "engines.gpu_worker", "nearest"],
     ["engines.gpu_decoder"],
+    ["engines.helped_decoder"],
     ["engines.local", "recall"],
     ["embedding", "index", "thumbnails"],
     ["run", "search", "duplicates", "preview", "verify", "bench"],

@@ -15,8 +15,9 @@ from PIL import Image
 from scenes import encoded, scene, turned
 
 from rn50feat import images, sources
-from rn50feat.engines import EngineOptions, Failure, gpu_decoder, local
+from rn50feat.engines import EngineOptions, Failure, gpu_decoder, helped_decoder, local
 from rn50feat.engines.gpu_decoder import GpuDecoder
+from rn50feat.engines.helped_decoder import HelpedDecoder
 from rn50feat.engines.local import LocalEngine
 from rn50feat.engines.pool import DecoderPool, Outcome
 from rn50feat.errors import DeviceError, RN50FeatError
@@ -104,7 +105,7 @@ def test_crops_and_failures_are_those_of_the_cores(pool: DecoderPool, tmp_path: 
     try:
         assert outcomes(gpu.decode(0, references)) == expected  # facts, reasons and causes
     finally:
-        gpu.close()
+        gpu.stop()
     for i, outcome in enumerate(expected):
         if isinstance(outcome, Reference):
             assert np.abs(pool.crops[i].astype(int) - theirs[i]).max() <= 2, references[i].location
@@ -129,7 +130,7 @@ def test_a_process_that_dies_is_replaced_and_at_last_left_out(
             assert all(isinstance(outcome, Reference) for outcome in found)
             assert np.abs(pool.crops[:4, 100, 100, 0].astype(int) - [0, 50, 100, 150]).max() <= 2
     finally:
-        gpu.close()
+        gpu.stop()
     assert "decoded by the cores from now on" in caplog.text
 
 
@@ -142,7 +143,7 @@ def test_a_gpu_that_is_busy_leaves_requests_to_the_cores(pool: DecoderPool, tmp_
         assert all(isinstance(outcome, Reference) for each in futures for outcome in outcomes(each))
         assert np.abs(pool.crops[:12].astype(int) - pool.crops[0]).max() <= 2
     finally:
-        gpu.close()
+        gpu.stop()
 
 
 class CudaBackend(FakeBackend):
@@ -159,7 +160,7 @@ def test_a_gpu_that_cannot_be_used_is_an_error_when_asked_for(monkeypatch: pytes
 
     with pytest.raises(DeviceError, match="--decoder gpu needs a CUDA device, and the network is on cpu"):
         start("cpu", "gpu")
-    with pytest.raises(DeviceError, match="--exact-decode promises: use --decoder cpu"):
+    with pytest.raises(DeviceError, match="--exact-decode: use --decoder cpu"):
         start("cuda:0", "gpu", "exact")
     with pytest.raises(RN50FeatError, match="a decoding process could not start"):
         start("cuda:99", "gpu")
@@ -167,27 +168,29 @@ def test_a_gpu_that_cannot_be_used_is_an_error_when_asked_for(monkeypatch: pytes
 
 
 def test_the_gpu_helps_when_the_network_waits_for_the_cores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(local, "TRIAL", 4)
+    monkeypatch.setattr(helped_decoder, "TRIAL", 4)
     data = encoded(scene(2, 640, 480), quality=92)
     for i in range(60):
         (tmp_path / f"{i:02}.jpg").write_bytes(data + bytes([i]))
     references = list(sources.references([str(tmp_path)]))
-    helped: list[GpuDecoder] = []
     pool = DecoderPool(PLAIN, slots=SLOTS, workers=1, max_pixels=10**7)
-
-    def help() -> GpuDecoder:
-        helped.append(decoder(pool, share=True))
-        return helped[0]
-
-    with LocalEngine(FakeBackend(), pool, 2, help=help) as engine:
-        seen = []
+    helped = HelpedDecoder(pool, lambda: decoder(pool, share=True))
+    seen: list[Reference] = []
+    with LocalEngine(FakeBackend(), helped, 2, watch=helped.watch) as engine:
         for batch in engine.embed(references):
             seen += batch.references
             if len(seen) == 20:  # enough to tell; the help takes seconds to start
                 until = time.monotonic() + 60
-                while engine._gpu is None and time.monotonic() < until:
+                while helped._gpu is None and time.monotonic() < until:
                     time.sleep(0.05)
-        assert engine._gpu is helped[0]
-        processes = [worker._process for worker in helped[0]._alive]
+        assert helped._gpu is not None
+        processes = [worker._process for worker in helped._gpu._alive]
     assert [os.path.basename(reference.location) for reference in seen] == [f"{i:02}.jpg" for i in range(60)]
     assert all(process.poll() is not None for process in processes)
+
+
+def test_without_help_the_cores_go_on(pool: DecoderPool) -> None:
+    helped = HelpedDecoder(pool, lambda: GpuDecoder(pool, ["cuda:99"], PLAIN, max_pixels=1, share=True))
+    helped._get_help()  # there is no such device
+    assert helped._gpu is None
+    assert helped.decode(0, []) == []

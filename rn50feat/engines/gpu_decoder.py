@@ -30,12 +30,13 @@ LOSSES = 3  # processes that may end before the rest of the run is left to the c
 
 
 class GpuDecoder:
-    """Decoding processes on each of `devices`, and a pool for what they leave."""
+    """Decoding processes on each of `devices`, and a pool for what they leave; a `Decoder`."""
 
     def __init__(
         self, pool: DecoderPool, devices: Sequence[str], preprocessing: Preprocessing, *, max_pixels: int, share: bool
     ) -> None:
         """Start the processes; with `share`, the pool takes the requests that find every GPU busy."""
+        self.crops = pool.crops
         self._pool = pool
         self._arguments = {"max_pixels": max_pixels, "seconds": SECONDS, "preprocessing": asdict(preprocessing)}
         self._workers: queue.SimpleQueue[tuple[str, Worker]] = queue.SimpleQueue()
@@ -46,6 +47,11 @@ class GpuDecoder:
             self._workers.put((device, self._start(device)))
         self._threads = ThreadPoolExecutor(len(places), thread_name_prefix="gpu decoder")
         self._room = Semaphore(QUEUE * len(places) if share else sys.maxsize)
+
+    @property
+    def seconds(self) -> float:
+        """The seconds for which the processes on the cores, on average, were busy."""
+        return self._pool.seconds
 
     def wait_until_ready(self) -> None:
         """Wait for the processes; raise `RN50FeatError` when one cannot start."""
@@ -98,10 +104,15 @@ class GpuDecoder:
         self._alive.add(worker)
         return worker
 
-    def close(self) -> None:
-        """Stop the processes at once."""
+    def stop(self) -> None:
+        """Stop the processes at once, and leave the pool as it is."""
         self._closing = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in list(self._alive):
             worker.stop()
+
+    def close(self) -> None:
+        """Stop everything at once, the pool too."""
+        self.stop()
+        self._pool.close()
         self._threads.shutdown()

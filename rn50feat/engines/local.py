@@ -6,7 +6,6 @@ network computes one batch, the next ones are decoded.
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections import deque
@@ -16,7 +15,6 @@ from dataclasses import dataclass
 from functools import partial
 from importlib.util import find_spec
 from itertools import islice
-from threading import Lock, Thread
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,7 +22,8 @@ import numpy as np
 from rn50feat.backends import Backend
 from rn50feat.engines import Batch, EngineOptions, Failure
 from rn50feat.engines.gpu_decoder import GpuDecoder
-from rn50feat.engines.pool import DecoderPool, Outcome
+from rn50feat.engines.helped_decoder import HelpedDecoder
+from rn50feat.engines.pool import Decoder, DecoderPool, Outcome
 from rn50feat.errors import DeviceError, RN50FeatError
 from rn50feat.provenance import Preprocessing, Provenance
 from rn50feat.sources import Reference
@@ -33,13 +32,10 @@ from rn50feat.weights import Weights
 if TYPE_CHECKING:
     from rn50feat.network import Network
 
-logger = logging.getLogger(__name__)
-
 BUFFERS = 4  # for each lane: two batches being decoded, one at the network, one waiting for it
 # Crops that the decoders can be given at once, where the number of lanes shows only when the backend runs: the
 # memory of a slot is taken when it is first used.
 RESERVED = 8192
-TRIAL = 16  # batches that tell whether the cores decode fast enough
 
 
 @dataclass(frozen=True)
@@ -56,30 +52,27 @@ class LocalEngine:
     def __init__(
         self,
         backend: Backend,
-        pool: DecoderPool,
+        decoder: Decoder,
         batch_size: int = 0,
         *,
-        gpu: GpuDecoder | None = None,
-        help: Callable[[], GpuDecoder] | None = None,
+        watch: Callable[..., None] = lambda *, starved: None,
     ) -> None:
-        """Compute with `backend` what `pool` or `gpu` decodes, in batches of its own choice unless `batch_size` says.
+        """Compute with `backend` what `decoder` decodes, in batches of its own choice unless `batch_size` says.
 
-        Where the network waits for the pool, `help` starts another decoder.
+        `watch` is told for each batch whether the network had run dry before it was decoded.
         """
         self.weights_sha256, self.device = backend.weights_sha256, backend.device
         self.precision, self.backend = backend.precision, backend.name
         self._compute, self._lanes = backend.features, backend.lanes
-        self._pool, self._gpu, self._help = pool, gpu, help
-        self._batches = self._starved = 0
+        self._decoder, self._watch = decoder, watch
         self._batch_size = batch_size or backend.batch_size
-        self._buffers = min(BUFFERS * self._lanes, len(pool.crops) // self._batch_size)
+        self._buffers = min(BUFFERS * self._lanes, len(decoder.crops) // self._batch_size)
         self._network_seconds = 0.0
-        self._closing, self._closed = Lock(), False
 
     @property
     def seconds(self) -> dict[str, float]:
         """The seconds for which the decoding processes, on average, and the network were busy so far."""
-        return {"decode": self._pool.busy / self._pool.workers, "network": self._network_seconds / self._lanes}
+        return {"decode": self._decoder.seconds, "network": self._network_seconds / self._lanes}
 
     def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
         """Yield every reference exactly once, with its features or its failure."""
@@ -105,31 +98,7 @@ class LocalEngine:
                     return
 
     def _decode(self, chunk: list[Reference], buffer: int) -> _Decoding:
-        return _Decoding(buffer, (self._gpu or self._pool).decode(buffer * self._batch_size, chunk))
-
-    def _watch(self, *, starved: bool) -> None:
-        """Get help when the network had run dry before most of the first batches; the very first ones do not count."""
-        self._batches += 1
-        self._starved += starved and self._batches > self._lanes
-        if self._help and self._batches == TRIAL:
-            if self._starved > TRIAL // 2:
-                Thread(target=self._be_helped, args=(self._help,), daemon=True).start()
-            self._help = None
-
-    def _be_helped(self, help: Callable[[], GpuDecoder]) -> None:
-        """Start the other decoder; the pool goes on alone until it is ready, and for good when it cannot start."""
-        decoder = help()
-        try:
-            decoder.wait_until_ready()
-        except RN50FeatError as error:
-            logger.info("the GPU does not decode: %s", error)
-            decoder.close()
-            return
-        with self._closing:
-            if self._closed:
-                decoder.close()
-            else:
-                self._gpu = decoder
+        return _Decoding(buffer, self._decoder.decode(buffer * self._batch_size, chunk))
 
     def _embed(self, pictures: list[Outcome], buffer: int) -> Batch:
         """Run the network on the pictures of one buffer; the slots of failures are computed, and left out."""
@@ -139,7 +108,7 @@ class LocalEngine:
         if not good:
             return Batch((), np.empty((0, 2048), np.float32), failures)
         begun = time.monotonic()
-        features = self._compute(self._pool.crops[first : first + len(pictures)])[good]
+        features = self._compute(self._decoder.crops[first : first + len(pictures)])[good]
         self._network_seconds += time.monotonic() - begun
         references = tuple(picture for picture in pictures if isinstance(picture, Reference))
         return Batch(references, features, failures)
@@ -148,11 +117,7 @@ class LocalEngine:
         return self
 
     def __exit__(self, *error: object) -> None:
-        with self._closing:
-            self._closed = True
-        if self._gpu:
-            self._gpu.close()
-        self._pool.close()
+        self._decoder.close()
 
 
 def start(weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool = False) -> LocalEngine:
@@ -177,25 +142,29 @@ def _started(backend: Callable[[], Backend], preprocessing: Preprocessing, optio
 def _joined(backend: Backend, pool: DecoderPool, preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:
     """Return the engine with the decoder that `options` ask for."""
 
-    def gpu(*, share: bool) -> GpuDecoder:
+    def on_gpu(*, share: bool) -> GpuDecoder:
         limit = options.max_megapixels * 1_000_000
         return GpuDecoder(pool, backend.device.split(","), preprocessing, max_pixels=limit, share=share)
 
     on_cuda, exact = backend.device.startswith("cuda"), preprocessing.decoding == "exact"
-    if options.decoder == "gpu" and not on_cuda:
-        raise DeviceError(f"--decoder gpu needs a CUDA device, and the network is on {backend.device}: leave it out")
-    if options.decoder == "gpu" and exact:
-        raise DeviceError("a GPU decodes JPEGs with other roundings than --exact-decode promises: use --decoder cpu")
     if options.decoder == "gpu":
-        decoder = gpu(share=False)
+        if not on_cuda:
+            raise DeviceError(
+                f"--decoder gpu needs a CUDA device, and the network is on {backend.device}: leave it out"
+            )
+        if exact:
+            raise DeviceError("a GPU decodes JPEGs with other roundings than --exact-decode: use --decoder cpu")
+        gpu = on_gpu(share=False)
         try:
-            decoder.wait_until_ready()
+            gpu.wait_until_ready()
         except RN50FeatError:
-            decoder.close()
+            gpu.stop()
             raise
-        return LocalEngine(backend, pool, options.batch_size, gpu=decoder)
-    help = partial(gpu, share=True) if options.decoder == "auto" and on_cuda and not exact else None
-    return LocalEngine(backend, pool, options.batch_size, help=help)
+        return LocalEngine(backend, gpu, options.batch_size)
+    if options.decoder == "auto" and on_cuda and not exact:
+        helped = HelpedDecoder(pool, partial(on_gpu, share=True))
+        return LocalEngine(backend, helped, options.batch_size, watch=helped.watch)
+    return LocalEngine(backend, pool, options.batch_size)
 
 
 def _pool(preprocessing: Preprocessing, options: EngineOptions) -> DecoderPool:

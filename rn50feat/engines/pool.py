@@ -20,7 +20,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing import Pipe
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,8 +37,24 @@ PORTION = 8  # pictures a request: 31 µs of this process for each, where one by
 Outcome = Reference | Failure
 
 
+class Decoder(Protocol):
+    """What turns files into crops."""
+
+    crops: NDArray[np.uint8]  # of shape (slots, crop, crop, 3)
+
+    @property
+    def seconds(self) -> float:
+        """The seconds for which its processes on the cores, on average, were busy."""
+
+    def decode(self, first: int, references: Sequence[Reference]) -> list[Future[list[Outcome]]]:
+        """Decode pictures into ``crops[first]`` and on; the results, joined, are in the order of the references."""
+
+    def close(self) -> None:
+        """Stop at once; the pictures under way are forgotten."""
+
+
 class DecoderPool:
-    """Decoding processes that share `crops`, uint8 of shape (slots, crop, crop, 3)."""
+    """Decoding processes that share `crops`, uint8 of shape (slots, crop, crop, 3); a `Decoder`."""
 
     def __init__(
         self,
@@ -77,7 +93,12 @@ class DecoderPool:
             self._workers.put(self._start())
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decoder")
         self.workers = workers
-        self.busy = 0.0  # seconds, added up over all processes
+        self._busy = 0.0  # seconds, added up over all processes
+
+    @property
+    def seconds(self) -> float:
+        """The seconds for which the processes, on average, were busy."""
+        return self._busy / self.workers
 
     def decode(self, first: int, references: Sequence[Reference]) -> list[Future[list[Outcome]]]:
         """Decode pictures into ``crops[first]`` and on; the results, joined, are in the order of the references."""
@@ -99,7 +120,7 @@ class DecoderPool:
             if len(portion) == 1:
                 return [Failure(portion[0], str(death), death.cause)]
         finally:
-            self.busy += time.monotonic() - begun  # a lost update, by two threads at once, is a loss of milliseconds
+            self._busy += time.monotonic() - begun  # a lost update, by two threads at once, is a loss of milliseconds
             self._workers.put(worker)
         # Which picture it was shows when each comes alone.
         return [self._decode(first + i, [reference])[0] for i, reference in enumerate(portion)]

@@ -173,7 +173,7 @@ def measure_decoding(report: Report, folder: Path, device: str, seconds: float) 
                 speed = drain(gpu.decode, references, size, processes + 1, seconds)
                 report.add(f"{processes} processes on {device}", speed, "images/s")
             finally:
-                gpu.close()
+                gpu.stop()
         gpu_decoder.PROCESSES = 2
     finally:
         pool.close()
