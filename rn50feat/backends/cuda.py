@@ -77,7 +77,8 @@ class Lane:
         self._size = 0
         for name in ("_graph", "_input", "_output", "_sent", "_received"):
             self.__dict__.pop(name, None)
-        torch.cuda.empty_cache()
+        with _capturing:  # torch's allocator frees nothing while another lane captures
+            torch.cuda.empty_cache()
 
     def _capture(self, size: int) -> None:
         """Capture the network for batches of `size`, on buffers that stay where they are."""
