@@ -52,3 +52,18 @@ def test_the_command_prints_a_table_or_json(pictures: Path) -> None:
 def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="holds no picture"):
         bench.bench(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("bottleneck", "backend", "device", "advice"),
+    [
+        ("network", "torch", "cpu", "pip install 'rn50feat[openvino]', a GPU"),
+        ("network", "openvino", "cpu", "a GPU"),
+        ("network", "torch", "cuda:0", "a faster GPU"),
+        ("decoding", "torch", "cuda:0", "--decoder gpu, more cores"),
+        ("decoding", "torch", "cpu", "more cores"),
+        ("reading", "torch", "cpu", "a faster disk"),
+    ],
+)
+def test_the_advice_is_about_what_limits(bottleneck: str, backend: str, device: str, advice: str) -> None:
+    assert bench._advice(bottleneck, backend, device).startswith(advice)
