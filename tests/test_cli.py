@@ -111,7 +111,7 @@ def test_a_terminal_gets_a_table(store: Path) -> None:
         (["extract", "empty", "new.h5", "--weights", "random"], 1, "no picture in the sources of"),
         (["extract", "pictures", "new.h5", "--weights", "random", "--device", "tpu"], 1, "there is no device tpu"),
         (["extract", "pictures"], 2, "Missing argument"),
-        (["extract", "pictures", "new.h5", "--batch-size", "0"], 2, "--batch-size"),
+        (["extract", "pictures", "new.h5", "--batch-size", "-1"], 2, "--batch-size"),
         (["extract", "pictures", "out.h5", "--force"], 2, "--force is about --prune"),
         (["search"], 2, "Usage"),
         (["search", "out.h5"], 2, "Give a QUERY picture, or --stored PATH"),

@@ -23,7 +23,7 @@ from rn50feat.sources import Reference
 
 logger = logging.getLogger(__name__)
 
-SECONDS = 60.0  # for a request; afterwards the cores take it
+SECONDS = 600.0  # for a request, with the reading of its files; afterwards the cores take it
 PROCESSES = 2  # for each GPU: one reads files while the other decodes
 QUEUE = 2  # requests for each process, when the cores share the work: one in hand, and one that waits
 LOSSES = 3  # processes that may end before the rest of the run is left to the cores

@@ -16,6 +16,7 @@ import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -33,6 +34,8 @@ from rn50feat.provenance import Preprocessing
 from rn50feat.sources import Reference
 
 READERS = 4  # threads that read and hash files
+PART = 32  # files that are in memory at once
+BYTES = 64_000_000  # of one file
 PIXELS = 64_000_000  # of one picture, or decoded at once: 192 MB of the GPU, and 768 MB to resize the largest
 
 
@@ -47,7 +50,7 @@ class _Job:
 
 
 def main(*, channel: int, buffer: int, device: str, max_pixels: int, seconds: float, preprocessing: Any) -> None:
-    """Serve requests until the other end of the socket `channel` closes; a request may take `seconds`."""
+    """Serve requests until the other end of the socket `channel` closes; SIGALRM ends one that takes `seconds`."""
     leave_signals()
     connection = Connection(channel)
     settings = Preprocessing(**preprocessing)
@@ -66,15 +69,19 @@ def main(*, channel: int, buffer: int, device: str, max_pixels: int, seconds: fl
                 request = json.loads(connection.recv_bytes())
             except (EOFError, ConnectionResetError):
                 return
-            jobs = readers.map(lambda picture: _read(picture[0], Reference(*picture[1:]), max_pixels), request)
-            found = list(jobs)
+            done: dict[int, dict[str, Any]] = {}
             signal.setitimer(signal.ITIMER_REAL, seconds)
-            done = decode_all([job for job in found if job is not None], crops, settings, where)
+            for i in range(0, len(request), PART):
+                jobs = readers.map(partial(_read, max_pixels), request[i : i + PART])
+                done |= decode_all([job for job in jobs if job is not None], crops, settings, where)
             signal.setitimer(signal.ITIMER_REAL, 0)
             connection.send_bytes(json.dumps([done.get(slot) for slot, *_ in request]).encode())
 
 
-def _read(slot: int, reference: Reference, max_pixels: int) -> _Job | None:
+def _read(max_pixels: int, picture: tuple[int, str, int, int]) -> _Job | None:
+    slot, reference = picture[0], Reference(*picture[1:])
+    if reference.size > BYTES:
+        return None
     try:
         reference, data = sources.read(reference)
     except SourceError:
