@@ -18,9 +18,9 @@ import os
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -187,13 +187,14 @@ def measure_decoding(report: Report, folder: Path, device: str, seconds: float) 
 def drain(decode: Any, references: list[Any], size: int, depth: int, seconds: float) -> float:
     """Return the pictures a second of a decoder that has `depth` requests at a time."""
     waiting: list[list[Any]] = []
-    chunks: Iterator[list[Any]] = iter(lambda it=iter(references * 1000): list(islice(it, size)), [])
+    pictures = cycle(references)
     for future in decode(0, references[:size]):  # its processes have started then
         future.result()
-    begun, done = time.perf_counter(), 0
+    begun, given, done = time.perf_counter(), 0, 0
     while time.perf_counter() - begun < seconds or waiting:
         while len(waiting) < depth and time.perf_counter() - begun < seconds:
-            waiting.append(decode(done // size % 8 * size, next(chunks)))
+            waiting.append(decode(given % 8 * size, list(islice(pictures, size))))
+            given += 1
         if waiting:
             done += sum(len(future.result()) for future in waiting.pop(0))
     return done / (time.perf_counter() - begun)
