@@ -20,6 +20,7 @@ LAYERS = [
     ["formats.table", "formats.translation"],
     ["formats.hdf5", "formats.checkpoint"],
     ["formats.keras", "formats.slim"],
+    ["formats.apart"],
     ["formats"],
     ["sources", "images", "journal", "lock", "weights", "backends"],
     ["network", "store"],

@@ -18,7 +18,7 @@ from published import LEAVES, Tensors, biases, folded, keras_layer, keras_layers
 
 from rn50feat import formats
 from rn50feat.errors import WeightsError
-from rn50feat.formats import names
+from rn50feat.formats import keras, names
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def test_every_form_gives_the_same_tensors(narrow: None, tmp_path: Path, form: s
     tensors = {name: value for name, value in TENSORS.items() if classifier or not name.startswith("fc.")}
     (FORMS | NAMELESS)[form](tmp_path / "file", keras_layers(tensors, BIASES))
     assert formats.recognise(tmp_path / "file") == "keras"
-    translated = formats.read(tmp_path / "file")
+    translated = keras.read(tmp_path / "file")
     assert translated.variant == "keras"
     same(translated.tensors, folded(tensors, BIASES))
 
@@ -68,7 +68,7 @@ def test_every_form_gives_the_same_tensors(narrow: None, tmp_path: Path, form: s
 @pytest.mark.parametrize("form", [form for form in FORMS if form.startswith("keras")])
 def test_old_names_are_another_variant(narrow: None, tmp_path: Path, form: str) -> None:
     FORMS[form](tmp_path / "file", keras_layers(TENSORS, BIASES, old=True))
-    translated = formats.read(tmp_path / "file")
+    translated = keras.read(tmp_path / "file")
     assert translated.variant == "keras-old"
     same(translated.tensors, folded(TENSORS, BIASES))
 
@@ -82,7 +82,7 @@ def test_half_and_double_precision_become_float32(narrow: None, tmp_path: Path) 
         write_by_layer(tmp_path / "file.h5", layers)
         rounded = {name: value.astype(dtype).astype(np.float32) for name, value in TENSORS.items()}
         same(
-            formats.read(tmp_path / "file.h5").tensors,
+            keras.read(tmp_path / "file.h5").tensors,
             folded(rounded, {conv: bias.astype(dtype).astype(np.float32) for conv, bias in BIASES.items()}),
         )
 
@@ -121,18 +121,18 @@ def test_missing_extra_and_misshapen_tensors_are_named(
     path = spoiled(tmp_path / "file.h5", change)
     message = f"file.h5 is not the ResNet50 of keras.applications: .*{reason}.*: give a file of that network's weights$"
     with pytest.raises(WeightsError, match=message):
-        formats.read(path)
+        keras.read(path)
 
 
 def test_a_layer_less_or_more_is_noticed_without_names(narrow: None, tmp_path: Path) -> None:
     layers = keras_layers(TENSORS, BIASES)
     write_by_class(tmp_path / "more.h5", layers | {"conv6_block1_1_conv": layers["conv1_conv"]}, names=False)
     with pytest.raises(WeightsError, match=r"layers/conv2d_53/vars/\d is one too many"):
-        formats.read(tmp_path / "more.h5")
+        keras.read(tmp_path / "more.h5")
     del layers["conv5_block3_3_conv"]
     write_by_class(tmp_path / "less.h5", layers, names=False)
     with pytest.raises(WeightsError, match="conv5_block3_3_conv/kernel is missing"):
-        formats.read(tmp_path / "less.h5")
+        keras.read(tmp_path / "less.h5")
 
 
 def test_names_win_over_numbers(narrow: None, tmp_path: Path) -> None:
@@ -149,20 +149,20 @@ def test_names_win_over_numbers(narrow: None, tmp_path: Path) -> None:
             file.move(f"layers/{kind}_3", "layers/kept")
             file.move(f"layers/{kind}_4", f"layers/{kind}_3")
             file.move("layers/kept", f"layers/{kind}_4")
-    same(formats.read(tmp_path / "x.weights.h5").tensors, folded(TENSORS, BIASES))
+    same(keras.read(tmp_path / "x.weights.h5").tensors, folded(TENSORS, BIASES))
 
 
 def test_theano_kernels_are_refused(narrow: None, tmp_path: Path) -> None:
     write_by_layer(tmp_path / "file.h5", keras_layers(TENSORS, BIASES), backend="theano")
     with pytest.raises(WeightsError, match="file.h5 was written with Theano, whose kernels are mirrored: convert it"):
-        formats.read(tmp_path / "file.h5")
+        keras.read(tmp_path / "file.h5")
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "store.h5", "w") as file:
         file["features"] = np.ones((3, 2048))
     with pytest.raises(WeightsError, match=r"store.h5 holds no layer of Keras' ResNet50 \(such as conv1_conv\): give"):
-        formats.read(tmp_path / "store.h5")
+        keras.read(tmp_path / "store.h5")
 
 
 def external_link(file: h5py.File) -> None:
@@ -211,7 +211,7 @@ def test_what_leads_out_of_a_file_is_refused(
     with h5py.File(tmp_path / "file.h5", "r+") as file:
         spoil(file)
     with pytest.raises(WeightsError, match=f"file.h5 is refused: {kind}: give a file that holds its tensors itself"):
-        formats.read(tmp_path / "file.h5")
+        keras.read(tmp_path / "file.h5")
 
 
 def test_groups_that_hold_themselves_end(narrow: None, tmp_path: Path) -> None:
@@ -220,20 +220,20 @@ def test_groups_that_hold_themselves_end(narrow: None, tmp_path: Path) -> None:
         for name in "abc":
             file[name] = file["/"]
     with pytest.raises(WeightsError, match="file.h5 is refused: a is a second name of something else"):
-        formats.read(tmp_path / "file.h5")
+        keras.read(tmp_path / "file.h5")
 
 
 def test_other_types_of_numbers_are_refused(narrow: None, tmp_path: Path) -> None:
     path = spoiled(tmp_path / "file.h5", lambda layers: layers["conv1_bn"].update(gamma=np.ones(4, np.int32)))
     with pytest.raises(WeightsError, match="conv1_bn/conv1_bn/gamma:0 holds int32, not float16, float32 or float64"):
-        formats.read(path)
+        keras.read(path)
 
 
 def test_a_giant_on_paper_costs_nothing(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "file.h5", "w") as file:  # a few hundred bytes that tell of 32 TB
         file.create_dataset("conv1_conv/conv1_conv/kernel:0", (1 << 20, 1 << 23), "f4", chunks=(1024, 1024))
     with pytest.raises(WeightsError, match=r"kernel:0 has shape \(1048576, 8388608\), not \(7, 7, 3, 64\)"):
-        formats.read(tmp_path / "file.h5")
+        keras.read(tmp_path / "file.h5")
 
 
 KERAS = """

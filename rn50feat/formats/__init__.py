@@ -2,7 +2,8 @@
 
 In: a file of Keras (HDF5 or ``.keras``) or a TensorFlow checkpoint. Out: its
 tensors under torchvision's names, and which of the published networks it holds.
-Nothing in a file is ever executed. numpy and, for Keras, h5py are all it takes.
+Nothing in a file is ever executed. numpy and, for Keras, h5py are all
+that it takes.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from rn50feat.errors import WeightsError
-from rn50feat.formats import checkpoint, names, slim
+from rn50feat.formats import apart, checkpoint, names, slim
 from rn50feat.formats.translation import Translated
 
 __all__ = ["Translated", "files", "read", "recognise", "resolve"]
@@ -65,7 +66,5 @@ def read(path: Path) -> Translated:
     if kind == "checkpoint":
         return slim.read(path)
     if kind == "keras":
-        from rn50feat.formats import keras
-
-        return keras.read(path)
+        return apart.read(path)
     raise WeightsError(f"{path} is no file of Keras and no checkpoint of TensorFlow: give one of those")

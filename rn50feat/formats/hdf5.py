@@ -50,9 +50,9 @@ def damage_named(path: Path) -> Iterator[None]:
 def datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
     """Return all datasets of a file by path; raise `WeightsError` for one with links or storage elsewhere."""
     found: dict[str, h5py.Dataset] = {}
-    seen = {h5py.h5o.get_info(file.id).addr}
     waiting: deque[tuple[str, h5py.Group]] = deque([("", file)])
     with damage_named(path):
+        seen = {h5py.h5o.get_info(file.id).addr}
         while waiting:
             at, group = waiting.popleft()
             for name in group:

@@ -29,7 +29,7 @@ from rn50feat.formats import hdf5, names
 from rn50feat.formats.names import CLASSIFIER, Variant
 from rn50feat.formats.translation import Stored, Translated, shown_name, translate
 
-_LARGEST = 4 << 30  # bytes of weights in an archive: a ResNet50 in float64 with its optimizer has 0.6 GiB
+_LARGEST = 1 << 30  # bytes of weights in an archive: a ResNet50 in float64 with its optimizer has 0.6 GiB
 
 _PARTS = {
     "W": "kernel",

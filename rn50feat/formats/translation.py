@@ -57,9 +57,13 @@ def translate(path: Path, variant: Variant, found: Mapping[str, Stored], *, scop
         raise WeightsError(f"{path} is not {_ORIGIN[variant]}: {fault}: give a file of that network's weights")
     tensors: dict[str, Array] = {}
     for tensor in expected:
-        value = found[tensor.source].read()
+        stored = found[tensor.source]
+        value = stored.read()
+        if not np.isfinite(value).all():
+            raise WeightsError(f"{path}: {shown_name(stored.name)} holds values that are not finite: fetch it again")
         if tensor.subtracted:
-            tensors[tensor.name] -= value
+            with np.errstate(over="ignore"):  # of a damaged file; the network refuses what is not finite
+                tensors[tensor.name] -= value
         else:
             tensors[tensor.name] = np.ascontiguousarray(_arranged(tensor.name, value))
     return Translated(variant, tensors)
