@@ -57,7 +57,7 @@ def test_a_file_that_hdf5_hangs_over_is_refused_in_time(tmp_path: Path, monkeypa
         ("os.kill(os.getpid(), 11)", r"is a damaged HDF5 file \(HDF5 ended in SIGSEGV over it\): fetch it again"),
         (
             "os.kill(os.getpid(), 9)",
-            "was not read: the process at it was killed, for want of memory perhaps: run again",
+            "was not read: the process at it was killed, for want of memory perhaps: run",
         ),
         ("numpy.empty(1 << 40, numpy.uint8)", "is a damaged HDF5 file .Unable to allocate 1.00 TiB.*: fetch it again"),
     ],

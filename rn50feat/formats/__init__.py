@@ -51,7 +51,7 @@ def recognise(path: Path) -> Literal["keras", "checkpoint"] | None:
         return "checkpoint" if checkpoint.recognise(path) else None
     except OSError as error:
         raise WeightsError(f"{path} cannot be read ({error.strerror}): mend that or name another file") from error
-    except (zipfile.BadZipFile, ValueError, LookupError):
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, LookupError):
         return None
 
 
