@@ -10,7 +10,17 @@ HERE = Path(__file__).parent
 
 HEIC = ["pillow-heif>=0.22"]
 OPENVINO = ["openvino>=2025.0"]
-TEST = ["pytest>=8", "ruff>=0.14", "mypy>=1.18", "scikit-learn>=1.5", *HEIC, *OPENVINO]
+# keras and google-crc32c are what the readers of weight files are held against.
+TEST = [
+    "pytest>=8",
+    "ruff>=0.14",
+    "mypy>=1.18",
+    "scikit-learn>=1.5",
+    "keras>=3.8",
+    "google-crc32c>=1.6",
+    *HEIC,
+    *OPENVINO,
+]
 
 setup(
     name="rn50feat",
