@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 
 HEIC = ["pillow-heif>=0.22"]
 OPENVINO = ["openvino>=2025.0"]
+SLIM = ["simplejpeg>=1.8"]  # JPEGs as TensorFlow decodes them, for TF-slim's preprocessing
 # keras and google-crc32c are what the readers of weight files are held against.
 TEST = [
     "pytest>=8",
@@ -20,6 +21,7 @@ TEST = [
     "google-crc32c>=1.6",
     *HEIC,
     *OPENVINO,
+    *SLIM,
 ]
 
 setup(
@@ -43,7 +45,7 @@ setup(
         "tqdm>=4.66",
         "safetensors>=0.5",
     ],
-    extras_require={"heic": HEIC, "openvino": OPENVINO, "test": TEST},
+    extras_require={"heic": HEIC, "openvino": OPENVINO, "slim": SLIM, "test": TEST},
     entry_points={"console_scripts": ["rn50feat=rn50feat.cli.main:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

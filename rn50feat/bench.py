@@ -76,7 +76,8 @@ def bench(
     decoding = _rate(decode, contents)
     backend = local.backend(chosen, origin, options, progress=False)
     size = options.batch_size or backend.batch_size
-    crops = np.zeros((size, origin.preprocessing.crop, origin.preprocessing.crop, 3), np.uint8)
+    side, dtype = origin.preprocessing.crop, origin.preprocessing.crop_dtype
+    crops = np.zeros((size, side, side, 3), dtype)
     with ThreadPoolExecutor(backend.lanes) as threads:
         batches = [crops] * backend.lanes
 

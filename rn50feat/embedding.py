@@ -17,20 +17,18 @@ from rn50feat.errors import StoreError
 from rn50feat.provenance import Provenance
 from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore
-from rn50feat.weights import Weights, settle
+from rn50feat.weights import Choices, Weights, settle
 
 _ANOTHER = "use another file or --overwrite"
 
 
-def agree(
-    old: FeatureStore | None, weights: str | None, exif: bool | None, exact: bool | None, dtype: str | None
-) -> tuple[Weights, Provenance]:
+def agree(old: FeatureStore | None, choices: Choices, dtype: str | None) -> tuple[Weights, Provenance]:
     """Return the weights and provenance of a run that is to write to `old`, or to a new store.
 
     What is not said is as in `old`. Raises `ProvenanceError` or `StoreError`
     when what is said differs from it, and `WeightsError`.
     """
-    agreed, provenance = settle(weights, exif, exact, None if old is None else old.provenance)
+    agreed, provenance = settle(choices, None if old is None else old.provenance)
     require(old, provenance)
     if old is not None and dtype is not None and old.dtype != dtype:
         raise StoreError(f"{old.path} holds {old.dtype}, you asked for {dtype}: {_ANOTHER}")
@@ -59,7 +57,7 @@ def embed_like(
     """
     recorded = store.provenance
     where, remedy = str(store.path), "say where its own weights are with --weights FILE"
-    weights, provenance = settle(weights_file, None, None, recorded)
+    weights, provenance = settle(Choices(weights_file), recorded)
     recorded.require(provenance, where=where, remedy=remedy)
     count = len(references)
     batch_size = min(options.batch_size or CPU_BATCH, count)

@@ -8,6 +8,7 @@ each of them into one ``Error:`` line::
     │   └── VanishedError        a file that was there when its folder was listed
     ├── ImageError               one picture that cannot be decoded (a ledger entry, not an exit)
     ├── WeightsError             weights that are missing, damaged or no ResNet50
+    ├── PreprocessingError       a preprocessing that this machine, or its own definition, does not allow
     ├── DeviceError              a device or precision that this machine lacks
     ├── StoreError               a store that cannot be read or written
     │   ├── ProvenanceError      a store whose vectors are of another kind
@@ -46,6 +47,10 @@ class ImageError(RN50FeatError):
 
 class WeightsError(RN50FeatError):
     """Weights are missing, damaged, or not those of a ResNet50."""
+
+
+class PreprocessingError(RN50FeatError):
+    """A preprocessing cannot be had here, or not with the switches asked for."""
 
 
 class DeviceError(RN50FeatError):

@@ -19,6 +19,7 @@ from rn50feat.engines import EngineOptions, StartEngine, local
 from rn50feat.run import Run
 from rn50feat.store import locate_store
 from rn50feat.summary import Progress, Summary
+from rn50feat.weights import Choices
 
 COMMIT_ROWS = 10_000
 COMMIT_SECONDS = 20.0  # what a kill may cost; a commit itself takes some 15 ms
@@ -29,6 +30,8 @@ def extract(
     store: str | os.PathLike[str],
     *,
     weights: str | None = None,
+    variant: str | None = None,
+    preprocess: str | None = None,
     exif: bool | None = None,
     exact_decode: bool | None = None,
     dtype: str | None = None,
@@ -47,11 +50,10 @@ def extract(
 ) -> Summary:
     """Give every picture in `pictures`, folders or files, a row in `store`.
 
-    What is not said (`weights`, `exif`, `exact_decode`, `dtype`) is as the
-    store has it; for a new one ``imagenet-v1``, orientation applied, large
-    JPEGs decoded at a smaller scale, and float32 when computed in fp32, else
-    float16. `overwrite` replaces the store by a new one;
-    `retry_failed` tries pictures again that failed and have not changed.
+    What is not said (`weights` to `dtype`) is as the store has it; for a new
+    one ``imagenet-v1``, the variant that the weights tell, its preprocessing,
+    and float32 when computed in fp32, else float16. `overwrite` replaces the
+    store; `retry_failed` tries pictures again that failed and have not changed.
 
     `prune` removes the rows of pictures that are gone from these sources,
     though not when a source is empty or more than `prune_limit` percent of
@@ -72,7 +74,7 @@ def extract(
         return "time budget" if deadline is not None and time.monotonic() > deadline else should_stop()
 
     with lock.run_lock(path), Run(path, overwrite, stop, commit_rows, commit_seconds) as run:
-        run.agree(weights, exif, exact_decode, dtype)
+        run.agree(Choices(weights, variant, preprocess, exif, exact_decode), dtype)
         run.watch(roots, on_progress)
         references = sources.references(roots)
         todo = run.todo(references, retry_failed)

@@ -1,10 +1,11 @@
 """Decode a picture to the square that the network sees, or to a thumbnail for people.
 
-In: the bytes of a file, and a `Preprocessing`. Out: a crop, uint8 of shape
-(crop, crop, 3) in RGB, or an `ImageError` with the reason. A crop equals what
-torchvision's ``Resize`` and ``CenterCrop`` make of the same picture with
-Pillow; it is resampled once, straight from the crop's box in the source. Of a
-large JPEG, that source is decoded at a smaller scale unless it must be exact.
+In: the bytes of a file, and a `Preprocessing`. Out: a crop of shape
+(crop, crop, 3), of the preprocessing's dtype and order of channels, or an
+`ImageError` with the reason. By default a crop equals what torchvision's
+``Resize`` and ``CenterCrop`` make of the same picture with Pillow; it is
+resampled once, straight from the crop's box in the source. Of a large JPEG,
+that source is decoded at a smaller scale unless it must be exact.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageCms, UnidentifiedImageError
 
-from rn50feat.errors import ImageError
+from rn50feat import resampling
+from rn50feat.errors import ImageError, PreprocessingError
 from rn50feat.provenance import Preprocessing
 
 # What Pillow reads by itself. Left out: EPS and WMF (they start other
@@ -65,6 +67,13 @@ else:
     _FORMATS.append("HEIF")
     HEIC = True
 
+try:
+    import simplejpeg
+except ImportError:
+    SIMPLEJPEG = False
+else:
+    SIMPLEJPEG = True
+
 
 _ORIENTATION = 0x0112
 _TURNS = {
@@ -84,6 +93,15 @@ def lift_pillow_limit() -> None:
     Image.MAX_IMAGE_PIXELS = None
 
 
+def require_decoder(preprocessing: Preprocessing) -> None:
+    """Raise `PreprocessingError` when the decoder of `preprocessing` is not installed."""
+    if preprocessing.decoding == "fast DCT" and not SIMPLEJPEG:
+        raise PreprocessingError(
+            f"the preprocessing {preprocessing.name} decodes JPEGs as TensorFlow does, which needs:"
+            " pip install 'rn50feat[slim]'; or choose slim-pillow, whose features are about 5e-2 away (relative L2)"
+        )
+
+
 def named_as_picture(location: str) -> bool:
     """Tell whether the name of a file says that it is a picture."""
     return os.path.splitext(location)[1].lower() in SUFFIXES
@@ -94,8 +112,10 @@ def holds_picture(head: bytes) -> bool:
     return _MAGIC.match(head) is not None
 
 
-def decode(data: bytes, preprocessing: Preprocessing, *, suffix: str, max_pixels: int) -> NDArray[np.uint8]:
-    """Return the crop of an encoded picture, uint8 of shape (crop, crop, 3), RGB.
+def decode(
+    data: bytes, preprocessing: Preprocessing, *, suffix: str, max_pixels: int
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Return the crop of an encoded picture, of shape (crop, crop, 3), dtype ``preprocessing.crop_dtype``.
 
     The whole picture is decoded before anything is returned: a truncated one
     raises. Animations give their first frame. `suffix` is that of the file's
@@ -188,15 +208,34 @@ def geometry(whole: tuple[int, ...], preprocessing: Preprocessing) -> tuple[int,
     return width, height, round((width - crop) / 2.0), round((height - crop) / 2.0)
 
 
-def _decode(data: bytes, preprocessing: Preprocessing, suffix: str, max_pixels: int) -> NDArray[np.uint8]:
-    shortest = 2 * preprocessing.resize if preprocessing.decoding == "scaled" else None
-    upright = preprocessing.exif == "applied"
-    image, whole = _load(data, suffix, max_pixels, shortest=shortest, upright=upright)
-    return np.asarray(_crop(image, whole, preprocessing))
+def _decode(
+    data: bytes, preprocessing: Preprocessing, suffix: str, max_pixels: int
+) -> NDArray[np.uint8] | NDArray[np.float32]:
+    image, whole = _load(
+        data,
+        suffix,
+        max_pixels,
+        shortest=2 * preprocessing.resize if preprocessing.decoding == "scaled" else None,
+        upright=preprocessing.exif == "applied",
+        transparency=preprocessing.transparency,
+        fast_dct=preprocessing.decoding == "fast DCT",
+    )
+    if preprocessing.name == "torchvision":
+        return np.asarray(_crop(image, whole, preprocessing))
+    if preprocessing.name == "keras":
+        return resampling.nearest(image, preprocessing.crop)[..., ::-1]  # BGR
+    return resampling.tensorflow_bilinear(image, preprocessing.resize, preprocessing.crop)
 
 
 def _load(
-    data: bytes, suffix: str, max_pixels: int, *, shortest: int | None, upright: bool
+    data: bytes,
+    suffix: str,
+    max_pixels: int,
+    *,
+    shortest: int | None,
+    upright: bool,
+    transparency: str = "over white",
+    fast_dct: bool = False,
 ) -> tuple[Image.Image, tuple[int, ...]]:
     """Return a picture in RGB, and its size before a JPEG was scaled down to no less than `shortest`."""
     formats = [*_FORMATS, _UNSIGNED[suffix]] if suffix in _UNSIGNED else _FORMATS
@@ -211,12 +250,25 @@ def _load(
                 f"is too large, {image.width}x{image.height} ({megapixels}):"
                 " raise --max-megapixels, with --retry-failed"
             )
-        image.load()
+        if fast_dct and image.format in ("JPEG", "MPO") and image.mode in ("L", "RGB"):
+            image = _decode_fast(data, image)
+        else:
+            image.load()
         if upright:
-            orientation = _orientation(image)
+            orientation = _orientation(opened)
             image = image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
             whole = whole[::-1] if orientation in _SIDEWAYS else whole
-        return _to_rgb(image), whole
+        return _to_rgb(image, transparency), whole
+
+
+def _decode_fast(data: bytes, image: Image.Image) -> Image.Image:
+    """Decode a JPEG to RGB as TensorFlow does by default, to the bit: 1.2 of 255 from Pillow's pixels on average."""
+    try:
+        pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=True)
+    except ValueError:  # a flaw: TensorFlow and Pillow pass over most, but Pillow raises where the picture is cut off
+        image.load()
+        pixels = simplejpeg.decode_jpeg(data, "RGB", fastdct=True, strict=False)
+    return Image.fromarray(pixels)
 
 
 def _orientation(image: Image.Image) -> int:
@@ -251,10 +303,11 @@ def _crop(image: Image.Image, whole: tuple[int, ...], preprocessing: Preprocessi
     return image.resize((crop, crop), Image.Resampling.BILINEAR, box=box)
 
 
-def _to_rgb(image: Image.Image) -> Image.Image:
+def _to_rgb(image: Image.Image, transparency: str) -> Image.Image:
     """Convert any mode of Pillow's to RGB as a person would expect.
 
-    Transparent parts are laid over white; integers of 16 bits and floats in
+    Transparent parts are laid over white, or show what colour they have when
+    transparency is dropped, as Keras and TensorFlow do; integers of 16 bits and floats in
     [0, 1] are scaled to 8 bits; values beyond those ranges are stretched from
     their own smallest to their own largest.
     """
@@ -267,7 +320,7 @@ def _to_rgb(image: Image.Image) -> Image.Image:
         converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
         assert converted is not None
         return converted
-    if image.has_transparency_data:
+    if image.has_transparency_data and transparency == "over white":
         image = image.convert("RGBA")
         white = Image.new("RGBA", image.size, "white")
         return Image.alpha_composite(white, image).convert("RGB")

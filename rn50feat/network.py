@@ -1,14 +1,16 @@
-"""Build the network: torchvision's ResNet50 up to its average pool.
+"""Build the network: a variant of torchvision's ResNet50 up to its average pool.
 
-In: weights. Out: a torch module from normalised pictures, (n, 3, 224, 224),
-to features, (n, 2048), and the SHA-256 of the weights that it really has.
+In: weights and a variant. Out: a torch module from normalised pictures,
+(n, 3, 224, 224), to features, (n, 2048), and the SHA-256 of the weights that
+it really has.
 """
 
 from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torchvision
@@ -17,10 +19,11 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from rn50feat import weights as weights_files
 from rn50feat.errors import WeightsError
 from rn50feat.provenance import Preprocessing
+from rn50feat.variants import TORCHVISION, Variant
 from rn50feat.weights import Weights
 
 if TYPE_CHECKING:
-    from rn50feat.weights import StateDict
+    from rn50feat.tensors import StateDict
 
 WIDTH = 2048
 # What a state dict may hold or lack beside the layers up to the average pool.
@@ -36,7 +39,7 @@ class Network:
 
 
 class Normalized(torch.nn.Module):
-    """A network that takes crops, uint8 of shape (n, 224, 224, 3), and normalises them itself."""
+    """A network that takes crops, uint8 or float32 of shape (n, 224, 224, 3), and normalises them itself."""
 
     scale: torch.Tensor
     shift: torch.Tensor
@@ -44,9 +47,10 @@ class Normalized(torch.nn.Module):
     def __init__(self, module: torch.nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.module = module
-        # ToTensor's x / 255 and Normalize's (x - mean) / std in one multiplication and one addition.
+        # ToTensor's x / 255 and Normalize's (x - mean) / std in one multiplication and one addition; where white
+        # is 255, the first is by exactly 1.
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
-        self.register_buffer("scale", 1 / (255 * std))
+        self.register_buffer("scale", preprocessing.white / (255 * std))
         self.register_buffer("shift", -mean / std)
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
@@ -56,25 +60,67 @@ class Normalized(torch.nn.Module):
         return features
 
 
-def load(weights: Weights, *, progress: bool = False) -> Network:
-    """Return the network with `weights`, downloading them where needed.
+def load(weights: Weights, variant: Variant = TORCHVISION, *, progress: bool = False) -> Network:
+    """Return the network of `variant` with `weights`; raises what `state` raises.
 
-    Random weights are those of ``torch.manual_seed(seed); resnet50()``, and
-    their SHA-256 is that of the tensors in the order of their names. Raises
-    `WeightsError` when the weights cannot be had or are no ResNet50's.
+    The SHA-256 of random weights is that of the tensors in the order of their names.
     """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(weights.seed)
-        module = torchvision.models.resnet50(weights=None)
-    module.fc = torch.nn.Identity()
+    tensors = state(weights, variant, progress=progress)
+    body = _empty(variant)
+    kept = {name: tensors[name] for name in body.state_dict() if name in tensors}
+    body.load_state_dict(kept, strict=False, assign=True)
+    sha256 = weights_files.hash_file(weights.path) if weights.path else _hash(kept)
+    return Network(_folded(body.eval().requires_grad_(False)), sha256)
+
+
+def state(weights: Weights, variant: Variant, *, progress: bool = False) -> StateDict:
+    """Return the tensors of `weights` under torchvision's names, float32, complete for `variant`.
+
+    Downloads published ones first. Random weights are those of
+    ``torch.manual_seed(seed); resnet50()``. Raises `WeightsError` when the
+    weights cannot be had, are no ResNet50's, or are another variant's.
+    """
     if weights.path is None:
-        sha256 = _hash(module.state_dict())
-    else:
-        state = weights_files.read(weights, progress=progress)
-        _check(state, module.state_dict(), weights)
-        module.load_state_dict({name: state[name] for name in module.state_dict() if name in state}, strict=False)
-        sha256 = weights_files.hash_file(weights.path)
-    return Network(_folded(module.eval().requires_grad_(False)), sha256)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(weights.seed)
+            return dict(torchvision.models.resnet50(weights=None).state_dict())
+    held = weights_files.read(weights, progress=progress)
+    weights_files.require(weights, held.claims, variant)
+    _check(held.tensors, _empty(variant).state_dict(), weights)
+    return held.tensors
+
+
+def _empty(variant: Variant) -> torch.nn.Module:
+    """Return a network without its classifier and without values, in no time: tensors of torch's meta device."""
+    with torch.device("meta"):
+        module = build(variant)
+    module.fc = torch.nn.Identity()
+    return module
+
+
+def build(variant: Variant) -> torch.nn.Module:
+    """Return torchvision's ResNet50, with its classifier and some weights, in the form of `variant`.
+
+    Only attributes of its layers change; ``forward`` is torchvision's own. Held
+    against Keras 2.1.6 to 3.15 and slim on TensorFlow 1.4 to 2.21, rows are
+    1.1e-6 to 3.3e-6 away (relative L2), which is the rounding of float32.
+    """
+    module: Any = torchvision.models.resnet50(weights=None)
+    for part in module.modules():
+        if isinstance(part, torch.nn.BatchNorm2d):
+            part.eps = variant.epsilon
+    if variant.pool_padding != "all sides":
+        # What a max-pool is padded with makes no difference after a ReLU: a window that hangs over is one with zeros.
+        module.maxpool = torch.nn.MaxPool2d(3, 2, padding=0, ceil_mode=variant.pool_padding == "end")
+    stages = (module.layer1, module.layer2, module.layer3, module.layer4)
+    for before, stage in pairwise(stages):
+        first, last = stage[0], before[-1]
+        if variant.halving == "1x1 of the first block":
+            first.conv1.stride, first.conv2.stride = (2, 2), (1, 1)
+        elif variant.halving == "3x3 of the last block":
+            last.conv2.stride, first.conv2.stride, first.downsample[0].stride = (2, 2), (1, 1), (1, 1)
+            last.downsample = torch.nn.MaxPool2d(1, 2)  # the identity shortcut, of every second row and column
+    return cast(torch.nn.Module, module)
 
 
 def _folded(module: torch.nn.Module) -> torch.nn.Module:

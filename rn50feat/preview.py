@@ -20,6 +20,7 @@ from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree
 from rn50feat.plan import Verdict, plan
 from rn50feat.store import WIDTH, FeatureStore, locate_store
+from rn50feat.weights import Choices
 
 ROW_OVERHEAD = 150  # bytes of a row beside its features: path, numbers, and HDF5's own tables
 
@@ -48,6 +49,8 @@ def preview(
     store: str | os.PathLike[str],
     *,
     weights: str | None = None,
+    variant: str | None = None,
+    preprocess: str | None = None,
     exif: bool | None = None,
     exact_decode: bool | None = None,
     dtype: str | None = None,
@@ -62,7 +65,7 @@ def preview(
     path = locate_store(store)
     existing = FeatureStore(path) if path.exists() else None
     old = None if overwrite else existing
-    agree(old, weights, exif, exact_decode, dtype)
+    agree(old, Choices(weights, variant, preprocess, exif, exact_decode), dtype)
     catalogue = Catalogue(old)
     met = np.zeros(len(catalogue), bool)
     counts: Counter[Verdict] = Counter()

@@ -9,9 +9,10 @@ and are recorded per run instead.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
 
-from rn50feat.errors import ProvenanceError
+from rn50feat.errors import PreprocessingError, ProvenanceError
 
 
 @dataclass(frozen=True)
@@ -19,21 +20,81 @@ class Preprocessing:
     """How a picture becomes the network's input; lengths in pixels.
 
     ``resize`` is the length of the shorter side before the central square of
-    ``crop`` is cut out; ``mean`` and ``std`` are per channel, for values
-    scaled to [0, 1]. ``decoding`` is scaled when large JPEGs are decoded at a
-    half, quarter or eighth of their size (never below twice ``resize``), or
-    exact.
+    ``crop`` is cut out (keras squashes the picture to that square instead);
+    ``mean`` and ``std`` are per channel, in the order of ``channels``, for
+    values scaled to [0, ``white``]. ``decoding`` is scaled when large JPEGs
+    are decoded at a half, quarter or eighth of their size (never below twice
+    ``resize``), exact, or fast DCT as TensorFlow decodes JPEGs. The defaults
+    are torchvision's, also of records made before there were others.
     """
 
+    name: str = "torchvision"
     resize: int = 256
     crop: int = 224
     interpolation: str = "bilinear, antialiased"
     mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
+    white: float = 1.0
     channels: str = "RGB"
     transparency: str = "over white"
     exif: str = "applied"
     decoding: str = "scaled"
+
+    @property
+    def crop_dtype(self) -> str:
+        """The dtype of crops: float32 where the resized picture is not rounded, else uint8."""
+        return "float32" if self.name in ("slim", "slim-pillow") else "uint8"
+
+    @staticmethod
+    def named(name: str) -> Preprocessing:
+        """Return one of `PREPROCESSINGS`; raise `PreprocessingError` for a name that is not among them."""
+        if name not in PREPROCESSINGS:
+            raise PreprocessingError(f"there is no preprocessing {name}: give one of {', '.join(PREPROCESSINGS)}")
+        return PREPROCESSINGS[name]
+
+    @classmethod
+    def from_record(cls, record: dict[str, Any]) -> Preprocessing:
+        """Return what `dataclasses.asdict` made a record of.
+
+        Raises `PreprocessingError` for a name that is not known, and TypeError or KeyError for another shape.
+        """
+        found = cls(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
+        cls.named(found.name)  # what goes by another name is done in a way that this version does not know
+        return found
+
+
+_SLIM = Preprocessing(
+    name="slim",
+    interpolation="bilinear of TensorFlow 1, not rounded",
+    mean=(123.68, 116.78, 103.94),
+    std=(1.0, 1.0, 1.0),
+    white=255.0,
+    transparency="dropped",
+    exif="ignored",
+    decoding="fast DCT",
+)
+# By name, as ``--preprocess`` takes it. Keras: `load_img(target_size=(224, 224))` and `resnet50.preprocess_input`
+# of keras.applications. slim: `preprocess_for_eval` of research/slim/preprocessing/vgg_preprocessing.py.
+PREPROCESSINGS = {
+    preprocessing.name: preprocessing
+    for preprocessing in (
+        Preprocessing(),
+        Preprocessing(
+            name="keras",
+            resize=224,
+            interpolation="nearest",
+            mean=(103.939, 116.779, 123.68),
+            std=(1.0, 1.0, 1.0),
+            white=255.0,
+            channels="BGR",
+            transparency="dropped",
+            exif="ignored",
+            decoding="exact",
+        ),
+        _SLIM,
+        replace(_SLIM, name="slim-pillow", decoding="exact"),
+    )
+}
 
 
 @dataclass(frozen=True)
@@ -60,11 +121,8 @@ class Provenance:
         """Read a record; raise `ProvenanceError` for one of another shape."""
         try:
             record = json.loads(text)
-            picture = record.pop("preprocessing")
-            for name in ("mean", "std"):
-                picture[name] = tuple(picture[name])
-            return cls(preprocessing=Preprocessing(**picture), **record)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            return cls(preprocessing=Preprocessing.from_record(record.pop("preprocessing")), **record)
+        except (ValueError, TypeError, KeyError, AttributeError, PreprocessingError) as error:
             raise ProvenanceError(
                 f"the provenance record is not one that this version reads ({error}): upgrade rn50feat"
             ) from error
@@ -88,7 +146,9 @@ class Provenance:
             raise ProvenanceError(f"{where} holds features with {name} {own}, you asked for {others}: {remedy}")
 
     def _settings(self) -> dict[str, object]:
-        return {"network": self.network, "layer": self.layer, **asdict(self.preprocessing)}
+        preprocessing = asdict(self.preprocessing)
+        name = preprocessing.pop("name")
+        return {"network": self.network, "layer": self.layer, "preprocessing": name, **preprocessing}
 
     @property
     def random(self) -> bool:

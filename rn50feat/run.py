@@ -28,6 +28,7 @@ from rn50feat.plan import Step, Verdict, plan
 from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore, stored_path
 from rn50feat.summary import Progress, Summary, record
+from rn50feat.weights import Choices
 from rn50feat.writer import StoreWriter, create_store, open_store
 
 logger = logging.getLogger(__name__)
@@ -60,10 +61,10 @@ class Run:
         self._on_progress: Callable[[Progress], None] | None = None
         self._total: int | None = None
 
-    def agree(self, weights_name: str | None, exif: bool | None, exact: bool | None, dtype: str | None) -> None:
+    def agree(self, choices: Choices, dtype: str | None) -> None:
         """Settle the weights, provenance and dtype, and refuse what differs from the store's."""
         self._dtype = dtype
-        self.weights, self.provenance = agree(self._old, weights_name, exif, exact, dtype)
+        self.weights, self.provenance = agree(self._old, choices, dtype)
 
     def _open(self) -> StoreWriter:
         if self._writer is None and self._old is not None:

@@ -1,28 +1,28 @@
-"""Find, check and read the weights of a network.
+"""Find and check the weights of a network, and settle what a run's vectors depend on.
 
 In: what ``--weights`` takes: ``imagenet-v1``, ``imagenet-v2``, a file, or
-``random[:SEED]``. Out: their identity (a name and a SHA-256, told without
-torch) and the tensors of their file under torchvision's names. Nothing in a
-file is ever executed, and nothing stands in for weights that cannot be had.
+``random[:SEED]``; the other choices of a run; the record of the store. Out:
+the weights and the provenance of the run, told without torch. Nothing stands
+in for weights that cannot be had, and none are used as another variant's.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import re
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
-from rn50feat.errors import WeightsError
+from rn50feat import formats, tensors, variants
+from rn50feat.errors import PreprocessingError, WeightsError
 from rn50feat.provenance import Preprocessing, Provenance
+from rn50feat.tensors import Claims, Held
+from rn50feat.variants import TORCHVISION, Variant
 
-if TYPE_CHECKING:
-    import torch
-
-    StateDict = dict[str, torch.Tensor]
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,13 @@ class Weights:
     def published(self) -> Published | None:
         return PUBLISHED.get(self.name)
 
+    def claims(self, sha256: str = "") -> Claims:
+        """Return which variants these weights may be for; published ones are known by name or SHA-256."""
+        published = self.published or next((p for p in PUBLISHED.values() if sha256.startswith(p.sha256)), None)
+        if published:
+            return Claims((TORCHVISION,), Preprocessing(resize=published.resize))
+        return Claims() if self.path is None else tensors.claims(self.path)
+
 
 def find(spec: str) -> Weights:
     """Return the weights that `spec` names; raise `WeightsError` when there are none."""
@@ -65,8 +72,7 @@ def find(spec: str) -> Weights:
         seed = int(match[1] or 0)
         return Weights(f"random:{seed}", seed=seed)
     with suppress(OSError, RuntimeError):  # a circle of links; the home of a user that does not exist
-        path = Path(spec).expanduser().resolve()
-        if path.is_file():
+        if path := formats.resolve(Path(spec).expanduser().resolve()):
             return Weights(path.name, path)
     known = ", ".join(PUBLISHED)
     raise WeightsError(f"weights {spec}: no such file: give {known}, random[:SEED] or the path of a file")
@@ -78,38 +84,14 @@ def _download_folder() -> Path:
     return Path(os.environ.get("TORCH_HOME", f"{cache}/torch"), "hub", "checkpoints").expanduser()
 
 
-def provenance(weights: Weights, *, exif: bool = True, exact: bool = False) -> Provenance:
-    """Return what vectors of `weights` depend on.
-
-    The SHA-256 stays empty for random weights and for those not downloaded
-    yet. Raises `WeightsError` for a downloaded file that is damaged.
-    """
-    sha256 = hash_file(weights.path) if weights.path and weights.path.exists() else ""
-    published = weights.published or next((p for p in PUBLISHED.values() if sha256.startswith(p.sha256)), None)
-    if sha256 and weights.published and not sha256.startswith(weights.published.sha256):
-        raise WeightsError(
-            f"{weights.path} is damaged (its SHA-256 begins with {sha256[:8]}, not {weights.published.sha256}):"
-            " remove it and run again"
-        )
-    return Provenance(
-        weights=weights.name,
-        weights_sha256=sha256,
-        weights_path=str(weights.path or ""),
-        preprocessing=Preprocessing(
-            resize=published.resize if published else Preprocessing.resize,
-            exif="applied" if exif else "ignored",
-            decoding="exact" if exact else "scaled",
-        ),
-    )
-
-
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a file, in hexadecimal."""
+    """Return the SHA-256 of a weights file, in hexadecimal; of all its parts in their order where it has several."""
     try:
-        with open(path, "rb") as file:
-            state = hashlib.sha256()
-            while block := file.read(1 << 20):
-                state.update(block)
+        state = hashlib.sha256()
+        for part in formats.files(path):
+            with open(part, "rb") as file:
+                while block := file.read(1 << 20):
+                    state.update(block)
         return state.hexdigest()
     except OSError as error:
         raise WeightsError(
@@ -117,21 +99,26 @@ def hash_file(path: Path) -> str:
         ) from error
 
 
-def read(weights: Weights, *, progress: bool = False) -> StateDict:
-    """Return the tensors of a weights file in float32 on the CPU, downloading a published one first.
+def require(weights: Weights, claims: Claims, variant: Variant) -> None:
+    """Raise `WeightsError` when `weights`, by what they claim, are not those of `variant`."""
+    if variant not in claims.variants:
+        names = " or ".join(fit.name for fit in claims.variants)
+        raise WeightsError(
+            f"the weights {weights.name} are those of the variant {names}, not of {variant.name}:"
+            " leave --variant out, or name other weights"
+        )
 
-    Names are as in torchvision's ``resnet50``; a leading ``module.`` and an
-    enclosing ``state_dict`` or ``model`` entry are taken off. `progress` shows
-    the download on stderr. Raises `WeightsError`.
+
+def read(weights: Weights, *, progress: bool = False) -> Held:
+    """Return what weights that lie in a file hold, as `tensors.read` does, downloading published ones first.
+
+    `progress` shows the download on stderr. Raises `WeightsError`.
     """
     assert weights.path is not None
     if weights.published and not weights.path.exists():
         _download(weights.published, weights.path, progress)
-    content = _read_safetensors(weights.path) if _is_safetensors(weights.path) else _read_torch(weights.path)
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    return _named_tensors(content, weights.path)
+    held = tensors.read(weights.path)
+    return replace(held, claims=weights.claims()) if weights.published else held
 
 
 def _download(published: Published, path: Path, progress: bool) -> None:
@@ -147,68 +134,6 @@ def _download(published: Published, path: Path, progress: bool) -> None:
         ) from error
 
 
-def _is_safetensors(path: Path) -> bool:
-    with open(path, "rb") as file:
-        head = file.read(9)
-    return len(head) == 9 and head[8:] == b"{" and int.from_bytes(head[:8], "little") < path.stat().st_size
-
-
-def _read_safetensors(path: Path) -> Any:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise WeightsError(f"{path} is a damaged safetensors file ({error}): fetch it again") from error
-
-
-def _read_torch(path: Path) -> Any:
-    import torch
-
-    with open(path, "rb") as file:
-        if file.read(262)[257:] == b"ustar":
-            raise WeightsError(
-                f"{path} has the tar form of torch 0.1, which torch no longer reads safely: take"
-                f" {PUBLISHED['imagenet-v1'].url.rpartition('/')[2]} instead, which holds the same weights"
-            )
-    try:
-        return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of data that is none, torch's unpickler makes anything: IndexError for a text, say
-        reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise WeightsError(
-            f"{path} is no torch state dict or safetensors file ({reason}): give the file of a ResNet50's state dict"
-        ) from error
-
-
-def _named_tensors(content: Any, path: Path) -> StateDict:
-    import torch
-
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise WeightsError(f"{path} holds {type(content).__name__}, not named tensors: save model.state_dict()")
-    tensors = {name: value for name, value in content.items() if isinstance(value, torch.Tensor)}
-    if not tensors:
-        raise WeightsError(f"{path} holds no tensors: save model.state_dict()")
-    if all(name.startswith("module.") for name in tensors):
-        tensors = {name.removeprefix("module."): value for name, value in tensors.items()}
-    return {name: value.float() if value.is_floating_point() else value for name, value in tensors.items()}
-
-
-def settle(
-    spec: str | None, exif: bool | None, exact: bool | None, old: Provenance | None
-) -> tuple[Weights, Provenance]:
-    """Return the weights and the provenance of a run; what is not said is as in an `old` store, if there is one."""
-    weights = recorded(old) if spec is None and old is not None else find(spec or DEFAULT)
-    if exif is None:
-        exif = old is None or old.preprocessing.exif == "applied"
-    if exact is None:
-        exact = old is not None and old.preprocessing.decoding == "exact"
-    settled = provenance(weights, exif=exif, exact=exact)
-    if old is not None and not settled.weights_sha256 and settled.weights == old.weights:
-        settled = replace(settled, weights_sha256=old.weights_sha256)  # the engine will tell if that is not so
-    return weights, settled
-
-
 def recorded(provenance: Provenance) -> Weights:
     """Return the weights that a store was made with; raise `WeightsError` when they have moved or changed."""
     if not provenance.weights_path or provenance.weights in PUBLISHED:
@@ -222,3 +147,91 @@ def recorded(provenance: Provenance) -> Weights:
             " say where that file is now with --weights FILE"
         )
     return Weights(provenance.weights, path)
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What a user says of the vectors of a run; None leaves it to the store, or else to the weights.
+
+    Names of weights, of a variant and of a preprocessing, whether orientation
+    is applied, and whether large JPEGs are decoded whole.
+    """
+
+    weights: str | None = None
+    variant: str | None = None
+    preprocess: str | None = None
+    exif: bool | None = None
+    exact_decode: bool | None = None
+
+
+def settle(choices: Choices, old: Provenance | None) -> tuple[Weights, Provenance]:
+    """Return the weights and the provenance of a run, `old` being that of its store, if there is one.
+
+    Raises `WeightsError` and `PreprocessingError` for what cannot be had.
+    """
+    weights = recorded(old) if choices.weights is None and old is not None else find(choices.weights or DEFAULT)
+    return weights, provenance(weights, choices, old)
+
+
+def provenance(weights: Weights, choices: Choices = Choices(), old: Provenance | None = None) -> Provenance:
+    """Return what vectors of `weights` depend on; the rest is as for `settle`.
+
+    The SHA-256 stays empty for random weights and for those not downloaded
+    yet, unless `old` has it. Raises `WeightsError` for a downloaded file that
+    is damaged.
+    """
+    sha256 = hash_file(weights.path) if weights.path and weights.path.exists() else ""
+    if sha256 and weights.published and not sha256.startswith(weights.published.sha256):
+        raise WeightsError(
+            f"{weights.path} is damaged (its SHA-256 begins with {sha256[:8]}, not {weights.published.sha256}):"
+            " remove it and run again"
+        )
+    if old is not None and choices.variant is None and sha256 and sha256 == old.weights_sha256:
+        # The store's own weights are on record; to ask the file itself takes 0.7 s where Keras wrote it.
+        claims = Claims((variants.recorded(old.network),), old.preprocessing)
+    else:
+        claims = weights.claims(sha256)
+    chosen = _variant(weights, claims, choices.variant, old)
+    suggested = claims.preprocessing or Preprocessing.named(chosen.preprocessing)
+    if not sha256 and old is not None and weights.name == old.weights:
+        sha256 = old.weights_sha256  # the engine will tell if that is not so
+    return Provenance(
+        weights=weights.name,
+        weights_sha256=sha256,
+        weights_path=str(weights.path or ""),
+        network=chosen.network,
+        preprocessing=_preprocessing(suggested, choices, old.preprocessing if old else None),
+    )
+
+
+def _variant(weights: Weights, claims: Claims, name: str | None, old: Provenance | None) -> Variant:
+    """Return the variant asked for, else that of the store where the weights fit it, else their likeliest."""
+    if name is not None:
+        require(weights, claims, variants.named(name))
+        return variants.named(name)
+    if old is not None and (before := variants.recorded(old.network)) in claims.variants:
+        return before
+    likeliest = claims.variants[0]
+    if len(claims.variants) > 1 and likeliest is not TORCHVISION:
+        others = " or ".join(other.name for other in claims.variants[1:])
+        logger.warning(
+            "%s may be for %s as well, and is taken for %s: --variant says otherwise",
+            weights.name,
+            others,
+            likeliest.name,
+        )
+    return likeliest
+
+
+def _preprocessing(suggested: Preprocessing, choices: Choices, old: Preprocessing | None) -> Preprocessing:
+    """Return the preprocessing asked for by name, else the store's, else what the weights suggest, and its switches."""
+    known = [preprocessing for preprocessing in (old, suggested) if preprocessing is not None]
+    name, exact = choices.preprocess or known[0].name, choices.exact_decode
+    chosen = next((one for one in known if one.name == name), None) or Preprocessing.named(name)
+    if choices.exif is not None:
+        chosen = replace(chosen, exif="applied" if choices.exif else "ignored")
+    if exact is not None and name == "torchvision":
+        chosen = replace(chosen, decoding="exact" if exact else "scaled")
+    elif exact is False:
+        raise PreprocessingError(f"the preprocessing {name} decodes pictures whole: leave --scaled-decode out")
+    return chosen

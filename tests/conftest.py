@@ -13,11 +13,13 @@ import pytest
 import torch
 import torchvision
 from chromium import PROGRAM, Chromium
+from click.testing import CliRunner, Result
 from fake import FakeStart
 from PIL import Image
 from scenes import encoded, scene
 
 from rn50feat import FeatureStore, extract
+from rn50feat.cli.main import main
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -108,6 +110,17 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Chromium]:
     browser = Chromium(tmp_path_factory.mktemp("chromium"))
     yield browser
     browser.close()
+
+
+@pytest.fixture
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Result]:
+    """Run the program in this process, in the test's folder: for what needs torch, without importing it again."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str | os.PathLike[str]) -> Result:
+        return CliRunner().invoke(main, [os.fspath(argument) for argument in arguments])
+
+    return run
 
 
 def rows(store: Path) -> dict[str, np.ndarray]:

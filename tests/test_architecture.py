@@ -16,13 +16,14 @@ PACKAGE = Path(rn50feat.__file__).parent
 # The journey of one picture, from the bottom: a module imports only from rows above its own.
 LAYERS = [
     ["errors"],
-    ["provenance", "disk", "page", "formats.crc32c", "formats.protobuf", "formats.names"],
+    ["provenance", "disk", "page", "variants", "resampling", "formats.crc32c", "formats.protobuf", "formats.names"],
     ["formats.table", "formats.translation"],
     ["formats.hdf5", "formats.checkpoint"],
     ["formats.keras", "formats.slim"],
     ["formats.apart"],
     ["formats"],
-    ["sources", "images", "journal", "lock", "weights", "backends"],
+    ["sources", "images", "journal", "lock", "tensors", "backends"],
+    ["weights"],
     ["network", "store"],
     ["catalogue", "writer", "prune", "backends.openvino", "backends.fused", "backends.cuda", "exact", "index_plan"],
     ["plan", "backends.torch", "engines", "engines.worker", "faiss_index"],
@@ -60,20 +61,22 @@ OWNERS = {
     "h5py": {"store", "writer", "formats.hdf5", "formats.keras"},
     "faiss": {"faiss_index"},
     "torchvision": {"network", "engines.gpu_worker"},
-    "PIL": {"images"},
+    "PIL": {"images", "resampling"},
     "pillow_heif": {"images"},
     "tqdm": {"cli.terminal"},
     "openvino": {"backends.openvino"},
     "torch": {
         "network",
         "weights",
+        "tensors",
         "backends.torch",
         "backends.fused",
         "backends.cuda",
         "backends.openvino",
         "engines.gpu_worker",
     },
-    "safetensors": {"weights"},
+    "safetensors": {"tensors"},
+    "simplejpeg": {"images"},
 }
 
 

@@ -1,7 +1,8 @@
 """What runs the network: crops in, features out.
 
-In: crops, uint8 of shape (n, 224, 224, 3) in RGB. Out: features, float32 of
-shape (n, 2048). One module for each library that can do it.
+In: crops, uint8 or float32 of shape (n, 224, 224, 3), as `images` makes them.
+Out: features, float32 of shape (n, 2048). One module for each library that
+can do it.
 """
 
 from __future__ import annotations
@@ -28,8 +29,8 @@ class Backend(Protocol):
     batch_size: int  # pictures for which `features` is fast, where the user does not choose
     lanes: int  # threads that may call `features` at once, and gain by it
 
-    def features(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return features, float32 of shape (n, 2048), of crops, uint8 of shape (n, 224, 224, 3)."""
+    def features(self, crops: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return features, float32 of shape (n, 2048), of crops of the preprocessing's dtype, (n, 224, 224, 3)."""
 
 
 def cpu_has_bf16() -> bool:

@@ -48,12 +48,14 @@ def settings() -> Iterator[None]:
 class Lane:
     """A stream, its buffers on both sides, and a graph of the network for one size of batch."""
 
-    def __init__(self, build: Callable[[], torch.nn.Module], device: torch.device, crop: int) -> None:
-        """Take the network, from uint8 crops to features, from `build` when the first batch comes."""
-        self._build, self._device, self._crop = build, device, crop
+    def __init__(
+        self, build: Callable[[], torch.nn.Module], device: torch.device, crop: int, dtype: torch.dtype = torch.uint8
+    ) -> None:
+        """Take the network, from crops of `dtype` to features, from `build` when the first batch comes."""
+        self._build, self._device, self._crop, self._dtype = build, device, crop, dtype
         self._size = 0  # of the captured batch
 
-    def features(self, crops: NDArray[np.uint8], most: int) -> NDArray[np.float32]:
+    def features(self, crops: NDArray[np.uint8] | NDArray[np.float32], most: int) -> NDArray[np.float32]:
         """Return features, float32 of shape (n, 2048), of n crops; capture anew where the graph is not for 1 to `most`.
 
         A batch smaller than the graph's is padded with what was there before,
@@ -89,8 +91,8 @@ class Lane:
             # A thread that waits sleeps: a busy one would take a core from the decoders.
             self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             shape = (size, self._crop, self._crop, 3)
-            self._sent = torch.zeros(shape, dtype=torch.uint8, pin_memory=True)
-            self._input = torch.zeros(shape, dtype=torch.uint8, device=self._device)
+            self._sent = torch.zeros(shape, dtype=self._dtype, pin_memory=True)
+            self._input = torch.zeros(shape, dtype=self._dtype, device=self._device)
             self._stream.wait_stream(torch.cuda.current_stream())
             with torch.cuda.stream(self._stream):
                 for _ in range(2):  # cuDNN chooses, loads and compiles its kernels outside the capture

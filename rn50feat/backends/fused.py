@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Conv2d, Module
+from torch.nn import Conv2d, MaxPool2d, Module
 
 logger = logging.getLogger(__name__)
 
@@ -37,7 +37,12 @@ class Fused(Module):
         pictures = net.maxpool(convolve(pictures, net.conv1, None, True))
         for block in chain(net.layer1, net.layer2, net.layer3, net.layer4):
             projection = block.downsample
-            shortcut = pictures if projection is None else convolve(pictures, projection[0], None, False)
+            if projection is None:
+                shortcut = pictures
+            elif isinstance(projection, MaxPool2d):  # slim's identity shortcut of every second row and column
+                shortcut = projection(pictures)
+            else:
+                shortcut = convolve(pictures, projection[0], None, False)
             pictures = convolve(pictures, block.conv1, None, True)
             pictures = convolve(pictures, block.conv2, None, True)
             pictures = convolve(pictures, block.conv3, shortcut, True)

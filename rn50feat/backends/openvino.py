@@ -1,6 +1,6 @@
 """Run the network with OpenVINO on the CPU.
 
-In: the network's weights by their SHA-256, crops as uint8 of shape
+In: the network's weights by their SHA-256, crops as uint8 or float32 of shape
 (n, 224, 224, 3). Out: features, float32 of shape (n, 2048). The compiled
 network is kept in the user's cache folder; from there it loads without torch.
 """
@@ -71,11 +71,11 @@ class OpenVinoBackend:
         if compiled is None:
             network = load()
             self.weights_sha256 = network.sha256
-            compiled = self._compile(network, provenance.preprocessing)
+            compiled = self._compile(network, provenance)
         self._queue = openvino.AsyncInferQueue(compiled)
 
-    def features(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return features, float32 of shape (n, 2048), of crops, uint8 of shape (n, 224, 224, 3)."""
+    def features(self, crops: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return features, float32 of shape (n, 2048), of crops of the preprocessing's dtype, (n, 224, 224, 3)."""
         rows = np.empty((len(crops), 2048), np.float32)
 
         def keep(request: Any, first: int) -> None:
@@ -86,13 +86,13 @@ class OpenVinoBackend:
         for first in range(0, len(crops), BATCH):
             part = crops[first : first + BATCH]
             if len(part) < BATCH:
-                part = np.concatenate([part, np.zeros((BATCH - len(part), *part.shape[1:]), np.uint8)])
+                part = np.concatenate([part, np.zeros((BATCH - len(part), *part.shape[1:]), part.dtype)])
             self._queue.start_async({0: part}, first)
         self._queue.wait_all()
         return rows
 
     def _cached(self, provenance: Provenance) -> Any:
-        path = self._path(provenance.weights_sha256, provenance.preprocessing)
+        path = self._path(provenance.weights_sha256, provenance)
         if not path.exists():
             return None
         try:
@@ -103,31 +103,35 @@ class OpenVinoBackend:
             logger.warning("%s is damaged: the network is compiled anew", path)
             return None
 
-    def _compile(self, network: Network, preprocessing: Preprocessing) -> Any:
-        model = _convert(network, preprocessing)
+    def _compile(self, network: Network, provenance: Provenance) -> Any:
+        model = _convert(network, provenance.preprocessing)
         compiled = self._core.compile_model(model, "CPU", self._settings)
         content = io.BytesIO()
         compiled.export_model(content)
         with contextlib.suppress(OSError):  # without a cache the next start is slower, and nothing else
-            _replace(self._path(network.sha256, preprocessing), content.getvalue())
+            _replace(self._path(network.sha256, provenance), content.getvalue())
         return compiled
 
-    def _path(self, sha256: str, preprocessing: Preprocessing) -> Path:
+    def _path(self, sha256: str, provenance: Provenance) -> Path:
         """Return where the compiled network lies: a name for all that it depends on."""
         processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        facts = (sha256, preprocessing.mean, preprocessing.std, self._settings, BATCH, openvino.__version__, processor)
+        picture = provenance.preprocessing
+        normalisation = (picture.mean, picture.std, picture.white, picture.crop_dtype)
+        program = (self._settings, BATCH, openvino.__version__, processor)
+        facts = (sha256, provenance.network, *normalisation, *program)
         key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
         cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
         return cache / "rn50feat" / f"openvino-{key}.blob"
 
 
 def _convert(network: Network, preprocessing: Preprocessing) -> Any:
-    """Return the OpenVINO model of `network`, from uint8 crops to features."""
+    """Return the OpenVINO model of `network`, from crops to features."""
     import torch
 
     from rn50feat.network import Normalized
 
-    example = torch.zeros(BATCH, preprocessing.crop, preprocessing.crop, 3, dtype=torch.uint8)
+    dtype = getattr(torch, preprocessing.crop_dtype)
+    example = torch.zeros(BATCH, preprocessing.crop, preprocessing.crop, 3, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of torch.jit, which OpenVINO calls
         model = openvino.convert_model(Normalized(network.module, preprocessing), example_input=example)

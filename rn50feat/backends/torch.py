@@ -1,7 +1,7 @@
 """Run the network with torch, on the CPU or on CUDA devices.
 
-In: a module of `network`, crops as uint8 of shape (n, 224, 224, 3). Out:
-features, float32 of shape (n, 2048). Several devices take batches from one
+In: a module of `network`, crops as uint8 or float32 of shape (n, 224, 224, 3).
+Out: features, float32 of shape (n, 2048). Several devices take batches from one
 queue, a copy of the network on each.
 """
 
@@ -60,8 +60,8 @@ class TorchBackend:
         for lane in reversed(lanes):
             self._free.put(lane)
 
-    def features(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Return features, float32 of shape (n, 2048), of crops, uint8 of shape (n, 224, 224, 3).
+    def features(self, crops: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+        """Return features, float32 of shape (n, 2048), of crops, uint8 or float32 of shape (n, 224, 224, 3).
 
         Where the device has too little memory, the batch is halved from then
         on; raises `DeviceError` when it is too little for one picture.
@@ -95,7 +95,7 @@ class TorchBackend:
 class _Lane(Protocol):
     """A way through the network, for one batch at a time."""
 
-    def features(self, crops: NDArray[np.uint8], most: int) -> NDArray[np.float32]:
+    def features(self, crops: NDArray[np.uint8] | NDArray[np.float32], most: int) -> NDArray[np.float32]:
         """Return the features of `crops`, which are at most `most`."""
 
     def release(self) -> None:
@@ -108,7 +108,7 @@ class _CpuLane:
     def __init__(self, network: torch.nn.Module) -> None:
         self._network = network
 
-    def features(self, crops: NDArray[np.uint8], most: int) -> NDArray[np.float32]:
+    def features(self, crops: NDArray[np.uint8] | NDArray[np.float32], most: int) -> NDArray[np.float32]:
         with torch.inference_mode():
             features: NDArray[np.float32] = self._network(torch.from_numpy(crops)).numpy()
         return features
@@ -126,14 +126,19 @@ def _cuda_lanes(
         with cuda.settings():
             return _placed(network, preprocessing, device, dtype)
 
+    dtype_of_crops = getattr(torch, preprocessing.crop_dtype)
     builds = [(device, cuda.once(partial(copied, device))) for device in devices]
-    return [cuda.Lane(build, device, preprocessing.crop) for _ in range(cuda.LANES) for device, build in builds]
+    return [
+        cuda.Lane(build, device, preprocessing.crop, dtype_of_crops)
+        for _ in range(cuda.LANES)
+        for device, build in builds
+    ]
 
 
 def _placed(
     network: Network, preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype
 ) -> torch.nn.Module:
-    """Return a copy of `network` on `device`, fused where its library allows, that takes uint8 crops."""
+    """Return a copy of `network` on `device`, fused where its library allows, that takes crops."""
     resnet = copy.deepcopy(network.module).to(device, dtype).to(memory_format=torch.channels_last)
     example = torch.zeros(1, 3, 64, 64, dtype=dtype, device=device).to(memory_format=torch.channels_last)
     with torch.inference_mode():

@@ -12,7 +12,14 @@ import click
 
 from rn50feat.cli import report
 from rn50feat.cli.index import update
-from rn50feat.cli.options import commit_interval, duration, engine_options, failure_limit, option
+from rn50feat.cli.options import (
+    commit_interval,
+    duration,
+    engine_options,
+    failure_limit,
+    network_options,
+    option,
+)
 from rn50feat.cli.stores import mark_random
 from rn50feat.cli.terminal import progress, say, signals, write
 from rn50feat.engines import EngineOptions
@@ -28,13 +35,16 @@ STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
 @click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.h5", type=click.Path(path_type=Path))
 @option("--weights", help="imagenet-v1, imagenet-v2, a file, or random[:SEED].  [default: the store's, or imagenet-v1]")
+@network_options
 @option(
-    "--exif/--no-exif", default=None, help="Turn pictures upright as their EXIF says.  [default: as the store, or yes]"
+    "--exif/--no-exif",
+    default=None,
+    help="Turn pictures upright as their EXIF says.  [default: as the store, or as the preprocessing]",
 )
 @option(
     "--exact-decode/--scaled-decode",
     default=None,
-    help="Decode large JPEGs whole, not at a smaller scale.  [default: as the store, or scaled]",
+    help="Decode large JPEGs whole, not at a smaller scale.  [default: as the store, or as the preprocessing]",
 )
 @option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored features.  [default: by precision]")
 @option("--overwrite", is_flag=True, help="Replace the store by a new one.")

@@ -16,6 +16,8 @@ import click
 
 from rn50feat.engines import EngineOptions
 from rn50feat.page import target
+from rn50feat.provenance import PREPROCESSINGS
+from rn50feat.variants import VARIANTS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -69,6 +71,20 @@ def page_file(text: str) -> Path:
 def option(*declarations: str, **settings: Any) -> Callable[[Command], Command]:
     """Declare an option that a variable sets too; as `click.option`."""
     return click.option(*declarations, cls=_Option, **settings)
+
+
+def network_options(command: Command) -> Command:
+    """Give a command ``--variant`` and ``--preprocess``."""
+    with_preprocess = option(
+        "--preprocess",
+        type=click.Choice(list(PREPROCESSINGS)),
+        help="How pictures become the network's input.  [default: as the store, or as suits the variant]",
+    )(command)
+    return option(
+        "--variant",
+        type=click.Choice(list(VARIANTS)),
+        help="The network that the weights are for.  [default: as they tell]",
+    )(with_preprocess)
 
 
 def html_option(command: Command) -> Command:

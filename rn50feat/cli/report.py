@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rn50feat.index import Report as IndexReport
     from rn50feat.index_plan import Plan
     from rn50feat.preview import Preview
-    from rn50feat.provenance import Provenance
+    from rn50feat.provenance import Preprocessing, Provenance
     from rn50feat.search import Hit, Result
     from rn50feat.store import FailureRecord, FeatureStore
 
@@ -139,18 +139,23 @@ def description(facts: dict[str, Any], provenance: Provenance) -> str:
 def provenance_lines(provenance: Provenance) -> list[tuple[str, str]]:
     """Return the provenance as (name, words)."""
     picture = provenance.preprocessing
+    fast = ", by TensorFlow's fast DCT" if picture.decoding == "fast DCT" else ""
     mark = " - random: for trying things out, not for results" if provenance.random else ""
     return [
         ("network", f"{provenance.network}, layer {provenance.layer}"),
         ("weights", f"{one_line(provenance.weights_label)}{mark}"),
-        (
-            "picture",
-            f"shorter side to {picture.resize} ({picture.interpolation}), central {picture.crop}x{picture.crop}",
-        ),
+        ("picture", f"as {picture.name}: {_resized(picture)}"),
         ("", f"EXIF orientation {picture.exif}, transparency {picture.transparency}, {picture.channels}"),
-        ("", f"large JPEGs decoded {'whole' if picture.decoding == 'exact' else 'at a smaller scale'}"),
-        ("", f"mean {_numbers(picture.mean)}, std {_numbers(picture.std)}"),
+        ("", f"large JPEGs decoded {'at a smaller scale' if picture.decoding == 'scaled' else 'whole'}{fast}"),
+        ("", f"mean {_numbers(picture.mean)}, std {_numbers(picture.std)}, of values up to {picture.white:g}"),
     ]
+
+
+def _resized(picture: Preprocessing) -> str:
+    square = f"{picture.crop}x{picture.crop}"
+    if picture.name == "keras":
+        return f"squashed to {square} ({picture.interpolation})"
+    return f"shorter side to {picture.resize} ({picture.interpolation}), central {square}"
 
 
 def _numbers(values: Sequence[float]) -> str:

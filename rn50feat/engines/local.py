@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from rn50feat import images, variants
 from rn50feat.backends import Backend
 from rn50feat.engines import Batch, EngineOptions, Failure
 from rn50feat.engines.gpu_decoder import GpuDecoder
@@ -146,7 +147,7 @@ def _joined(backend: Backend, pool: DecoderPool, preprocessing: Preprocessing, o
         limit = options.max_megapixels * 1_000_000
         return GpuDecoder(pool, backend.device.split(","), preprocessing, max_pixels=limit, share=share)
 
-    on_cuda, exact = backend.device.startswith("cuda"), preprocessing.decoding == "exact"
+    on_cuda, exact = backend.device.startswith("cuda"), preprocessing.decoding != "scaled"
     if options.decoder == "gpu":
         if not on_cuda:
             raise DeviceError(
@@ -168,6 +169,7 @@ def _joined(backend: Backend, pool: DecoderPool, preprocessing: Preprocessing, o
 
 
 def _pool(preprocessing: Preprocessing, options: EngineOptions) -> DecoderPool:
+    images.require_decoder(preprocessing)
     return DecoderPool(
         preprocessing,
         slots=max(RESERVED, BUFFERS * options.batch_size),
@@ -184,7 +186,7 @@ def backend(weights: Weights, provenance: Provenance, options: EngineOptions, *,
     def load() -> Network:
         from rn50feat import network
 
-        return network.load(weights, progress=progress)
+        return network.load(weights, variants.recorded(provenance.network), progress=progress)
 
     if _wants_openvino(options):
         from rn50feat.backends.openvino import OpenVinoBackend

@@ -40,7 +40,7 @@ Outcome = Reference | Failure
 class Decoder(Protocol):
     """What turns files into crops."""
 
-    crops: NDArray[np.uint8]  # of shape (slots, crop, crop, 3)
+    crops: NDArray[Any]  # uint8 or float32 of shape (slots, crop, crop, 3)
 
     @property
     def seconds(self) -> float:
@@ -54,7 +54,7 @@ class Decoder(Protocol):
 
 
 class DecoderPool:
-    """Decoding processes that share `crops`, uint8 of shape (slots, crop, crop, 3); a `Decoder`."""
+    """Decoding processes that share `crops`, uint8 or float32 of shape (slots, crop, crop, 3); a `Decoder`."""
 
     def __init__(
         self,
@@ -75,8 +75,9 @@ class DecoderPool:
         picture, at most crop pixels in width and height, and then zeros.
         """
         shape = (slots, preprocessing.crop, preprocessing.crop, 3)
-        self.buffer = _shared_file(int(np.prod(shape)))
-        self.crops: NDArray[np.uint8] = np.frombuffer(mmap.mmap(self.buffer, 0), np.uint8).reshape(shape)
+        dtype = np.dtype(preprocessing.crop_dtype)
+        self.buffer = _shared_file(int(np.prod(shape)) * dtype.itemsize)
+        self.crops: NDArray[Any] = np.frombuffer(mmap.mmap(self.buffer, 0), dtype).reshape(shape)
         # Pillow takes 4 bytes a pixel and as many for each conversion; 512 MB for the file itself and the rest.
         limits = {"memory": 12 * max_pixels + (512 << 20), "max_pixels": max_pixels}
         self._arguments = {

@@ -52,7 +52,7 @@ def main(
     connection = Connection(channel)
     settings = Preprocessing(**preprocessing)
     fill = partial(_thumbnail if thumbnails else _crop, settings=settings, max_pixels=max_pixels)
-    crops = np.frombuffer(mmap.mmap(buffer, 0), np.uint8).reshape(-1, settings.crop, settings.crop, 3)
+    crops = np.frombuffer(mmap.mmap(buffer, 0), settings.crop_dtype).reshape(-1, settings.crop, settings.crop, 3)
     images.lift_pillow_limit()
     silence_libraries()
     _limit_memory(memory)
@@ -72,7 +72,7 @@ def main(
         connection.send_bytes(json.dumps(answers).encode())
 
 
-def _crop(slot: NDArray[np.uint8], data: bytes, suffix: str, *, settings: Preprocessing, max_pixels: int) -> None:
+def _crop(slot: NDArray[Any], data: bytes, suffix: str, *, settings: Preprocessing, max_pixels: int) -> None:
     slot[:] = images.decode(data, settings, suffix=suffix, max_pixels=max_pixels)
 
 

@@ -17,7 +17,7 @@ from rn50feat.errors import WeightsError
 from rn50feat.formats import apart, checkpoint, names, slim
 from rn50feat.formats.translation import Translated
 
-__all__ = ["Translated", "files", "read", "recognise", "resolve"]
+__all__ = ["Translated", "files", "read", "recognise", "resolve", "variant"]
 
 _HDF5 = b"\x89HDF\r\n\x1a\n"
 
@@ -58,6 +58,14 @@ def recognise(path: Path) -> Literal["keras", "checkpoint"] | None:
 def files(path: Path) -> tuple[Path, ...]:
     """Return all files that belong to the weights at `path`, itself first; raise `WeightsError` when one is missing."""
     return checkpoint.files(path) if recognise(path) == "checkpoint" else (path,)
+
+
+def variant(path: Path) -> str | None:
+    """Return which network the file at `path` is for, None for a file of neither kind; raises what `read` raises."""
+    kind = recognise(path)
+    if kind == "keras":
+        return read(path).variant
+    return "slim" if kind == "checkpoint" else None
 
 
 def read(path: Path) -> Translated:
