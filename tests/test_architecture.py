@@ -26,7 +26,7 @@ LAYERS = [
     ["weights"],
     ["network", "store"],
     ["catalogue", "writer", "prune", "backends.openvino", "backends.fused", "backends.cuda", "exact", "index_plan"],
-    ["structure", "plan", "backends.torch", "engines", "engines.worker", "faiss_index"],
+    ["convert", "structure", "plan", "backends.torch", "engines", "engines.worker", "faiss_index"],
     ["figures", "summary", "index_file"],
     ["diagram", "engines.pool", "engines.gpu_worker", "nearest"],
     ["engines.gpu_decoder"],
@@ -40,7 +40,7 @@ LAYERS = [
     ["cli.options", "cli.terminal"],
     ["cli.stores"],
     ["cli.index"],
-    ["cli.bench", "cli.duplicates", "cli.extract", "cli.info", "cli.model", "cli.search", "cli.verify"],
+    ["cli.bench", "cli.convert", "cli.duplicates", "cli.extract", "cli.info", "cli.model", "cli.search", "cli.verify"],
     ["cli.main"],
     ["__main__"],
 ]

@@ -1,0 +1,28 @@
+"""The command ``convert``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rn50feat.cli.options import network_options, option
+from rn50feat.cli.terminal import attended, say
+
+
+@click.command("convert", no_args_is_help=True)
+@click.argument("weights")
+@click.argument("out", metavar="OUT.safetensors", type=click.Path(path_type=Path))
+@network_options
+@option("--force", is_flag=True, help="Replace OUT.safetensors if it exists.")
+def command(weights: str, out: Path, variant: str | None, preprocess: str | None, force: bool) -> None:
+    """Write WEIGHTS as one safetensors file that tells its variant and preprocessing.
+
+    WEIGHTS is a file of torch, Keras or TF-slim, imagenet-v1 or imagenet-v2.
+    The same features come out of the new file, to the bit, with --weights
+    alone.
+    """
+    from rn50feat.convert import convert as run
+
+    origin = run(weights, out, variant=variant, preprocess=preprocess, force=force, progress=attended())
+    say(f"{out}: {origin.network}, preprocessing {origin.preprocessing.name}, from {origin.weights_label}")
