@@ -75,9 +75,8 @@ def bench(
 
     decoding = _rate(decode, contents)
     backend = local.backend(chosen, origin, options, progress=False)
-    size = options.batch_size or backend.batch_size
-    side, dtype = origin.preprocessing.crop, origin.preprocessing.crop_dtype
-    crops = np.zeros((size, side, side, 3), dtype)
+    side, size = origin.preprocessing.crop, options.batch_size or backend.batch_size
+    crops = np.zeros((size, side, side, 3), origin.preprocessing.crop_dtype)
     with ThreadPoolExecutor(backend.lanes) as threads:
         batches = [crops] * backend.lanes
 

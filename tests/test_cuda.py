@@ -24,13 +24,14 @@ from rn50feat.backends.torch import TorchBackend, _devices
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import DeviceError
 from rn50feat.provenance import Preprocessing
+from rn50feat.variants import VARIANTS
 
 GPU = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
-@pytest.fixture(scope="module")
-def resnet() -> torch.nn.Module:
-    return network.load(weights.find("random")).module
+@pytest.fixture(scope="module", params=list(VARIANTS))
+def resnet(request: pytest.FixtureRequest) -> torch.nn.Module:
+    return network.load(weights.find("random"), VARIANTS[request.param]).module
 
 
 def pictures(count: int, side: int = 96) -> torch.Tensor:
@@ -141,7 +142,7 @@ def shaded(count: int) -> np.ndarray:
 
 def played_backend(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> TorchBackend:
     """A backend on the lanes of one played device."""
-    lanes = [cuda.Lane(cuda.once(lambda: toy), torch.device("cpu"), 8) for _ in range(cuda.LANES)]
+    lanes = [cuda.Lane(cuda.once(lambda: toy), torch.device("cpu"), Preprocessing(crop=8)) for _ in range(cuda.LANES)]
     monkeypatch.setattr(torch_backend, "_devices", lambda name: [torch.device("cuda", 0)])
     monkeypatch.setattr(torch_backend, "_cuda_lanes", lambda *arguments: lanes)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1 << 40, 1 << 40))
@@ -149,7 +150,7 @@ def played_backend(toy: Toy, monkeypatch: pytest.MonkeyPatch) -> TorchBackend:
 
 
 def test_a_lane_pads_the_last_batch_and_captures_once(played: None) -> None:
-    lane = cuda.Lane(lambda: Toy(), torch.device("cpu"), 8)
+    lane = cuda.Lane(lambda: Toy(), torch.device("cpu"), Preprocessing(crop=8))
     for count in (5, 5, 2, 1):
         rows = lane.features(shaded(count), 100)
         assert rows.shape == (count, 2048)
@@ -182,7 +183,7 @@ def test_a_graph_that_is_too_large_is_captured_again_for_half_the_batch(
 def test_lanes_of_one_device_share_a_network_and_serve_threads_at_once(played: None) -> None:
     built: list[int] = []
     build: Callable[[], torch.nn.Module] = cuda.once(lambda: (built.append(1), Toy())[1])
-    lanes = [cuda.Lane(build, torch.device("cpu"), 8) for _ in range(cuda.LANES)]
+    lanes = [cuda.Lane(build, torch.device("cpu"), Preprocessing(crop=8)) for _ in range(cuda.LANES)]
     found: dict[int, np.ndarray] = {}
 
     def serve(i: int) -> None:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    Crops = NDArray[np.uint8] | NDArray[np.float32]
+
 NAMES = ("auto", "torch", "openvino")
 CPU_BATCH = 32  # pictures that go through a CPU at once: more gains nothing, and costs memory
 
@@ -29,7 +31,7 @@ class Backend(Protocol):
     batch_size: int  # pictures for which `features` is fast, where the user does not choose
     lanes: int  # threads that may call `features` at once, and gain by it
 
-    def features(self, crops: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+    def features(self, crops: Crops) -> NDArray[np.float32]:
         """Return features, float32 of shape (n, 2048), of crops of the preprocessing's dtype, (n, 224, 224, 3)."""
 
 

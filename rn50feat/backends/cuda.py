@@ -14,10 +14,16 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
 from threading import Lock
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+
+from rn50feat.provenance import Preprocessing
+
+if TYPE_CHECKING:
+    from rn50feat.backends import Crops
 
 LANES = 2  # for each device
 LARGEST = 256  # pictures a batch, unless the user says another number
@@ -49,13 +55,14 @@ class Lane:
     """A stream, its buffers on both sides, and a graph of the network for one size of batch."""
 
     def __init__(
-        self, build: Callable[[], torch.nn.Module], device: torch.device, crop: int, dtype: torch.dtype = torch.uint8
+        self, build: Callable[[], torch.nn.Module], device: torch.device, preprocessing: Preprocessing
     ) -> None:
-        """Take the network, from crops of `dtype` to features, from `build` when the first batch comes."""
-        self._build, self._device, self._crop, self._dtype = build, device, crop, dtype
+        """Take the network, from crops to features, from `build` when the first batch comes."""
+        self._build, self._device = build, device
+        self._crop, self._dtype = preprocessing.crop, getattr(torch, preprocessing.crop_dtype)
         self._size = 0  # of the captured batch
 
-    def features(self, crops: NDArray[np.uint8] | NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    def features(self, crops: Crops, most: int) -> NDArray[np.float32]:
         """Return features, float32 of shape (n, 2048), of n crops; capture anew where the graph is not for 1 to `most`.
 
         A batch smaller than the graph's is padded with what was there before,

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Conv2d, MaxPool2d, Module
+from torch.nn import Conv2d, Module, Sequential
 
 logger = logging.getLogger(__name__)
 
@@ -36,18 +36,20 @@ class Fused(Module):
         convolve = self._convolve
         pictures = net.maxpool(convolve(pictures, net.conv1, None, True))
         for block in chain(net.layer1, net.layer2, net.layer3, net.layer4):
-            projection = block.downsample
-            if projection is None:
-                shortcut = pictures
-            elif isinstance(projection, MaxPool2d):  # slim's identity shortcut of every second row and column
-                shortcut = projection(pictures)
-            else:
-                shortcut = convolve(pictures, projection[0], None, False)
+            shortcut = self._shortcut(pictures, block.downsample)
             pictures = convolve(pictures, block.conv1, None, True)
             pictures = convolve(pictures, block.conv2, None, True)
             pictures = convolve(pictures, block.conv3, shortcut, True)
         features: Tensor = net.avgpool(pictures).flatten(1)
         return features
+
+    def _shortcut(self, pictures: Tensor, part: Any) -> Tensor:
+        """Return what goes around a block: its input, that of slim's halving blocks pooled, or projected."""
+        if part is None:
+            return pictures
+        pooled = not isinstance(part, Sequential)
+        shortcut: Tensor = part(pictures) if pooled else self._convolve(pictures, part[0], None, False)
+        return shortcut
 
 
 def fused(resnet: Module, example: Tensor) -> Module:

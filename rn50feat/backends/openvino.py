@@ -27,6 +27,7 @@ from rn50feat.errors import DeviceError
 from rn50feat.provenance import Preprocessing, Provenance
 
 if TYPE_CHECKING:
+    from rn50feat.backends import Crops
     from rn50feat.network import Network
 
 # OpenVINO reports each conversion over the network unless this package of its
@@ -74,7 +75,7 @@ class OpenVinoBackend:
             compiled = self._compile(network, provenance)
         self._queue = openvino.AsyncInferQueue(compiled)
 
-    def features(self, crops: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+    def features(self, crops: Crops) -> NDArray[np.float32]:
         """Return features, float32 of shape (n, 2048), of crops of the preprocessing's dtype, (n, 224, 224, 3)."""
         rows = np.empty((len(crops), 2048), np.float32)
 

@@ -1,8 +1,8 @@
 """Run the network with torch, on the CPU or on CUDA devices.
 
 In: a module of `network`, crops as uint8 or float32 of shape (n, 224, 224, 3).
-Out: features, float32 of shape (n, 2048). Several devices take batches from one
-queue, a copy of the network on each.
+Out: features, float32 of shape (n, 2048). Several devices take batches from
+one queue, a copy of the network on each.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import queue
 import re
 import sys
 from functools import partial
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
@@ -24,6 +24,9 @@ from rn50feat.backends.fused import fused
 from rn50feat.errors import DeviceError
 from rn50feat.network import Network, Normalized
 from rn50feat.provenance import Preprocessing
+
+if TYPE_CHECKING:
+    from rn50feat.backends import Crops
 
 logger = logging.getLogger(__name__)
 
@@ -60,7 +63,7 @@ class TorchBackend:
         for lane in reversed(lanes):
             self._free.put(lane)
 
-    def features(self, crops: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+    def features(self, crops: Crops) -> NDArray[np.float32]:
         """Return features, float32 of shape (n, 2048), of crops, uint8 or float32 of shape (n, 224, 224, 3).
 
         Where the device has too little memory, the batch is halved from then
@@ -95,7 +98,7 @@ class TorchBackend:
 class _Lane(Protocol):
     """A way through the network, for one batch at a time."""
 
-    def features(self, crops: NDArray[np.uint8] | NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    def features(self, crops: Crops, most: int) -> NDArray[np.float32]:
         """Return the features of `crops`, which are at most `most`."""
 
     def release(self) -> None:
@@ -108,7 +111,7 @@ class _CpuLane:
     def __init__(self, network: torch.nn.Module) -> None:
         self._network = network
 
-    def features(self, crops: NDArray[np.uint8] | NDArray[np.float32], most: int) -> NDArray[np.float32]:
+    def features(self, crops: Crops, most: int) -> NDArray[np.float32]:
         with torch.inference_mode():
             features: NDArray[np.float32] = self._network(torch.from_numpy(crops)).numpy()
         return features
@@ -126,13 +129,8 @@ def _cuda_lanes(
         with cuda.settings():
             return _placed(network, preprocessing, device, dtype)
 
-    dtype_of_crops = getattr(torch, preprocessing.crop_dtype)
     builds = [(device, cuda.once(partial(copied, device))) for device in devices]
-    return [
-        cuda.Lane(build, device, preprocessing.crop, dtype_of_crops)
-        for _ in range(cuda.LANES)
-        for device, build in builds
-    ]
+    return [cuda.Lane(build, device, preprocessing) for _ in range(cuda.LANES) for device, build in builds]
 
 
 def _placed(

@@ -154,7 +154,7 @@ def _joined(backend: Backend, pool: DecoderPool, preprocessing: Preprocessing, o
                 f"--decoder gpu needs a CUDA device, and the network is on {backend.device}: leave it out"
             )
         if exact:
-            raise DeviceError("a GPU decodes JPEGs with other roundings than --exact-decode: use --decoder cpu")
+            raise DeviceError("a GPU decodes JPEGs with other roundings than exact decoding: use --decoder cpu")
         gpu = on_gpu(share=False)
         try:
             gpu.wait_until_ready()

@@ -40,7 +40,7 @@ Outcome = Reference | Failure
 class Decoder(Protocol):
     """What turns files into crops."""
 
-    crops: NDArray[Any]  # uint8 or float32 of shape (slots, crop, crop, 3)
+    crops: NDArray[Any]  # uint8 or float32, of shape (slots, crop, crop, 3)
 
     @property
     def seconds(self) -> float:
