@@ -20,7 +20,18 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["EngineOptions", "FeatureStore", "RN50FeatError", "duplicates", "extract", "index", "search", "verify"]
+__all__ = [
+    "EngineOptions",
+    "FeatureStore",
+    "RN50FeatError",
+    "Selection",
+    "Shard",
+    "duplicates",
+    "extract",
+    "index",
+    "search",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from rn50feat.duplicates import duplicates
@@ -29,6 +40,7 @@ if TYPE_CHECKING:
     from rn50feat.extract import extract
     from rn50feat.index import index
     from rn50feat.search import search
+    from rn50feat.selection import Selection, Shard
     from rn50feat.store import FeatureStore
     from rn50feat.verify import verify
 
@@ -36,6 +48,8 @@ _HOMES = {
     "EngineOptions": "engines",
     "FeatureStore": "store",
     "RN50FeatError": "errors",
+    "Selection": "selection",
+    "Shard": "selection",
     "duplicates": "duplicates",
     "extract": "extract",
     "index": "index",

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from itertools import chain
-from pathlib import Path
 
-from rn50feat import lock, prune, sources
+from rn50feat import lock
+from rn50feat import prune as pruning
 from rn50feat.engines import EngineOptions, StartEngine, local
 from rn50feat.run import Run
+from rn50feat.selection import Selection, Sources
 from rn50feat.store import locate_store
 from rn50feat.summary import Progress, Summary
 from rn50feat.weights import Choices
@@ -26,7 +27,7 @@ COMMIT_SECONDS = 20.0  # what a kill may cost; a commit itself takes some 15 ms
 
 
 def extract(
-    pictures: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
+    pictures: Sources | Selection,
     store: str | os.PathLike[str],
     *,
     weights: str | None = None,
@@ -38,7 +39,7 @@ def extract(
     overwrite: bool = False,
     retry_failed: bool = False,
     prune: bool = False,
-    prune_limit: float = prune.LIMIT,
+    prune_limit: float = pruning.LIMIT,
     force: bool = False,
     commit_rows: float = COMMIT_ROWS,
     commit_seconds: float = COMMIT_SECONDS,
@@ -48,7 +49,7 @@ def extract(
     should_stop: Callable[[], str | None] = lambda: None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Give every picture in `pictures`, folders or files, a row in `store`.
+    """Give every picture in `pictures`, folders, files or a `Selection`, a row in `store`.
 
     What is not said (`weights` to `dtype`) is as the store has it; for a new
     one ``imagenet-v1``, the variant that the weights tell, its preprocessing,
@@ -64,9 +65,8 @@ def extract(
     `should_stop` returns a reason. Raises the leaves of `RN50FeatError`;
     what was committed by then stays.
     """
-    if isinstance(pictures, (str, os.PathLike)):
-        pictures = [pictures]
-    roots = sources.roots([Path(picture) for picture in pictures])
+    selection = Selection.of(pictures)
+    pruning.check(selection, prune)
     path = locate_store(store)
     deadline = None if time_budget is None else time.monotonic() + time_budget
 
@@ -75,8 +75,8 @@ def extract(
 
     with lock.run_lock(path), Run(path, overwrite, stop, commit_rows, commit_seconds) as run:
         run.agree(Choices(weights, variant, preprocess, exif, exact_decode), dtype)
-        run.watch(roots, on_progress)
-        references = sources.references(roots)
+        run.watch(selection, on_progress)
+        references = selection.references()
         todo = run.todo(references, retry_failed)
         if (first := next(todo, None)) is not None:
             with run.timed("start"):
@@ -87,5 +87,5 @@ def extract(
         if run.summary.stopped == "time budget":
             run.count_left(references, retry_failed)
         if prune and not run.summary.stopped:
-            run.prune(roots, prune_limit, force)
+            run.prune(selection, prune_limit, force)
         return run.summary

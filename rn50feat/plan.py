@@ -28,6 +28,7 @@ class Verdict(Enum):
     COMPUTE = "it goes through the network"
     FAILED_BEFORE = "it failed, and has not changed"
     IGNORED = "it is no picture"
+    MISSING = "it is listed, but not there"
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,8 @@ def plan(
             yield Step(Verdict.UNCHANGED, reference, row)
         elif catalogue.failed_before(path, reference) and not retry_failed:
             yield Step(Verdict.FAILED_BEFORE, reference, row)
+        elif reference.size < 0:
+            yield Step(Verdict.MISSING, reference, row)
         elif row is None and path not in catalogue.failures and not _is_picture(reference):
             yield Step(Verdict.IGNORED, reference)
         elif not hashing or not catalogue.may_hold_copy(reference.size):

@@ -8,17 +8,15 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from rn50feat import prune as pruning
-from rn50feat import sources
 from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree
 from rn50feat.plan import Verdict, plan
+from rn50feat.selection import Selection, Sources
 from rn50feat.store import WIDTH, FeatureStore, locate_store
 from rn50feat.weights import Choices
 
@@ -30,7 +28,8 @@ class Preview:
     """What a run would meet, in files, and what it would take.
 
     ``compute`` counts new and changed pictures; copies of known ones are
-    among them, since they are told only by reading them. ``seconds`` comes
+    among them, since they are told only by reading them. ``missing`` counts
+    names in a list that lead to no file. ``seconds`` comes
     from the rate of the last run that computed anything, None without one;
     ``bytes`` is the size that the store would have.
     """
@@ -39,13 +38,14 @@ class Preview:
     unchanged: int
     failed_before: int
     ignored: int
+    missing: int
     remove: int
     seconds: float | None
     bytes: int
 
 
 def preview(
-    pictures: Iterable[str | os.PathLike[str]],
+    pictures: Sources | Selection,
     store: str | os.PathLike[str],
     *,
     weights: str | None = None,
@@ -61,7 +61,8 @@ def preview(
     force: bool = False,
 ) -> Preview:
     """Return what `extract` would do with the same arguments; raises what it would raise before it begins."""
-    roots = sources.roots([Path(picture) for picture in pictures])
+    selection = Selection.of(pictures)
+    pruning.check(selection, prune)
     path = locate_store(store)
     existing = FeatureStore(path) if path.exists() else None
     old = None if overwrite else existing
@@ -69,13 +70,13 @@ def preview(
     catalogue = Catalogue(old)
     met = np.zeros(len(catalogue), bool)
     counts: Counter[Verdict] = Counter()
-    for step in plan(sources.references(roots), path, catalogue, retry_failed=retry_failed, hashing=False):
+    for step in plan(selection.references(), path, catalogue, retry_failed=retry_failed, hashing=False):
         counts[step.verdict] += 1
         if step.row is not None:
             met[step.row] = True
     removed = 0
     if prune and old is not None:
-        removed = len(pruning.gone(old, roots, met, limit=prune_limit, force=force))
+        removed = len(pruning.gone(old, selection, met, limit=prune_limit, force=force))
     rate = None if existing is None else _last_rate(existing)
     kind = np.dtype(dtype or "float16") if old is None else old.dtype
     size = 0 if old is None else path.stat().st_size
@@ -84,6 +85,7 @@ def preview(
         unchanged=counts[Verdict.UNCHANGED],
         failed_before=counts[Verdict.FAILED_BEFORE],
         ignored=counts[Verdict.IGNORED],
+        missing=counts[Verdict.MISSING],
         remove=removed,
         seconds=None if rate is None else counts[Verdict.COMPUTE] / rate,
         bytes=size + counts[Verdict.COMPUTE] * (WIDTH * kind.itemsize + ROW_OVERHEAD),

@@ -1,6 +1,6 @@
 """Find the rows whose pictures are gone.
 
-In: a store, the sources of a run, and the rows that the run has met. Out: the
+In: a store, what a run looked at, and the rows that the run has met. Out: the
 rows to remove, or a `PruneError` where their number smells of an unmounted
 disk rather than of deleted pictures.
 """
@@ -15,24 +15,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import sources
-from rn50feat.errors import PruneError
+from rn50feat.errors import PruneError, SourceError
+from rn50feat.selection import Selection
 from rn50feat.store import FeatureStore
 
 LIMIT = 20.0  # percent of the rows under the sources
 
 
+def check(selection: Selection, prune: bool) -> None:
+    """Raise `SourceError` where a run that is to prune has a list: what a list leaves out is not gone."""
+    if prune and selection.listing is not None:
+        raise SourceError(
+            "--prune removes what is gone from folders, and a list does not tell that: run it without --from-file,"
+            " on the folders themselves"
+        )
+
+
 def gone(
-    store: FeatureStore, roots: Sequence[str], met: NDArray[np.bool_], *, limit: float, force: bool
+    store: FeatureStore, selection: Selection, met: NDArray[np.bool_], *, limit: float, force: bool
 ) -> NDArray[np.int64]:
-    """Return the rows, ascending, of pictures under `roots` that are gone.
+    """Return the rows, ascending, of pictures that `selection` covers and that are gone.
 
     `met` tells for each row whether the run met its picture; of the others,
     a row counts as gone only when its file surely is. Raises `PruneError`
     when a source holds no file at all, or when more than `limit` percent of
-    the rows under `roots` would go, unless `force` is given.
+    the covered rows would go, unless `force` is given.
     """
     if not force:
-        for root in roots:
+        for root in selection.roots:
             if next(sources.references([root]), None) is None:
                 raise PruneError(f"nothing was pruned: {root} is empty: mount it, or use --force if that is right")
     rows, under = [], 0
@@ -40,7 +50,7 @@ def gone(
         for first in range(0, len(met), 8192):
             for row, path in enumerate(store.paths(first, min(first + 8192, len(met))), first):  # later rows are new
                 location = store.locate(path)
-                if sources.below(location, roots):
+                if selection.covers(location):
                     under += 1
                     if not met[row] and sources.is_gone(location):
                         rows.append(row)
@@ -52,7 +62,7 @@ def gone(
     return np.array(rows, np.int64)
 
 
-def gone_failures(store: Path, paths: Sequence[str], roots: Sequence[str]) -> list[str]:
-    """Return which stored paths of the ledger, under `roots`, belong to files that are gone."""
+def gone_failures(store: Path, paths: Sequence[str], selection: Selection) -> list[str]:
+    """Return which stored paths of the ledger, covered by `selection`, belong to files that are gone."""
     locations = {path: os.path.join(store.parent, path) for path in paths}
-    return [path for path, at in locations.items() if sources.below(at, roots) and sources.is_gone(at)]
+    return [path for path, at in locations.items() if selection.covers(at) and sources.is_gone(at)]

@@ -9,8 +9,8 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -25,6 +25,7 @@ from rn50feat.embedding import agree, require
 from rn50feat.engines import Batch, Engine, Failure
 from rn50feat.errors import PruneError, SourceError, StoreBusyError
 from rn50feat.plan import Step, Verdict, plan
+from rn50feat.selection import Selection
 from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore, stored_path
 from rn50feat.summary import Progress, Summary, record
@@ -57,6 +58,7 @@ class Run:
         self._engine: Engine | None = None
         self._handed = 0  # pictures given to the engine and not yet back
         self._copies: list[tuple[Reference, NDArray[np.floating[Any]]]] = []
+        self._missing: list[Failure] = []
         self._uncommitted, self._last_commit, self._put_off = 0, time.monotonic(), False
         self._on_progress: Callable[[Progress], None] | None = None
         self._total: int | None = None
@@ -99,6 +101,8 @@ class Run:
         summary = self.summary
         if step.verdict is Verdict.COPY:
             return self._copy(step)
+        if step.verdict is Verdict.MISSING:
+            self._miss(step.reference)
         if step.verdict is Verdict.TOUCHED and step.row is not None:
             self._open().touch(step.row, step.reference)
             self._count(1)
@@ -131,6 +135,18 @@ class Run:
             self._copies.clear()
             self._open().append(references, np.stack(features))
             self._count(len(references))
+
+    def _miss(self, reference: Reference) -> None:
+        """Keep a listed file that is not there for the ledger, until it is known what kind of store that is in."""
+        self._missing.append(Failure(reference, sources.obstacle(reference.location), "access"))
+        if len(self._missing) >= PORTION and (self._old or self._engine):
+            self._write_missing()
+
+    def _write_missing(self) -> None:
+        for failure in self._missing:
+            self._fail(failure)
+        self._count(len(self._missing))
+        self._missing.clear()
 
     def compute(self, engine: Engine, references: Iterable[Reference]) -> None:
         """Send references through `engine`, and write what comes back."""
@@ -222,17 +238,23 @@ class Run:
         if old is None and self._writer is None:
             if self.summary.stopped:
                 return
+            for missing in self._missing:
+                raise SourceError(
+                    f"{missing.reference.location} {missing.reason}, and no other picture was found for {self.path}:"
+                    " name pictures that are there; names in a list are relative to the working folder"
+                )
             raise SourceError(f"there is no picture in the sources of {self.path}: name folders that hold some")
+        self._write_missing()
         if old is not None and old.provenance.weights_path != self.provenance.weights_path:
             self._open().update_provenance(self.provenance)
         self._commit(ended=True)
 
-    def prune(self, roots: Sequence[str], limit: float, force: bool) -> None:
+    def prune(self, selection: Selection, limit: float, force: bool) -> None:
         """Remove the rows and ledger entries of pictures that are gone."""
         if self._old is None:
             return
         try:
-            rows = prune.gone(self._old, roots, self._met, limit=limit, force=force)
+            rows = prune.gone(self._old, selection, self._met, limit=limit, force=force)
         except PruneError as error:
             error.summary = self.summary
             raise
@@ -240,16 +262,17 @@ class Run:
         for end in range(len(rows), 0, -PORTION):  # from the last row: those before keep their places
             writer.remove(rows[max(0, end - PORTION) : end])
             self._commit(ended=True)
-        writer.forgive(prune.gone_failures(self.path, list(self._catalogue.failures), roots))
+        writer.forgive(prune.gone_failures(self.path, list(self._catalogue.failures), selection))
         self.summary.removed = len(rows)
         self._commit(ended=True)
 
-    def watch(self, roots: Sequence[str], on_progress: Callable[[Progress], None] | None) -> None:
+    def watch(self, selection: Selection, on_progress: Callable[[Progress], None] | None) -> None:
         """Report progress, and count the files in a thread meanwhile, so that it has an end."""
         self._on_progress = on_progress
 
         def count() -> None:
-            self._total = sum(1 for _ in sources.walk(roots, warn=False))
+            with suppress(SourceError):  # of a list that cannot be read; the run itself will tell
+                self._total = selection.count()
 
         if on_progress is not None:
             threading.Thread(target=count, daemon=True).start()

@@ -12,7 +12,7 @@ import hashlib
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from io import FileIO
@@ -28,8 +28,9 @@ class Reference:
     """One file: its absolute path and what is known of its bytes.
 
     ``size`` is in bytes, ``mtime_ns`` in nanoseconds since 1970, ``digest``
-    the BLAKE2b-128 of the bytes, empty until they were read. Bytes of a name
-    that are not UTF-8 are surrogate escapes in ``location``.
+    the BLAKE2b-128 of the bytes, empty until they were read. A name in a list
+    that leads to no file has a ``size`` of -1. Bytes of a name that are not
+    UTF-8 are surrogate escapes in ``location``.
     """
 
     location: str
@@ -38,17 +39,17 @@ class Reference:
     digest: bytes = b""
 
 
-def locate(path: Path) -> str:
+def locate(path: Path, real: Callable[[str], str] = os.path.realpath) -> str:
     """Return the absolute location of `path`, with the links above it resolved.
 
     The last part stays as it is, so that a link to a folder keeps its own
-    name; the parts above are made real, so that one folder has one name
+    name; the parts above are made `real`, so that one folder has one name
     however the working directory was reached.
     """
     name = os.path.basename(path)
     if name in ("", ".", ".."):
         return os.path.realpath(path)
-    return os.path.join(os.path.realpath(os.path.dirname(path)), name)
+    return os.path.join(real(os.path.dirname(path)), name)
 
 
 def roots(sources: Iterable[Path]) -> list[str]:
@@ -145,13 +146,27 @@ def references(locations: Sequence[str]) -> Iterator[Reference]:
 
     FIFOs, sockets, devices and dangling links are passed over.
     """
-    for entry in walk(locations):
-        try:
-            status = os.stat(entry) if isinstance(entry, str) else entry.stat()
-        except OSError:  # a dangling link, or a file that vanished since it was listed
-            continue
-        if stat.S_ISREG(status.st_mode):
-            yield Reference(os.fspath(entry), status.st_size, status.st_mtime_ns)
+    return filter(None, map(reference, walk(locations)))
+
+
+def reference(entry: os.DirEntry[str] | str) -> Reference | None:
+    """Return the `Reference` of a regular file, None for anything else."""
+    try:
+        status = os.stat(entry) if isinstance(entry, str) else entry.stat()
+    except OSError:  # a dangling link, or a file that vanished since it was listed
+        return None
+    if not stat.S_ISREG(status.st_mode):
+        return None
+    return Reference(os.fspath(entry), status.st_size, status.st_mtime_ns)
+
+
+def obstacle(location: str) -> str:
+    """Return why a location that was named is no file to read."""
+    try:
+        os.stat(location)
+    except OSError as error:
+        return f"is listed, but cannot be found: {error.strerror}"
+    return "is listed, but neither a folder nor a regular file"
 
 
 @contextmanager

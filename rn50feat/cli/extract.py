@@ -19,11 +19,13 @@ from rn50feat.cli.options import (
     failure_limit,
     network_options,
     option,
+    shard_of,
 )
 from rn50feat.cli.stores import mark_random
 from rn50feat.cli.terminal import progress, say, signals, write
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import PruneError
+from rn50feat.selection import Selection, Shard
 
 if TYPE_CHECKING:
     from rn50feat.summary import Summary
@@ -32,8 +34,16 @@ STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
 @click.command("extract", no_args_is_help=True)
-@click.argument("sources", metavar="SOURCE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.argument("sources", metavar="SOURCE...", nargs=-1, type=click.Path(path_type=Path))
 @click.argument("out", metavar="OUT.h5", type=click.Path(path_type=Path))
+@option(
+    "--from-file",
+    type=click.Path(path_type=Path),
+    metavar="LIST",
+    help="Take the pictures and folders that LIST names, one a line, too; - is standard input.",
+)
+@option("-0", "--null", is_flag=True, help="The names in LIST are ended by NULs, not by lines.")
+@option("--shard", type=shard_of, metavar="I/N", help="Take share I of N of the pictures only, 1/8 say.")
 @option("--weights", help="imagenet-v1, imagenet-v2, a file, or random[:SEED].  [default: the store's, or imagenet-v1]")
 @network_options
 @option(
@@ -76,6 +86,9 @@ STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
 def command(
     sources: tuple[Path, ...],
     out: Path,
+    from_file: Path | None,
+    null: bool,
+    shard: Shard | None,
     commit_every: tuple[float, float],
     max_failures: tuple[float, bool] | None,
     dry_run: bool,
@@ -92,18 +105,23 @@ def command(
     """
     from rn50feat.extract import extract as run
 
+    if not sources and from_file is None:
+        raise click.UsageError("Missing argument 'SOURCE...': name folders or pictures, or a list with --from-file.")
+    if null and from_file is None:
+        raise click.UsageError("--null is about --from-file: give both, or neither.")
     if settings["force"] and not settings["prune"]:
         raise click.UsageError("--force is about --prune: give both, or neither.")
+    selection = Selection(sources, listing=from_file, null=null, shard=shard)
     options = EngineOptions(**{field.name: settings.pop(field.name) for field in dataclasses.fields(EngineOptions)})
     if dry_run:
         del settings["time_budget"]
-        _show_preview(sources, out, as_json, **settings)
+        _show_preview(selection, out, as_json, **settings)
         return
     refused: PruneError | None = None
     with progress(quiet) as on_progress, signals() as should_stop:
         try:
             summary = run(
-                sources,
+                selection,
                 out,
                 commit_rows=commit_every[0],
                 commit_seconds=commit_every[1],
@@ -141,10 +159,10 @@ def _tell_summary(summary: Summary, out: Path) -> None:
         mark_random(FeatureStore(out))
 
 
-def _show_preview(sources: tuple[Path, ...], out: Path, as_json: bool, **settings: Any) -> None:
+def _show_preview(selection: Selection, out: Path, as_json: bool, **settings: Any) -> None:
     from rn50feat.preview import preview
 
-    expected = preview(sources, out, **settings)
+    expected = preview(selection, out, **settings)
     if as_json:
         write(json.dumps({"store": str(out), **dataclasses.asdict(expected)}) + "\n")
     else:

@@ -15,8 +15,10 @@ from typing import Any, TypeVar
 import click
 
 from rn50feat.engines import EngineOptions
+from rn50feat.errors import SourceError
 from rn50feat.page import target
 from rn50feat.provenance import PREPROCESSINGS
+from rn50feat.selection import Shard
 from rn50feat.variants import VARIANTS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -66,6 +68,14 @@ def page_file(text: str) -> Path:
     """Return the file of an HTML page; raise `PageError` at once where it could not be written in the end."""
     target(path := Path(text))
     return path
+
+
+def shard_of(text: str) -> Shard:
+    """Return the shard that a text like 2/8 names."""
+    try:
+        return Shard.parse(text)
+    except SourceError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def option(*declarations: str, **settings: Any) -> Callable[[Command], Command]:

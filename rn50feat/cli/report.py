@@ -180,7 +180,8 @@ def preview_line(expected: Preview) -> str:
     """Return a preview in one line."""
     found = f"{expected.compute} to compute, {expected.unchanged} unchanged, {expected.failed_before} failed before"
     time = "" if expected.seconds is None else f" in about {duration(expected.seconds)}"
-    return f"{found}, {expected.ignored} ignored, {expected.remove} to remove; {size(expected.bytes)}{time}\n"
+    missing = f", {expected.missing} listed but not there" if expected.missing else ""
+    return f"{found}, {expected.ignored} ignored{missing}, {expected.remove} to remove; {size(expected.bytes)}{time}\n"
 
 
 def duration(seconds: float) -> str:
