@@ -6,6 +6,7 @@ The doors of the library::
     search(queries, store)       the most similar pictures of a store
     index(store)                 build its FAISS index, or bring it up to date
     duplicates(store)            groups of near-identical pictures
+    merge(stores, store)         bring the rows of several stores into one
     verify(store)                check that a store is what it should be
     FeatureStore(path)           read a store
 
@@ -29,6 +30,7 @@ __all__ = [
     "duplicates",
     "extract",
     "index",
+    "merge",
     "search",
     "verify",
 ]
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
     from rn50feat.errors import RN50FeatError
     from rn50feat.extract import extract
     from rn50feat.index import index
+    from rn50feat.merge import merge
     from rn50feat.search import search
     from rn50feat.selection import Selection, Shard
     from rn50feat.store import FeatureStore
@@ -53,6 +56,7 @@ _HOMES = {
     "duplicates": "duplicates",
     "extract": "extract",
     "index": "index",
+    "merge": "merge",
     "search": "search",
     "verify": "verify",
 }

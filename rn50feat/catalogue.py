@@ -40,11 +40,15 @@ class Catalogue:
 
     def row(self, path: str) -> int | None:
         """Return the row of a stored path, or None."""
-        return self._paths.get(_path_key(path))
+        return self._paths.get(path_key(path))
 
     def unchanged(self, row: int, reference: Reference) -> bool:
         """Tell whether a file has the size and time that it had when its row was made."""
         return bool(self._sizes[row] == reference.size and self._mtimes[row] == reference.mtime_ns)
+
+    def as_new(self, row: int | None, mtime_ns: int) -> bool:
+        """Tell whether there is a row, and its file was not older than a time."""
+        return row is not None and bool(self._mtimes[row] >= mtime_ns)
 
     def failed_before(self, path: str, reference: Reference) -> bool:
         """Tell whether a file failed, and has the size and time that it had then."""
@@ -65,12 +69,13 @@ class Catalogue:
         return self._digests.get(digest)
 
 
-def _path_key(path: str) -> bytes:
+def path_key(path: str) -> bytes:
+    """Return the 16 bytes that stand for a stored path in memory."""
     return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 def _path_keys(store: FeatureStore, block: int = 8192) -> NDArray[np.uint8]:
-    keys = [b"".join(map(_path_key, store.paths(start, start + block))) for start in range(0, len(store), block)]
+    keys = [b"".join(map(path_key, store.paths(start, start + block))) for start in range(0, len(store), block)]
     return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16)
 
 

@@ -93,8 +93,8 @@ def preview(
 
 
 def _last_rate(store: FeatureStore) -> float | None:
-    """Return the images/s of the last run that computed something."""
+    """Return the images/s of the last run that computed something; merges and imports take rows, and compute none."""
     for run in reversed(store.runs()):
-        if rate := run["counts"]["images_per_second"]:
+        if run.get("command", "extract") == "extract" and (rate := run["counts"]["images_per_second"]):
             return float(rate)
     return None

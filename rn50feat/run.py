@@ -30,7 +30,7 @@ from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore, stored_path
 from rn50feat.summary import Progress, Summary, record
 from rn50feat.weights import Choices
-from rn50feat.writer import StoreWriter, create_store, open_store
+from rn50feat.writer import StoreWriter, create_store, open_store, storable
 
 logger = logging.getLogger(__name__)
 
@@ -166,7 +166,7 @@ class Run:
         writer, new = self._open(), []
         for i, (reference, features) in enumerate(zip(batch.references, batch.features)):
             row = self._catalogue.row(stored_path(self.path, reference.location))
-            if not _storable(features, writer.dtype):
+            if not storable(features, writer.dtype):
                 self._fail(Failure(reference, f"has features that are not finite in {writer.dtype}"))
             elif row is None:
                 new.append(i)
@@ -294,9 +294,3 @@ class Run:
     def __exit__(self, *error: Any) -> None:
         if self._writer is not None:
             self._writer.__exit__(*error)
-
-
-def _storable(features: NDArray[np.float32], dtype: np.dtype[Any]) -> bool:
-    """Tell whether all values are finite in `dtype`; float16 ends at 65504."""
-    with np.errstate(over="ignore"):
-        return bool(np.isfinite(features.astype(dtype)).all())

@@ -188,10 +188,10 @@ class FeatureStore:
                 found[i] = features[row]
             return found
 
-    def column(self, name: str) -> NDArray[Any]:
-        """Return one whole dataset of a number a row: ids, size, mtime_ns or digest."""
+    def column(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
+        """Return ids, size, mtime_ns or digest of the rows `start` to `stop`."""
         with self._access() as file:
-            return np.asarray(file[name][:])
+            return np.asarray(file[name][start:stop])
 
     def paths(self, start: int = 0, stop: int | None = None) -> list[str]:
         """Return the stored paths of the rows `start` to `stop`."""

@@ -64,7 +64,7 @@ class Summary:
     def bottleneck(self) -> str | None:
         """The stage that was busy for longest once the engine had started, None when nothing was computed."""
         busy = {name: seconds for name, seconds in self.stages.items() if name != "start"}
-        return max(busy, key=busy.__getitem__) if self.computed else None
+        return max(busy, key=busy.__getitem__) if self.computed and busy else None
 
     @property
     def images_per_second(self) -> float:
@@ -109,11 +109,14 @@ def _version(package: str) -> str | None:
         return None
 
 
-def record(summary: Summary, started: datetime, engine: Engine | None, *, ended: bool) -> dict[str, Any]:
-    """Return the record of a run, as the store keeps it."""
+def record(
+    summary: Summary, started: datetime, engine: Engine | None, *, ended: bool, command: str = "extract", **more: Any
+) -> dict[str, Any]:
+    """Return the record of a run of `command`, as the store keeps it; `more` adds to it, or replaces."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     versions = {"rn50feat": __version__, "python": platform.python_version()}
     return {
+        "command": command,
         "started": started.isoformat(timespec="seconds"),
         "ended": now if ended else None,
         "host": socket.gethostname(),
@@ -122,4 +125,5 @@ def record(summary: Summary, started: datetime, engine: Engine | None, *, ended:
         "precision": engine and engine.precision,
         "versions": {**versions, **{name: _version(name) for name in PACKAGES}},
         "counts": summary.as_dict(),
+        **more,
     }

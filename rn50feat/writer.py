@@ -121,8 +121,8 @@ class StoreWriter:
             "digest": np.array([list(reference.digest) for reference in references], np.uint8),
         }
 
-    def fail(self, reference: Reference, reason: str) -> None:
-        """Enter a picture in the ledger, or count one more attempt at it."""
+    def fail(self, reference: Reference, reason: str, *, attempts: int = 1) -> None:
+        """Enter a picture in the ledger, after so many attempts, or count one more attempt at it."""
         path = stored_path(self.path, reference.location)
         facts = {"reason": reason, "size": reference.size, "mtime_ns": reference.mtime_ns}
         with self._told():
@@ -133,7 +133,7 @@ class StoreWriter:
                 self._file["failures/attempts"][entry] += 1
             else:
                 self._ledger[path] = len(self._ledger)
-                facts = {"path": path, **facts, "attempts": 1}
+                facts = {"path": path, **facts, "attempts": attempts}
                 self._append(LEDGER, {f"failures/{name}": [value] for name, value in facts.items()})
 
     def remove(self, rows: NDArray[np.int64]) -> None:
@@ -233,6 +233,12 @@ class StoreWriter:
                 self._journal.abandon()  # what HDF5 writes from here on, nobody needs
                 self._file.close()
                 self._journal.close()
+
+
+def storable(features: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> Any:
+    """Tell of each row, the last axis, whether all its values are finite in `dtype`; float16 ends at 65504."""
+    with np.errstate(over="ignore"):
+        return np.isfinite(features.astype(dtype)).all(axis=-1)
 
 
 @contextmanager

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -21,16 +20,11 @@ from rn50feat.cli.options import (
     option,
     shard_of,
 )
-from rn50feat.cli.stores import mark_random
-from rn50feat.cli.terminal import progress, say, signals, write
+from rn50feat.cli.outcome import tell
+from rn50feat.cli.terminal import progress, signals, write
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import PruneError
 from rn50feat.selection import Selection, Shard
-
-if TYPE_CHECKING:
-    from rn50feat.summary import Summary
-
-STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
 @click.command("extract", no_args_is_help=True)
@@ -132,31 +126,13 @@ def command(
             )
         except PruneError as error:
             refused, summary = error, error.summary
-    if not quiet:
-        _tell_summary(summary, out)
-    if as_json:
-        write(json.dumps({"store": str(out), **summary.as_dict()}) + "\n")
-    if summary.stopped in STOP_CODES:
-        sys.exit(STOP_CODES[summary.stopped])
+    tell(summary, out, quiet=quiet, as_json=as_json)
     if indexed and out.exists():
         update(out, quiet=quiet, rebuild=settings["overwrite"])
     if refused is not None:
         raise refused
     if max_failures is not None:
         summary.check_failures(*max_failures)
-
-
-def _tell_summary(summary: Summary, out: Path) -> None:
-    say(f"{out}: {report.counts(summary.as_dict())}, in {summary.seconds:.1f} s")
-    if summary.stopped:
-        rest = "" if summary.left is None else f", {summary.left} pictures left"
-        say(f"stopped by {summary.stopped}{rest}: run again to go on")
-    if summary.failed:
-        say(f"rn50feat info {out} --failures tells what could not be read, and why")
-    if out.exists():
-        from rn50feat.store import FeatureStore
-
-        mark_random(FeatureStore(out))
 
 
 def _show_preview(selection: Selection, out: Path, as_json: bool, **settings: Any) -> None:

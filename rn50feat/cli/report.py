@@ -165,6 +165,8 @@ def _numbers(values: Sequence[float]) -> str:
 def run_line(run: dict[str, Any]) -> str:
     """Return a run's record in one line."""
     how = f"{run['device']} {run['precision']}" if run["device"] else "nothing to compute"
+    if run.get("command", "extract") != "extract":
+        how = run["command"]
     end = counts(run["counts"]) if run["ended"] else f"did not end; by its last commit: {counts(run['counts'])}"
     return f"{run['started'][:16].replace('T', ' ')}  {how}: {end}"
 

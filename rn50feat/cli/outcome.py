@@ -1,0 +1,43 @@
+"""What is told of a run that wrote to a store, and with which code it ends when it was stopped.
+
+In: the `Summary` of a run. Out: its words on stderr, its JSON on stdout.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rn50feat.cli import report
+from rn50feat.cli.stores import mark_random
+from rn50feat.cli.terminal import say, write
+
+if TYPE_CHECKING:
+    from rn50feat.summary import Summary
+
+STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
+
+
+def tell(summary: Summary, out: Path, *, quiet: bool, as_json: bool) -> None:
+    """Tell what a run did to the store `out`; exit with the code of the signal that stopped it, if one did."""
+    if not quiet:
+        _tell_in_words(summary, out)
+    if as_json:
+        write(json.dumps({"store": str(out), **summary.as_dict()}) + "\n")
+    if summary.stopped in STOP_CODES:
+        sys.exit(STOP_CODES[summary.stopped])
+
+
+def _tell_in_words(summary: Summary, out: Path) -> None:
+    say(f"{out}: {report.counts(summary.as_dict())}, in {summary.seconds:.1f} s")
+    if summary.stopped:
+        rest = "" if summary.left is None else f", {summary.left} pictures left"
+        say(f"stopped by {summary.stopped}{rest}: run again to go on")
+    if summary.failed:
+        say(f"rn50feat info {out} --failures tells what could not be read, and why")
+    if out.exists():
+        from rn50feat.store import FeatureStore
+
+        mark_random(FeatureStore(out))

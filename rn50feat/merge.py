@@ -1,0 +1,153 @@
+"""Join stores of one provenance: those of shards, or of several machines.
+
+In: stores, and the path of one that takes their rows. Out: that store with a
+row for every picture of any of them, and a `Summary`. Memory holds 32 bytes a
+row and a block of features. A merge only adds and brings up to date: run
+again, it costs what is new, and a killed one goes on from its last commit.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat import lock
+from rn50feat.catalogue import Catalogue, path_key
+from rn50feat.errors import ProvenanceError, StoreError
+from rn50feat.intake import Intake, settle_dtype
+from rn50feat.provenance import Provenance
+from rn50feat.snapshot import Snapshot
+from rn50feat.sources import Reference
+from rn50feat.store import FeatureStore, locate_store, stored_path
+from rn50feat.summary import Progress, Summary
+
+LEAVE, NEW = -2, -1  # what becomes of a row, where it does not take that of another
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A store that is merged: its rows, keys of their paths as seen from the new store, and their files' times."""
+
+    snapshot: Snapshot
+    keys: NDArray[np.uint64]  # (N, 2)
+    mtimes: NDArray[np.int64]
+
+
+def merge(
+    stores: Iterable[str | os.PathLike[str]],
+    out: str | os.PathLike[str],
+    *,
+    dtype: str | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """Bring every row of `stores` into the store `out`, which is made or added to.
+
+    A picture that several stores have, by its location, gets one row: that of
+    the newest file by its modification time, the first named of equal ones;
+    what `out` has comes before all. Pictures that could not be read come
+    along where no store has a row as new. `dtype`, float16 or float32, is
+    that of `out`, or of the widest of `stores`; float32 is rounded to float16
+    only when that is given. Raises `ProvenanceError` for stores of different
+    provenance and `StoreError` for those that cannot be read or written, or
+    whose rows move meanwhile; what was committed by then stays.
+    """
+    path = locate_store(out)
+    parts = [FeatureStore(store) for store in stores]
+    if not parts:
+        raise StoreError(f"there is nothing to merge into {path}: name some stores")
+    if any(part.path == path for part in parts):
+        raise StoreError(f"{path} is named among the stores to merge into it: leave it out, it keeps its rows")
+    with lock.run_lock(path):
+        old = [FeatureStore(path)] if path.exists() else []
+        provenance = _common([*old, *parts])
+        width = settle_dtype(old[0] if old else None, dtype, {str(part.path): part.dtype for part in parts})
+        known = [_part(store, path) for store in (*old, *parts)]
+        targets = _targets(known, len(known[0].mtimes) if old else 0)[len(old) :]
+        facts = {"command": "merge", "merged": [str(part.path) for part in parts], "precision": _precision(parts)}
+        with Intake(path, provenance, width, sum(map(len, targets)), should_stop, on_progress, **facts) as intake:
+            for part, target in zip(known[len(old) :], targets):
+                _take_rows(intake, part.snapshot, target)
+            intake.commit()
+            _take_ledgers(intake, parts)
+            intake.commit(ended=True)
+            return intake.summary
+
+
+def _common(stores: Sequence[FeatureStore]) -> Provenance:
+    """Return the provenance that all stores have; the one that knows its weights' SHA-256, where any does."""
+    chosen = next((store for store in stores if store.provenance.weights_sha256), stores[0])
+    for store in stores:
+        if difference := chosen.provenance.difference(store.provenance):
+            name, own, other = difference
+            raise ProvenanceError(
+                f"{chosen.path} holds features with {name} {own}, {store.path} with {other}:"
+                " only stores of one provenance can be merged"
+            )
+    return chosen.provenance
+
+
+def _precision(stores: Iterable[FeatureStore]) -> str | None:
+    """Return what the rows were computed in: fp32, bf16, or both; None where nothing was."""
+    found = {run["precision"] for store in stores for run in store.runs()} - {None}
+    return ", ".join(sorted(found)) or None
+
+
+def _part(store: FeatureStore, out: Path) -> _Part:
+    with store.reading():
+        snapshot = Snapshot(store)
+        keys = bytearray()
+        for first in range(0, len(snapshot), 8192):
+            for path in store.paths(first, first + 8192):
+                keys += path_key(stored_path(out, store.locate(path)))
+        return _Part(snapshot, np.frombuffer(keys, np.uint64).reshape(-1, 2), store.column("mtime_ns"))
+
+
+def _targets(parts: Sequence[_Part], old: int) -> list[NDArray[np.int64]]:
+    """Return for each row of each part the row of the new store that it takes, or `LEAVE` or `NEW`.
+
+    The first `old` rows are those of the new store itself.
+    """
+    keys, mtimes = np.concatenate([part.keys for part in parts]), np.concatenate([part.mtimes for part in parts])
+    order = np.lexsort((-mtimes, keys[:, 0], keys[:, 1]))  # stable: the first named of equal ones comes first
+    starts = np.r_[True, (np.diff(keys[order], axis=0) != 0).any(axis=1)][: len(order)]
+    group = np.cumsum(starts) - 1
+    own = np.full(group[-1] + 1 if len(group) else 0, NEW)
+    mine = order < old
+    own[group[mine]] = order[mine]
+    winners = order[starts]
+    targets = np.where(winners < old, LEAVE, own)
+    found = np.full(len(order), LEAVE)
+    found[winners] = targets
+    return np.split(found, np.cumsum([len(part.mtimes) for part in parts])[:-1])
+
+
+def _take_rows(intake: Intake, snapshot: Snapshot, target: NDArray[np.int64]) -> None:
+    wanted = target != LEAVE
+    rows = iter(target[wanted])
+    for block in snapshot.blocks(wanted):
+        if intake.stopped():
+            return
+        intake.take(block.references, block.features, np.fromiter(rows, np.int64, len(block.ids)))
+    intake.leave(int((~wanted).sum()))
+
+
+def _take_ledgers(intake: Intake, stores: Iterable[FeatureStore]) -> None:
+    """Enter the failures that are newer than the row of their picture, if there is one, and not known yet."""
+    failures = [(store, failure) for store in stores for failure in store.failures()]
+    if not failures or intake.stopped():
+        return
+    catalogue = Catalogue(FeatureStore(intake.path))
+    for store, failure in failures:
+        reference = Reference(store.locate(failure.path), failure.size, failure.mtime_ns)
+        path = stored_path(intake.path, reference.location)
+        known = catalogue.failures.get(path)
+        told = known is not None and known.mtime_ns >= failure.mtime_ns
+        if not told and not catalogue.as_new(catalogue.row(path), failure.mtime_ns):
+            intake.fail(reference, failure.reason, failure.attempts)
+            catalogue.failures[path] = failure
