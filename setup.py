@@ -10,6 +10,8 @@ HERE = Path(__file__).parent
 
 HEIC = ["pillow-heif>=0.22"]
 OPENVINO = ["openvino>=2025.0"]
+PARQUET = ["pyarrow>=17"]
+QDRANT = ["qdrant-client>=1.12"]
 SLIM = ["simplejpeg>=1.8"]  # JPEGs as TensorFlow decodes them, for TF-slim's preprocessing
 # keras and google-crc32c are what the readers of weight files are held against.
 TEST = [
@@ -19,8 +21,11 @@ TEST = [
     "scikit-learn>=1.5",
     "keras>=3.8",
     "google-crc32c>=1.6",
+    "pandas>=2.2",
     *HEIC,
     *OPENVINO,
+    *PARQUET,
+    *QDRANT,
     *SLIM,
 ]
 
@@ -45,7 +50,14 @@ setup(
         "tqdm>=4.66",
         "safetensors>=0.5",
     ],
-    extras_require={"heic": HEIC, "openvino": OPENVINO, "slim": SLIM, "test": TEST},
+    extras_require={
+        "heic": HEIC,
+        "openvino": OPENVINO,
+        "parquet": PARQUET,
+        "qdrant": QDRANT,
+        "slim": SLIM,
+        "test": TEST,
+    },
     entry_points={"console_scripts": ["rn50feat=rn50feat.cli.main:main"]},
     classifiers=[
         "Development Status :: 4 - Beta",

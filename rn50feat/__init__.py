@@ -7,6 +7,8 @@ The doors of the library::
     index(store)                 build its FAISS index, or bring it up to date
     duplicates(store)            groups of near-identical pictures
     merge(stores, store)         bring the rows of several stores into one
+    export(store, file)          write rows for other programs
+    import_features(file, store) take in those of other programs
     verify(store)                check that a store is what it should be
     FeatureStore(path)           read a store
 
@@ -28,7 +30,9 @@ __all__ = [
     "Selection",
     "Shard",
     "duplicates",
+    "export",
     "extract",
+    "import_features",
     "index",
     "merge",
     "search",
@@ -39,7 +43,9 @@ if TYPE_CHECKING:
     from rn50feat.duplicates import duplicates
     from rn50feat.engines import EngineOptions
     from rn50feat.errors import RN50FeatError
+    from rn50feat.export import export
     from rn50feat.extract import extract
+    from rn50feat.importing import import_features
     from rn50feat.index import index
     from rn50feat.merge import merge
     from rn50feat.search import search
@@ -54,7 +60,9 @@ _HOMES = {
     "Selection": "selection",
     "Shard": "selection",
     "duplicates": "duplicates",
+    "export": "export",
     "extract": "extract",
+    "import_features": "importing",
     "index": "index",
     "merge": "merge",
     "search": "search",

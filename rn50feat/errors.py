@@ -15,6 +15,7 @@ each of them into one ``Error:`` line::
     │   ├── StoreBusyError       a store that another program keeps open
     │   └── StoreLockedError     75: another run holds the store
     ├── IndexingError            an index that cannot be built or used
+    ├── ExchangeError            features that cannot be exported or imported
     ├── QueryError               a search that cannot be answered
     ├── PruneError               rows that were not removed, to be on the safe side
     ├── VerifyError              a store that is not as it should be
@@ -77,6 +78,10 @@ class StoreLockedError(StoreError):
 
 class IndexingError(RN50FeatError):
     """An index of a store cannot be built, or is not one to search with."""
+
+
+class ExchangeError(RN50FeatError):
+    """Features cannot be exported to a file or database, or imported from a file."""
 
 
 class QueryError(RN50FeatError):

@@ -65,6 +65,11 @@ def fits_a_line(name: str) -> bool:
     return "\n" not in name and not name.endswith("\r")
 
 
+def readable(name: str) -> str:
+    r"""Return a name as text that is UTF-8, for formats that take nothing else: other bytes become ``\xff``."""
+    return os.fsencode(name).decode("utf-8", "backslashreplace")
+
+
 class Names:
     """A set of names that takes some 20 bytes for each, a fifth of a `set` of their hashes."""
 

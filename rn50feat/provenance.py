@@ -9,10 +9,12 @@ and are recorded per run instead.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from rn50feat.errors import PreprocessingError, ProvenanceError
+
+UNSTATED = "unstated"
 
 
 @dataclass(frozen=True)
@@ -113,6 +115,13 @@ class Provenance:
     layer: str = "avgpool"
     preprocessing: Preprocessing = Preprocessing()
 
+    @classmethod
+    def unstated_but_for(cls, made_by: str) -> Provenance:
+        """Return what is known of features of which there are only words: everything else is unstated."""
+        blank = {"int": 0, "float": 0.0, "str": UNSTATED}
+        picture: dict[str, Any] = {part.name: blank.get(str(part.type), ()) for part in fields(Preprocessing)}
+        return cls(weights=UNSTATED, network=made_by, layer=UNSTATED, preprocessing=Preprocessing(**picture))
+
     def to_json(self) -> str:
         return json.dumps(asdict(self))
 
@@ -154,6 +163,11 @@ class Provenance:
     def random(self) -> bool:
         """Tell whether the weights are random: good for trying things out, not for results."""
         return self.weights.startswith("random:")
+
+    @property
+    def unstated(self) -> bool:
+        """Tell whether the vectors were imported with words alone: no picture can be embedded alike."""
+        return self.weights == UNSTATED
 
     @property
     def weights_label(self) -> str:

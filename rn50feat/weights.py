@@ -136,6 +136,11 @@ def _download(published: Published, path: Path, progress: bool) -> None:
 
 def recorded(provenance: Provenance) -> Weights:
     """Return the weights that a store was made with; raise `WeightsError` when they have moved or changed."""
+    if provenance.unstated:
+        raise WeightsError(
+            f"the features were imported, made by {provenance.network}, and no picture can be computed alike:"
+            " search by --stored, and extract into another store"
+        )
     if not provenance.weights_path or provenance.weights in PUBLISHED:
         return find(provenance.weights)
     path = Path(provenance.weights_path)

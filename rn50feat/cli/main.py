@@ -14,7 +14,21 @@ from typing import Any
 import click
 
 from rn50feat import __version__
-from rn50feat.cli import bench, convert, duplicates, extract, index, info, merge, model, report, search, verify
+from rn50feat.cli import (
+    bench,
+    convert,
+    duplicates,
+    export,
+    extract,
+    import_,
+    index,
+    info,
+    merge,
+    model,
+    report,
+    search,
+    verify,
+)
 from rn50feat.errors import RN50FeatError
 
 
@@ -46,5 +60,5 @@ def main() -> None:
     logging.addLevelName(logging.WARNING, "Warning")
 
 
-for module in (bench, convert, duplicates, extract, index, info, merge, model, search, verify):
+for module in (bench, convert, duplicates, export, extract, import_, index, info, merge, model, search, verify):
     main.add_command(module.command)

@@ -138,6 +138,8 @@ def description(facts: dict[str, Any], provenance: Provenance) -> str:
 
 def provenance_lines(provenance: Provenance) -> list[tuple[str, str]]:
     """Return the provenance as (name, words)."""
+    if provenance.unstated:
+        return [("made by", f"{one_line(provenance.network)}, as the import says; nothing else is known")]
     picture = provenance.preprocessing
     fast = ", by TensorFlow's fast DCT" if picture.decoding == "fast DCT" else ""
     mark = " - random: for trying things out, not for results" if provenance.random else ""

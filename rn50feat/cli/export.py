@@ -1,0 +1,61 @@
+"""The command ``export``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from rn50feat.cli.options import option
+from rn50feat.cli.stores import SUFFIXES, find_store, mark_random
+from rn50feat.cli.terminal import say, stages
+
+
+@click.command("export", no_args_is_help=True)
+@click.argument("names", metavar="[STORE] OUT", nargs=-1, required=True)
+@option("--to", "database", type=click.Choice(["qdrant"]), help="OUT is the URL of this database, or a folder of it.")
+@option("--collection", help="The database's collection.  [default: named as STORE]")
+@option("--normalize", is_flag=True, help="Give every row the length 1.")
+@option("-0", "--null", is_flag=True, help="End the paths beside a .npy file by NULs, not by lines.")
+@option("--overwrite", is_flag=True, help="Replace OUT, or the points of another store.")
+@option("--quiet", is_flag=True, help="Show no progress and no summary.")
+def command(
+    names: tuple[str, ...],
+    database: str | None,
+    collection: str | None,
+    normalize: bool,
+    null: bool,
+    overwrite: bool,
+    quiet: bool,
+) -> None:
+    """Write the rows of STORE to OUT: a .npy, .csv or .parquet file, or a database.
+
+    STORE is as for search. Beside OUT.npy, OUT.paths.txt lists the path of
+    each row. A database gets what is new, loses what is gone, and keeps the
+    rest; the key of a Qdrant server is in QDRANT_API_KEY.
+    """
+    from rn50feat.store import FeatureStore
+
+    *stores, out = names
+    if len(stores) > 1 or any(not name.endswith(SUFFIXES) for name in stores):
+        raise click.UsageError(f"Give a STORE that ends in {' or '.join(SUFFIXES)}, and one OUT.")
+    if database is None and collection is not None:
+        raise click.UsageError("--collection is about --to: give both, or neither.")
+    if database is not None and null:
+        raise click.UsageError("--null is about .npy files: a database has no list of paths.")
+    store = FeatureStore(stores[0] if stores else find_store())
+    with stages(quiet) as on_stage:
+        if database is not None:
+            from rn50feat.qdrant import shown, sync
+
+            done = sync(store, out, collection=collection, normalize=normalize, overwrite=overwrite, on_stage=on_stage)
+            out = shown(out)
+            told = f"{done.upserted} upserted, {done.deleted} deleted, {done.unchanged} unchanged"
+        else:
+            from rn50feat.export import export as run
+
+            rows = run(store, Path(out), normalize=normalize, null=null, overwrite=overwrite, on_stage=on_stage)
+            told = f"{rows} rows of 2048"
+    if not quiet:
+        say(f"{out}: {told}")
+        mark_random(store)

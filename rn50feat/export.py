@@ -1,0 +1,97 @@
+"""Write the rows of a store as a file that other programs read.
+
+In: a store, and a file name whose suffix says what is wanted. Out: ``.npy``
+with a list of paths beside it, ``.csv``, or ``.parquet``. A block of rows is
+in memory at once, and the file takes its place when it is whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from io import BufferedWriter
+from pathlib import Path
+
+import numpy as np
+
+from rn50feat import beside, npy, parquet
+from rn50feat.errors import ExchangeError
+from rn50feat.snapshot import Block, Snapshot
+from rn50feat.store import WIDTH, FeatureStore
+
+DIGITS = {"float16": "%.5g", "float32": "%.9g"}  # what gives back every number
+
+
+def export(
+    store: FeatureStore | str | os.PathLike[str],
+    out: str | os.PathLike[str],
+    *,
+    normalize: bool = False,
+    null: bool = False,
+    overwrite: bool = False,
+    on_stage: Callable[[str, int, int], None] = lambda stage, done, total: None,
+) -> int:
+    """Write the rows of `store` to `out`, by its suffix, and return their number.
+
+    - ``.npy``: the features, (N, 2048) in the dtype of the store, and beside
+      them ``<name>.paths.txt`` with the stored path of each row in a line, or
+      ended by a NUL where `null` is given.
+    - ``.csv``: id, path, location, digest, f0 to f2047, with a header.
+    - ``.parquet``: id, path, location, size, mtime_ns, digest and features,
+      float32 lists of 2048.
+
+    `normalize` gives each row the length 1. Raises `ExchangeError` when `out`
+    exists, unless `overwrite` is given, and when it cannot be written, and
+    `StoreError` when rows of the store move meanwhile.
+    """
+    store = store if isinstance(store, FeatureStore) else FeatureStore(store)
+    path = Path(out)
+    writers: dict[str, Callable[[Sequence[BufferedWriter], Snapshot, Iterable[Block]], None]] = {
+        ".npy": partial(npy.write, null=null),
+        ".csv": _write_csv,
+        ".parquet": partial(parquet.write, normalized=normalize),
+    }
+    if path.suffix not in writers:
+        raise ExchangeError(f"{path} does not say what to write: name a file that ends in {', '.join(writers)}")
+    if null and path.suffix != ".npy":
+        raise ExchangeError(f"--null is about the list of paths beside a .npy file: {path} has none")
+    places = [path, npy.path_list(path)] if path.suffix == ".npy" else [path]
+    if not overwrite:
+        beside.refuse_existing(places)
+    snapshot = Snapshot(store)
+    with beside.written(places) as files:
+        writers[path.suffix](files, snapshot, watched(snapshot.blocks(), len(snapshot), normalize, on_stage))
+    return len(snapshot)
+
+
+def watched(
+    blocks: Iterable[Block], total: int, normalize: bool, on_stage: Callable[[str, int, int], None]
+) -> Iterator[Block]:
+    """Yield `blocks`, their rows of length 1 where that is wanted, and tell how far they are."""
+    done = 0
+    for block in blocks:
+        yield _of_unit_length(block) if normalize else block
+        done += len(block.ids)
+        on_stage("export", done, total)
+
+
+def _of_unit_length(block: Block) -> Block:
+    rows = block.features.astype(np.float32)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
+    return replace(block, features=rows.astype(block.features.dtype))
+
+
+def _write_csv(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[Block]) -> None:
+    numbers = ",".join([DIGITS[snapshot.store.dtype.name]] * WIDTH)
+    header = ["id", "path", "location", "digest", *(f"f{i}" for i in range(WIDTH))]
+    files[0].write((",".join(header) + "\n").encode())
+    for block in blocks:
+        for number, path, reference, row in zip(block.ids, block.paths, block.references, block.features):
+            line = io.StringIO()
+            facts = [number, path, reference.location, reference.digest.hex()]
+            csv.writer(line).writerow(facts)  # ended by \r\n: then names with either in them are quoted
+            files[0].write(os.fsencode(line.getvalue()[:-2] + "," + numbers % tuple(row.tolist()) + "\n"))

@@ -1,0 +1,197 @@
+"""Take features into a store that another program computed.
+
+In: a ``.npy`` or ``.parquet`` file of rows of 2048, the paths of their
+pictures, and a statement of what made them. Out: a row for each picture that
+the store lacks, and the record of the import. Files that are there get their
+size, time and digest, as if extracted; of others the row is kept, with a size
+and time of 0 and a digest of zeros, which no picture has: should the file
+turn up one day, `extract` computes it anew.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator
+from functools import lru_cache
+from itertools import islice
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat import lists, lock, sources
+from rn50feat.catalogue import Catalogue
+from rn50feat.embedding import agree, require
+from rn50feat.errors import ExchangeError, SourceError
+from rn50feat.intake import Intake, settle_dtype
+from rn50feat.npy import NpyFile, path_list
+from rn50feat.parquet import ParquetFile
+from rn50feat.provenance import Provenance
+from rn50feat.snapshot import BLOCK
+from rn50feat.sources import Reference
+from rn50feat.store import FeatureStore, locate_store, stored_path
+from rn50feat.summary import Progress, Summary
+
+logger = logging.getLogger(__name__)
+
+
+class FeatureFile(Protocol):
+    """A file of features: their number, dtype, paths and, in blocks, themselves."""
+
+    path: Path
+    about: dict[str, Any]  # what the file says of its rows, where rn50feat wrote it
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the features."""
+
+    def __len__(self) -> int: ...
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of each row."""
+
+    def blocks(self, rows: int) -> Iterator[NDArray[np.floating[Any]]]:
+        """Yield the features, `rows` at a time, of shape (n, 2048)."""
+
+
+def import_features(
+    features: str | os.PathLike[str],
+    store: str | os.PathLike[str],
+    *,
+    paths: str | os.PathLike[str] | None = None,
+    null: bool = False,
+    column: str = "features",
+    root: str | os.PathLike[str] = "",
+    weights: str | None = None,
+    exif: bool | None = None,
+    exact_decode: bool | None = None,
+    made_by: str | None = None,
+    dtype: str | None = None,
+    should_stop: Callable[[], str | None] = lambda: None,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Summary:
+    """Give every picture of `features` that `store` lacks a row; those that it has keep theirs.
+
+    `paths` lists the pictures of a ``.npy`` file, ``<name>.paths.txt`` unless
+    given, by lines or (`null`) NULs, or in another ``.npy``; in a
+    ``.parquet`` file they are its column ``path``, and the features its
+    `column`. Relative ones start at `root`, the working folder unless given.
+    `weights`, `exif` and `exact_decode` say what made the features, as for
+    `extract`, or `made_by` does in words: then no picture can be computed
+    alike, and the store is searched by stored path alone. Parquet files of
+    `export` know it themselves. Raises `ExchangeError` for files that do not
+    fit, and the errors of `extract`; what was committed by then stays.
+    """
+    file = _open(Path(features), None if paths is None else Path(paths), null, column)
+    path = locate_store(store)
+    with lock.run_lock(path):
+        old = FeatureStore(path) if path.exists() else None
+        provenance = _provenance(file, old, weights, exif, exact_decode, made_by)
+        width = settle_dtype(old, dtype, {str(file.path): file.dtype})
+        locations = _locations(file, Path(root))
+        facts = {"command": "import", "source": str(file.path.absolute()), "precision": "unstated"}
+        with Intake(path, provenance, width, len(file), should_stop, on_progress, **facts) as intake:
+            absent = _take(intake, file, locations, Catalogue(old), checked=made_by is None)
+            intake.commit(ended=True)
+    if absent:
+        logger.warning("%d of the pictures cannot be read where they are said to be: their rows are kept", absent)
+    return intake.summary
+
+
+def _open(path: Path, listing: Path | None, null: bool, column: str) -> FeatureFile:
+    if path.suffix == ".npy":
+        return NpyFile(path, listing or path_list(path), null)
+    if path.suffix != ".parquet":
+        raise ExchangeError(f"{path} is neither a .npy nor a .parquet file: name one that is, by its suffix")
+    if listing is not None:
+        raise ExchangeError(f"{path} has its paths in its column path: leave {listing} out")
+    return ParquetFile(path, column)
+
+
+def _provenance(
+    file: FeatureFile,
+    old: FeatureStore | None,
+    weights: str | None,
+    exif: bool | None,
+    exact: bool | None,
+    made_by: str | None,
+) -> Provenance:
+    """Return what is said to have made the features; raise where nothing is, or `old` holds others."""
+    if weights is not None and made_by is not None:
+        raise ExchangeError("--weights and --made-by are two statements of what made the features: give one")
+    if weights is not None:
+        return agree(old, weights, exif, exact, None)[1]
+    if made_by is not None:
+        provenance = Provenance.unstated_but_for(made_by)
+    elif file.about:
+        provenance = Provenance.from_json(file.about["provenance"])
+    else:
+        raise ExchangeError(
+            f"{file.path} does not say what made its features: give --weights as for extract, or --made-by in words"
+        )
+    require(old, provenance)
+    return provenance
+
+
+def _locations(file: FeatureFile, root: Path) -> Callable[[], Iterator[str]]:
+    """Return what yields the absolute location of each row's picture; raise `ExchangeError` where these do not fit."""
+    real = lru_cache(1024)(os.path.realpath)
+
+    def locations() -> Iterator[str]:
+        return (sources.locate(root / path, real) for path in file.paths())
+
+    met, count = lists.Names(), 0
+    for location in locations():
+        if not met.add(location):
+            raise ExchangeError(f"{file.path} has two rows for {location}: leave one of them out")
+        count += 1
+    if count != len(file):
+        raise ExchangeError(f"{file.path} has {len(file)} rows, but {count} paths: give the list that belongs to it")
+    return locations
+
+
+def _take(
+    intake: Intake,
+    file: FeatureFile,
+    locations: Callable[[], Iterator[str]],
+    catalogue: Catalogue,
+    *,
+    checked: bool,
+) -> int:
+    """Take the rows that `catalogue` lacks, and return how many of their files are not there."""
+    absent, rest = 0, locations()
+    for rows in file.blocks(BLOCK):
+        here = list(islice(rest, len(rows)))
+        if intake.stopped():
+            break
+        if checked:
+            _check(rows, file.path)
+        new = [i for i, location in enumerate(here) if catalogue.row(stored_path(intake.path, location)) is None]
+        intake.leave(len(here) - len(new))
+        if new:
+            references = [_reference(here[i]) for i in new]
+            absent += sum(reference.digest == bytes(16) for reference in references)
+            intake.take(references, rows[new].astype(np.float32), np.full(len(new), -1))
+    return absent
+
+
+def _reference(location: str) -> Reference:
+    """Return what is known of a picture's file: nothing, where it cannot be read."""
+    try:
+        return sources.digest(Reference(location, 0, 0))
+    except SourceError:
+        return Reference(location, 0, 0, bytes(16))
+
+
+def _check(rows: NDArray[np.floating[Any]], path: Path) -> None:
+    """Raise `ExchangeError` for rows that no average pool of a ResNet50 gives, whatever is said of them."""
+    remedy = "give --made-by, in words, instead of --weights"
+    if (rows < 0).any():
+        raise ExchangeError(f"{path} has negative values, which an average pool after a ReLU never gives: {remedy}")
+    lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
+    if (np.abs(lengths[lengths > 0] - 1) < 1e-2).all() and lengths.any():
+        raise ExchangeError(
+            f"{path} has rows of length 1, normalised ones, and a store holds them as they are: {remedy}"
+        )

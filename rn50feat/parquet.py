@@ -1,0 +1,138 @@
+"""Write and read Parquet files of features; the only module that imports pyarrow.
+
+In: blocks of rows, or a file. Out: a file that pandas, Spark and vector
+databases read, whose ``features`` are lists of 2048 float32; or the blocks of
+rows in one. A file that was written here says which store and provenance its
+rows are of.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from io import BufferedWriter
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat import lists
+from rn50feat.errors import ExchangeError
+from rn50feat.snapshot import Block, Snapshot
+from rn50feat.store import WIDTH
+
+logger = logging.getLogger(__name__)
+
+MARK = b"rn50feat"  # the name of our record among the file's own
+
+
+def _pyarrow() -> tuple[ModuleType, ModuleType]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        raise ExchangeError("Parquet needs pyarrow: pip install 'rn50feat[parquet]'") from error
+    return pyarrow, pyarrow.parquet
+
+
+def write(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[Block], *, normalized: bool) -> None:
+    """Write `blocks` as row groups of one file.
+
+    Names that are not UTF-8, which Parquet cannot hold, are spelled out, and warned of.
+    """
+    arrow, parquet = _pyarrow()
+    store = snapshot.store
+    about = {"store": store.id, "provenance": store.provenance.to_json(), "normalized": normalized}
+    columns = {
+        "id": arrow.int64(),
+        "path": arrow.string(),
+        "location": arrow.string(),
+        "size": arrow.int64(),
+        "mtime_ns": arrow.int64(),
+        "digest": arrow.binary(16),
+        "features": arrow.list_(arrow.float32(), WIDTH),
+    }
+    schema = arrow.schema(columns.items(), {MARK: json.dumps(about)})
+    spelled_out = 0
+    with parquet.ParquetWriter(files[0], schema, use_dictionary=False) as writer:
+        for block in blocks:
+            paths = [lists.readable(path) for path in block.paths]
+            spelled_out += sum(path != readable for path, readable in zip(block.paths, paths))
+            values = arrow.array(block.features.astype(np.float32).reshape(-1))
+            facts = [
+                block.ids,
+                paths,
+                [lists.readable(reference.location) for reference in block.references],
+                [reference.size for reference in block.references],
+                [reference.mtime_ns for reference in block.references],
+                [reference.digest for reference in block.references],
+            ]
+            arrays = [arrow.array(values, kind) for values, kind in zip(facts, columns.values())]
+            arrays.append(arrow.FixedSizeListArray.from_arrays(values, WIDTH))
+            writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
+    if spelled_out:
+        logger.warning("%d names are not UTF-8: in the file their bytes are spelled out, \\xff for one", spelled_out)
+
+
+class ParquetFile:
+    """A Parquet file with a column ``path`` and one of features, lists of 2048 numbers.
+
+    Raises `ExchangeError` for a file that has not these.
+    """
+
+    def __init__(self, path: Path, column: str) -> None:
+        arrow, parquet = _pyarrow()
+        self.path, self._column = path, column
+        self._errors = (OSError, arrow.ArrowException)
+        try:
+            self._file: Any = parquet.ParquetFile(path)
+        except self._errors as error:
+            raise ExchangeError(
+                f"{path} is no Parquet that can be read ({_first_line(error)}): name another file"
+            ) from error
+        for name in ("path", column):
+            if name not in self._file.schema_arrow.names:
+                names = ", ".join(self._file.schema_arrow.names)
+                raise ExchangeError(f"{path} has no column {name}, but {names}: say which holds what with --column")
+        metadata = self._file.schema_arrow.metadata or {}
+        self.about: dict[str, Any] = json.loads(metadata.get(MARK, b"{}"))
+
+    def __len__(self) -> int:
+        return int(self._file.metadata.num_rows)
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the features; raises `ExchangeError` for a column that is none of lists of numbers."""
+        kind = self._file.schema_arrow.field(self._column).type
+        try:
+            dtype: np.dtype[Any] = np.dtype(kind.value_type.to_pandas_dtype())
+            return dtype
+        except (AttributeError, NotImplementedError, TypeError) as error:
+            raise ExchangeError(f"{self.path}: {self._column} holds {kind}, not lists of {WIDTH} numbers") from error
+
+    def paths(self) -> Iterator[str]:
+        """Yield the path of each row."""
+        for batch in self._batches(8192, "path"):
+            yield from batch.column(0).to_pylist()
+
+    def blocks(self, rows: int) -> Iterator[NDArray[np.floating[Any]]]:
+        """Yield the features, `rows` at a time, of shape (n, 2048)."""
+        for batch in self._batches(rows, self._column):
+            values = batch.column(0)
+            flat = values.flatten().to_numpy(zero_copy_only=False)
+            if len(flat) != WIDTH * len(values):
+                raise ExchangeError(f"{self.path}: {self._column} holds lists that are not of {WIDTH} numbers")
+            yield flat.reshape(-1, WIDTH)
+
+    def _batches(self, rows: int, column: str) -> Iterator[Any]:
+        try:
+            yield from self._file.iter_batches(rows, columns=[column])
+        except self._errors as error:
+            raise ExchangeError(f"{self.path} is damaged ({_first_line(error)}): write it again") from error
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0] or type(error).__name__
