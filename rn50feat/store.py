@@ -15,6 +15,7 @@ import stat
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -95,8 +96,14 @@ def locate_store(path: str | os.PathLike[str]) -> Path:
 
 def stored_path(store: Path, location: str) -> str:
     """Return under which path a store holds the picture at an absolute location."""
-    folder = os.path.join(store.parent, "")
+    folder = _folder(store)
     return location[len(folder) :] if location.startswith(folder) else location
+
+
+@lru_cache(64)
+def _folder(store: Path) -> str:
+    """Return the folder of a store, ended by a slash: 10 µs to find, for each of millions of paths."""
+    return os.path.join(store.parent, "")
 
 
 def is_store(path: Path) -> bool:
@@ -253,7 +260,7 @@ class FeatureStore:
 
     def locate(self, path: str) -> str:
         """Return the absolute location of the picture with a stored path."""
-        return os.path.join(self.path.parent, path)
+        return path if path.startswith("/") else _folder(self.path) + path
 
 
 @contextmanager
