@@ -62,7 +62,7 @@ def import_features(
     *,
     paths: str | os.PathLike[str] | None = None,
     null: bool = False,
-    column: str = "features",
+    column: str | None = None,
     root: str | os.PathLike[str] = "",
     weights: str | None = None,
     exif: bool | None = None,
@@ -77,7 +77,7 @@ def import_features(
     `paths` lists the pictures of a ``.npy`` file, ``<name>.paths.txt`` unless
     given, by lines or (`null`) NULs, or in another ``.npy``; in a
     ``.parquet`` file they are its column ``path``, and the features its
-    `column`. Relative ones start at `root`, the working folder unless given.
+    `column`, ``features`` unless given. Relative ones start at `root`, the working folder unless given.
     `weights`, `exif` and `exact_decode` say what made the features, as for
     `extract`, or `made_by` does in words: then no picture can be computed
     alike, and the store is searched by stored path alone. Parquet files of
@@ -100,14 +100,16 @@ def import_features(
     return intake.summary
 
 
-def _open(path: Path, listing: Path | None, null: bool, column: str) -> FeatureFile:
+def _open(path: Path, listing: Path | None, null: bool, column: str | None) -> FeatureFile:
     if path.suffix == ".npy":
+        if column is not None:
+            raise ExchangeError(f"{path} has no columns: leave --column out")
         return NpyFile(path, listing or path_list(path), null)
     if path.suffix != ".parquet":
         raise ExchangeError(f"{path} is neither a .npy nor a .parquet file: name one that is, by its suffix")
-    if listing is not None:
-        raise ExchangeError(f"{path} has its paths in its column path: leave {listing} out")
-    return ParquetFile(path, column)
+    if listing is not None or null:
+        raise ExchangeError(f"{path} has its paths in its column path: leave --paths and --null out")
+    return ParquetFile(path, column or "features")
 
 
 def _provenance(
@@ -121,6 +123,8 @@ def _provenance(
     """Return what is said to have made the features; raise where nothing is, or `old` holds others."""
     if weights is not None and made_by is not None:
         raise ExchangeError("--weights and --made-by are two statements of what made the features: give one")
+    if weights is None and (exif is not None or exact is not None):
+        raise ExchangeError("how pictures were turned and decoded is said together with the weights: give --weights")
     if weights is not None:
         return agree(old, weights, exif, exact, None)[1]
     if made_by is not None:
@@ -173,7 +177,9 @@ def _take(
         if new:
             references = [_reference(here[i]) for i in new]
             absent += sum(reference.digest == bytes(16) for reference in references)
-            intake.take(references, rows[new].astype(np.float32), np.full(len(new), -1))
+            with np.errstate(over="ignore"):  # of float64: what becomes infinite goes into the ledger
+                narrow = rows[new].astype(np.float32)
+            intake.take(references, narrow, np.full(len(new), -1))
     return absent
 
 
@@ -190,7 +196,7 @@ def _check(rows: NDArray[np.floating[Any]], path: Path) -> None:
     remedy = "give --made-by, in words, instead of --weights"
     if (rows < 0).any():
         raise ExchangeError(f"{path} has negative values, which an average pool after a ReLU never gives: {remedy}")
-    lengths = np.linalg.norm(rows.astype(np.float32), axis=1)
+    lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
     if (np.abs(lengths[lengths > 0] - 1) < 1e-2).all() and lengths.any():
         raise ExchangeError(
             f"{path} has rows of length 1, normalised ones, and a store holds them as they are: {remedy}"

@@ -46,6 +46,8 @@ class NpyFile:
     """
 
     def __init__(self, path: Path, listing: Path, null: bool) -> None:
+        if null and listing.suffix == ".npy":
+            raise ExchangeError(f"{listing} is a list of names without lines: leave --null out")
         self.path, self._listing, self._null = path, listing, null
         self.about: dict[str, Any] = {}
         self._rows = _mapped(path)

@@ -97,6 +97,8 @@ class ParquetFile:
             if name not in self._file.schema_arrow.names:
                 names = ", ".join(self._file.schema_arrow.names)
                 raise ExchangeError(f"{path} has no column {name}, but {names}: say which holds what with --column")
+        if (kind := self._file.schema_arrow.field("path").type) not in (arrow.string(), arrow.large_string()):
+            raise ExchangeError(f"{path}: its column path holds {kind}: write the paths as strings")
         metadata = self._file.schema_arrow.metadata or {}
         self.about: dict[str, Any] = json.loads(metadata.get(MARK, b"{}"))
 
@@ -105,17 +107,18 @@ class ParquetFile:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the features; raises `ExchangeError` for a column that is none of lists of numbers."""
+        """Of the features; raises `ExchangeError` for a column that holds no lists of floats."""
         kind = self._file.schema_arrow.field(self._column).type
-        try:
-            dtype: np.dtype[Any] = np.dtype(kind.value_type.to_pandas_dtype())
-            return dtype
-        except (AttributeError, NotImplementedError, TypeError) as error:
-            raise ExchangeError(f"{self.path}: {self._column} holds {kind}, not lists of {WIDTH} numbers") from error
+        widths = {"halffloat": "float16", "float": "float32", "double": "float64"}
+        if (width := widths.get(str(getattr(kind, "value_type", kind)))) is None or not hasattr(kind, "value_type"):
+            raise ExchangeError(f"{self.path}: {self._column} holds {kind}, not lists of {WIDTH} floats")
+        return np.dtype(width)
 
     def paths(self) -> Iterator[str]:
         """Yield the path of each row."""
         for batch in self._batches(8192, "path"):
+            if batch.column(0).null_count:
+                raise ExchangeError(f"{self.path} has rows without a path: leave them out")
             yield from batch.column(0).to_pylist()
 
     def blocks(self, rows: int) -> Iterator[NDArray[np.floating[Any]]]:
@@ -124,7 +127,7 @@ class ParquetFile:
             values = batch.column(0)
             flat = values.flatten().to_numpy(zero_copy_only=False)
             if len(flat) != WIDTH * len(values):
-                raise ExchangeError(f"{self.path}: {self._column} holds lists that are not of {WIDTH} numbers")
+                raise ExchangeError(f"{self.path}: {self._column} holds lists that are not of {WIDTH} floats")
             yield flat.reshape(-1, WIDTH)
 
     def _batches(self, rows: int, column: str) -> Iterator[Any]:

@@ -52,13 +52,13 @@ def sync(
 ) -> Sync:
     """Give a collection of Qdrant the rows of `store`, and no others.
 
-    `url` is that of a server, or a folder for the client's local mode, for
-    trying things out; a server's key is in ``QDRANT_API_KEY``. `collection`
-    is named as the store's file unless given, and made where there is none,
-    for cosines. Points have the id of the store, the path and
-    the digest for payload. Points of another store are an error, unless `overwrite` is given: then they go.
-    Raises `ExchangeError`, and `StoreError` when rows of the store move
-    meanwhile; a second sync goes on from there.
+    `url` is that of a server, whose key is in ``QDRANT_API_KEY``, or a folder
+    for the client's local mode, for trying things out. `collection` is named
+    as the store's file unless given, and made where there is none, for
+    cosines. A point has the id of its store, the stored path and the digest
+    for payload. Points of another store are an error, unless `overwrite` is
+    given: then they go. Raises `ExchangeError`, and `StoreError` when rows of
+    the store move meanwhile; a second sync goes on from there.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     name = collection or store.path.stem

@@ -6,6 +6,7 @@ import csv
 import errno
 import logging
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -194,6 +195,19 @@ def test_the_command_line(rn50feat: Run, tmp_path: Path) -> None:
         done = rn50feat("export", *arguments)
         assert (done.returncode, message in done.stderr) == (code, True), done.stderr
         assert code == 2 or done.stderr.count("\n") == 1
+
+
+def test_a_signal_ends_an_export_without_a_trace(tmp_path: Path) -> None:
+    store(tmp_path / "out.h5", [("1.jpg", 1, 1)])
+    code = (
+        "import os, signal; from rn50feat import snapshot; from rn50feat.cli.main import main\n"
+        "taken = snapshot.Snapshot._block\n"
+        "def block(*arguments): os.kill(os.getpid(), signal.SIGTERM); return taken(*arguments)\n"
+        "snapshot.Snapshot._block = block; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "export", "rows.csv"], cwd=tmp_path, capture_output=True)
+    assert done.returncode == 143
+    assert os.listdir(tmp_path) == ["out.h5"]
 
 
 def test_an_extra_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -111,6 +111,10 @@ def test_what_made_the_features_must_be_said_and_can_be_refuted(desk: Path) -> N
         import_features("old.npy", "out.h5")
     with pytest.raises(ExchangeError, match="two statements"):
         import_features("old.npy", "out.h5", weights="random", made_by="me")
+    with pytest.raises(ExchangeError, match="together with the weights"):
+        import_features("old.npy", "out.h5", made_by="me", exif=False)
+    with pytest.raises(ExchangeError, match="names.npy is a list of names without lines"):
+        import_features("old.npy", "out.h5", paths="names.npy", null=True, made_by="me")
     np.save("old.npy", numbers - 1)
     with pytest.raises(ExchangeError, match="negative values.* give --made-by"):
         import_features("old.npy", "out.h5", weights="random")
@@ -161,7 +165,7 @@ def test_an_error_on_the_way_leaves_what_was_committed(desk: Path, monkeypatch: 
 def test_rows_that_are_none_go_into_the_ledger(desk: Path) -> None:
     numbers = np.load("old.npy")
     numbers[0], numbers[1, 9] = 0, np.nan
-    np.save("old.npy", numbers)
+    np.save("old.npy", numbers.astype(np.float64))
     summary = import_features("old.npy", "out.h5", weights="random")
     assert (summary.new, summary.failed) == (1, 2)
     assert {f.path: f.reason for f in FeatureStore("out.h5").failures()} == {
@@ -212,8 +216,12 @@ def test_what_is_no_file_of_features_says_so(desk: Path) -> None:
     Path("text.npy").write_text("text")
     pandas.DataFrame({"path": ["a"], "vector": [[1.0, 2.0]]}).to_parquet("short.parquet")
     pandas.DataFrame({"path": ["a"], "vector": ["x"]}).to_parquet("words.parquet")
+    pandas.DataFrame({"path": ["a"], "vector": [[1, 2]]}).to_parquet("whole.parquet")
+    pandas.DataFrame({"path": [1], "vector": [[1.0, 2.0]]}).to_parquet("number.parquet")
+    pandas.DataFrame({"path": ["a", None], "vector": [[1.0, 2.0]] * 2}).to_parquet("null.parquet")
     Path("text.parquet").write_text("text")
     for name, column, message in (
+        ("old.npy", "x", "has no columns: leave --column out"),
         ("wide.npy", "", r"holds float32 of shape \(3, 512\): a store takes rows of 2048"),
         ("whole.npy", "", "holds int64"),
         ("objects.npy", "", "is no .npy file of numbers or names"),
@@ -223,11 +231,14 @@ def test_what_is_no_file_of_features_says_so(desk: Path) -> None:
         ("none.parquet", "", "none.parquet is no Parquet that can be read"),
         ("text.parquet", "", "is no Parquet that can be read"),
         ("short.parquet", "features", "has no column features, but path, vector: .* --column"),
-        ("short.parquet", "vector", "vector holds lists that are not of 2048 numbers"),
+        ("short.parquet", "vector", "vector holds lists that are not of 2048 floats"),
         ("words.parquet", "vector", "vector holds .*string, not lists"),
+        ("whole.parquet", "vector", "vector holds list.*int64.*, not lists of 2048 floats"),
+        ("number.parquet", "vector", "its column path holds int64"),
+        ("null.parquet", "vector", "has rows without a path"),
     ):
         with pytest.raises(ExchangeError, match=message):
-            import_features(name, "out.h5", weights="random", column=column)
+            import_features(name, "out.h5", weights="random", column=column or None)
     assert not Path("out.h5").exists()
     Path("old.paths.txt").unlink()
     with pytest.raises(SourceError, match="old.paths.txt cannot be read"):
@@ -257,7 +268,7 @@ def test_a_parquet_file_of_another_program(desk: Path) -> None:
     frame.to_parquet("theirs.parquet")
     with pytest.raises(ExchangeError, match="does not say what made its features"):
         import_features("theirs.parquet", "out.h5", column="vector")
-    with pytest.raises(ExchangeError, match="has its paths in its column path: leave old.paths.txt out"):
+    with pytest.raises(ExchangeError, match="has its paths in its column path: leave --paths and --null out"):
         import_features("theirs.parquet", "out.h5", column="vector", paths="old.paths.txt")
     assert import_features("theirs.parquet", "out.h5", column="vector", weights="random").new == 3
     assert np.array_equal(FeatureStore("out.h5").block(0, 9), numbers)

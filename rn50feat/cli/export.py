@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import click
 
 from rn50feat.cli.options import option
+from rn50feat.cli.outcome import STOP_CODES
 from rn50feat.cli.stores import SUFFIXES, find_store, mark_random
-from rn50feat.cli.terminal import say, stages
+from rn50feat.cli.terminal import say, signals, stages
 
 
 @click.command("export", no_args_is_help=True)
@@ -44,18 +46,24 @@ def command(
     if database is not None and null:
         raise click.UsageError("--null is about .npy files: a database has no list of paths.")
     store = FeatureStore(stores[0] if stores else find_store())
-    with stages(quiet) as on_stage:
+    with stages(quiet) as on_stage, signals() as should_stop:
+
+        def told(stage: str, done: int, total: int) -> None:
+            on_stage(stage, done, total)
+            if reason := should_stop():
+                sys.exit(STOP_CODES[reason])  # what was written beside its place goes with the block
+
         if database is not None:
             from rn50feat.qdrant import shown, sync
 
-            done = sync(store, out, collection=collection, normalize=normalize, overwrite=overwrite, on_stage=on_stage)
+            done = sync(store, out, collection=collection, normalize=normalize, overwrite=overwrite, on_stage=told)
             out = shown(out)
-            told = f"{done.upserted} upserted, {done.deleted} deleted, {done.unchanged} unchanged"
+            result = f"{done.upserted} upserted, {done.deleted} deleted, {done.unchanged} unchanged"
         else:
             from rn50feat.export import export as run
 
-            rows = run(store, Path(out), normalize=normalize, null=null, overwrite=overwrite, on_stage=on_stage)
-            told = f"{rows} rows of 2048"
+            rows = run(store, Path(out), normalize=normalize, null=null, overwrite=overwrite, on_stage=told)
+            result = f"{rows} rows of 2048"
     if not quiet:
-        say(f"{out}: {told}")
+        say(f"{out}: {result}")
         mark_random(store)

@@ -22,7 +22,7 @@ from rn50feat.cli.terminal import progress, signals
     help="The path of each row of a .npy file: lines, or a .npy.  [default: FEATURES with .paths.txt]",
 )
 @option("-0", "--null", is_flag=True, help="The names in LIST are ended by NULs, not by lines.")
-@option("--column", default="features", show_default=True, help="The features in a .parquet file.")
+@option("--column", help="What holds the features in a .parquet file.  [default: features]")
 @option(
     "--root",
     type=click.Path(path_type=Path),
