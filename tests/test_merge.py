@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -188,6 +191,28 @@ def test_an_error_on_the_way_leaves_what_was_committed(tmp_path: Path, monkeypat
         merge([a], tmp_path / "out.h5", on_progress=move)
     assert len(values(tmp_path / "out.h5")) == 30
     assert merge([a], tmp_path / "out.h5").new == 4
+
+
+KILLED = """
+import os, signal, sys
+from rn50feat import intake, merge, snapshot
+snapshot.BLOCK = intake.COMMIT_ROWS = 10
+def die(progress):
+    if progress.done.new == int(sys.argv[1]):
+        os.kill(os.getpid(), signal.SIGKILL)
+merge(["a.h5"], "out.h5", on_progress=die)
+"""
+
+
+def test_a_merge_that_is_killed_loses_no_commit_and_goes_on(tmp_path: Path) -> None:
+    a = store(tmp_path / "a.h5", [(f"{i}.jpg", 1, i + 1) for i in range(35)])
+    for new, committed in ((10, 10), (20, 30)):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(new)], cwd=tmp_path)
+        assert done.returncode == -signal.SIGKILL
+        assert len(values(tmp_path / "out.h5")) == committed
+    assert merge([a], tmp_path / "out.h5").new == 5
+    assert values(tmp_path / "out.h5") == values(a)
+    assert not verify(tmp_path / "out.h5").findings
 
 
 def test_rows_may_be_appended_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
