@@ -21,8 +21,12 @@ from rn50feat.errors import SourceError
 LONGEST = 1 << 16  # bytes of a name; a file system takes 4096. What has a longer one is no list.
 
 
-def is_standard_input(listing: Path) -> bool:
-    """Tell whether a list comes from standard input, which can be read once only."""
+def can_be_read_again(listing: Path) -> bool:
+    """Tell whether a list is a file, or nothing yet; standard input and pipes give their names once only."""
+    return not _is_standard_input(listing) and (os.path.isfile(listing) or not os.path.exists(listing))
+
+
+def _is_standard_input(listing: Path) -> bool:
     return os.fspath(listing) == "-"
 
 
@@ -34,7 +38,7 @@ def names(listing: Path, *, null: bool = False) -> Iterator[str]:
     mark, rest = (b"\0" if null else b"\n"), b""
     try:
         # Standard input stays open, and gives what there is already: a run may begin before a list has ended.
-        with nullcontext(_standard_input()) if is_standard_input(listing) else open(listing, "rb") as file:
+        with nullcontext(_standard_input()) if _is_standard_input(listing) else open(listing, "rb") as file:
             while block := file.read1(LONGEST):
                 *whole, rest = (rest + block).split(mark)
                 for name in (*whole, rest) if len(rest) > LONGEST else whole:

@@ -1,8 +1,8 @@
 """Join stores of one provenance: those of shards, or of several machines.
 
 In: stores, and the path of one that takes their rows. Out: that store with a
-row for every picture of any of them, and a `Summary`. Memory holds 32 bytes a
-row and a block of features. A merge only adds and brings up to date: run
+row for every picture of any of them, and a `Summary`. Memory holds some 80
+bytes a row and a block of features. A merge only adds and brings up to date: run
 again, it costs what is new, and a killed one goes on from its last commit.
 """
 

@@ -46,6 +46,8 @@ class NpyFile:
     """
 
     def __init__(self, path: Path, listing: Path, null: bool) -> None:
+        if not lists.can_be_read_again(listing):
+            raise ExchangeError(f"{listing} would be read twice, and gives its names but once: put them into a file")
         if null and listing.suffix == ".npy":
             raise ExchangeError(f"{listing} is a list of names without lines: leave --null out")
         self.path, self._listing, self._null = path, listing, null

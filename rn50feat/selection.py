@@ -96,7 +96,7 @@ class Selection:
 
     def count(self) -> int | None:
         """Return how many files there are, about; None for a list that can be read but once."""
-        if self.listing is not None and lists.is_standard_input(self.listing):
+        if self.listing is not None and not lists.can_be_read_again(self.listing):
             return None
         return sum(1 for _ in self._rooted(warn=False)) + sum(1 for _ in self._listed(warn=False))
 

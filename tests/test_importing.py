@@ -15,8 +15,7 @@ from conftest import Run, rows
 from fake import FakeStart
 from stores import store, values
 
-import rn50feat
-from rn50feat import FeatureStore, export, import_features, importing, intake, merge, search
+from rn50feat import FeatureStore, export, extract, import_features, importing, intake, merge, search
 from rn50feat.errors import ExchangeError, ProvenanceError, SourceError, StoreError, WeightsError
 from rn50feat.search import search_stored
 from rn50feat.verify import verify
@@ -58,13 +57,13 @@ def test_rows_get_what_is_known_of_their_files(desk: Path, caplog: pytest.LogCap
 
 def test_extract_goes_on_from_an_import(desk: Path, start: FakeStart) -> None:
     import_features("old.npy", "out.h5", weights="random")
-    rn50feat.extract("pictures/red.png", "copy.h5", weights="random", start=start)
+    extract("pictures/red.png", "copy.h5", weights="random", start=start)
     (desk / "pictures/gone.png").write_bytes((desk / "pictures/white.png").read_bytes())
-    summary = rn50feat.extract("pictures", "out.h5", start=start)
+    summary = extract("pictures", "out.h5", start=start)
     assert (summary.unchanged, summary.changed, summary.new) == (2, 1, 3)
     assert values(desk / "out.h5")["pictures/gone.png"] == 255
     (desk / "pictures/gone.png").unlink()
-    assert rn50feat.extract("pictures", "out.h5", start=start, prune=True).removed == 1
+    assert extract("pictures", "out.h5", start=start, prune=True).removed == 1
 
 
 def test_rows_are_found_by_picture_and_by_stored_path(desk: Path, start: FakeStart) -> None:
@@ -88,21 +87,18 @@ def test_features_of_which_there_are_only_words_are_searched_by_path_alone(
     message = "imported, made by our caffe model of 2016, and no picture can be computed alike: search by --stored"
     for attempt in (
         lambda: search("pictures/red.png", "out.h5", start=start),
-        lambda: rn50feat_extract("pictures", "out.h5", start=start),
+        lambda: extract("pictures", "out.h5", start=start),
         lambda: verify("out.h5", recompute=2, start=start),
     ):
         with pytest.raises(WeightsError, match=message):
             attempt()
     with pytest.raises(ProvenanceError, match="network our caffe model of 2016, you asked for torchvision resnet50"):
-        rn50feat_extract("pictures", "out.h5", weights="random", start=start)
+        extract("pictures", "out.h5", weights="random", start=start)
     assert start.engines == []
     assert import_features("old.npy", "out.h5", made_by="our caffe model of 2016").unchanged == 3
     with pytest.raises(ProvenanceError, match="you asked for another"):
         import_features("old.npy", "out.h5", made_by="another")
     assert "made by        our caffe model of 2016, as the import says" in rn50feat("info").stdout
-
-
-rn50feat_extract = rn50feat.extract
 
 
 def test_what_made_the_features_must_be_said_and_can_be_refuted(desk: Path) -> None:
@@ -115,6 +111,8 @@ def test_what_made_the_features_must_be_said_and_can_be_refuted(desk: Path) -> N
         import_features("old.npy", "out.h5", made_by="me", exif=False)
     with pytest.raises(ExchangeError, match="names.npy is a list of names without lines"):
         import_features("old.npy", "out.h5", paths="names.npy", null=True, made_by="me")
+    with pytest.raises(ExchangeError, match="- would be read twice"):
+        import_features("old.npy", "out.h5", paths="-", made_by="me")
     np.save("old.npy", numbers - 1)
     with pytest.raises(ExchangeError, match="negative values.* give --made-by"):
         import_features("old.npy", "out.h5", weights="random")
@@ -134,7 +132,7 @@ def test_a_store_of_another_provenance_is_refused(desk: Path) -> None:
 
 
 def test_an_import_adds_and_never_replaces(desk: Path, start: FakeStart) -> None:
-    rn50feat.extract("pictures/red.png", "out.h5", weights="random", start=start)
+    extract("pictures/red.png", "out.h5", weights="random", start=start)
     np.save("old.npy", np.load("old.npy") + 1)
     summary = import_features("old.npy", "out.h5", weights="random")
     assert (summary.new, summary.unchanged) == (2, 1)
@@ -247,7 +245,7 @@ def test_what_is_no_file_of_features_says_so(desk: Path) -> None:
 
 @pytest.mark.parametrize("suffix", [".npy", ".parquet"])
 def test_an_export_comes_back_as_it_was(desk: Path, start: FakeStart, suffix: str) -> None:
-    rn50feat.extract("pictures", "out.h5", weights="random", start=start)
+    extract("pictures", "out.h5", weights="random", start=start)
     export("out.h5", f"rows{suffix}")
     stated = {"weights": "random"} if suffix == ".npy" else {}
     assert import_features(f"rows{suffix}", "again.h5", **stated).new == 5
@@ -275,7 +273,7 @@ def test_a_parquet_file_of_another_program(desk: Path) -> None:
 
 
 def test_a_normalised_export_does_not_come_back_as_rows(desk: Path, start: FakeStart) -> None:
-    rn50feat.extract("pictures", "out.h5", weights="random", start=start)
+    extract("pictures", "out.h5", weights="random", start=start)
     export("out.h5", "rows.parquet", normalize=True)
     with pytest.raises(ExchangeError, match="rows of length 1"):
         import_features("rows.parquet", "again.h5")

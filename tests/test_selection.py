@@ -135,6 +135,16 @@ def test_standard_input_is_read_once_and_its_length_not_known(
     assert Selection([], listing=listed("pictures", "pictures/red.png")).count() == 6
 
 
+def test_a_pipe_with_a_name_is_read_by_the_run_alone(desk: Path, start: FakeStart) -> None:
+    extract(start, "pictures")
+    command = f"{sys.executable} -m rn50feat extract --from-file <(find pictures -name '*.png') out.h5"
+    for _ in range(3):  # a second reader, the one that counts, would take some names away
+        done = subprocess.run(["bash", "-c", command], capture_output=True, encoding="utf-8")
+        assert (done.returncode, done.stderr[:22]) == (0, "out.h5: 5 unchanged, i")
+    os.mkfifo("pipe")
+    assert Selection([], listing="pipe").count() is None
+
+
 def test_the_command_line_takes_lists(desk: Path, start: FakeStart, rn50feat: Run) -> None:
     extract(start, "pictures")
     command = f"find pictures -name '*.png' -print0 | {sys.executable} -m rn50feat extract --from-file - -0 out.h5"
