@@ -33,6 +33,7 @@ from rn50feat.snapshot import BLOCK
 from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore, locate_store, stored_path
 from rn50feat.summary import Progress, Summary
+from rn50feat.weights import Choices
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +66,8 @@ def import_features(
     column: str | None = None,
     root: str | os.PathLike[str] = "",
     weights: str | None = None,
+    variant: str | None = None,
+    preprocess: str | None = None,
     exif: bool | None = None,
     exact_decode: bool | None = None,
     made_by: str | None = None,
@@ -77,18 +80,19 @@ def import_features(
     `paths` lists the pictures of a ``.npy`` file, ``<name>.paths.txt`` unless
     given, by lines or (`null`) NULs, or in another ``.npy``; in a
     ``.parquet`` file they are its column ``path``, and the features its
-    `column`, ``features`` unless given. Relative ones start at `root`, the working folder unless given.
-    `weights`, `exif` and `exact_decode` say what made the features, as for
-    `extract`, or `made_by` does in words: then no picture can be computed
-    alike, and the store is searched by stored path alone. Parquet files of
-    `export` know it themselves. Raises `ExchangeError` for files that do not
-    fit, and the errors of `extract`; what was committed by then stays.
+    `column`, ``features`` unless given. Relative ones start at `root`, the
+    working folder unless given. `weights` to `exact_decode` say what made the
+    features, as for `extract`, or `made_by` does in words: then no picture
+    can be computed alike, and the store is searched by stored path alone.
+    Parquet files of `export` know it themselves. Raises `ExchangeError` for
+    files that do not fit, and the errors of `extract`; what was committed by
+    then stays.
     """
     file = _open(Path(features), None if paths is None else Path(paths), null, column)
     path = locate_store(store)
     with lock.run_lock(path):
         old = FeatureStore(path) if path.exists() else None
-        provenance = _provenance(file, old, weights, exif, exact_decode, made_by)
+        provenance = _provenance(file, old, Choices(weights, variant, preprocess, exif, exact_decode), made_by)
         width = settle_dtype(old, dtype, {str(file.path): file.dtype})
         locations = _locations(file, Path(root))
         facts = {"command": "import", "source": str(file.path.absolute()), "precision": "unstated"}
@@ -112,21 +116,14 @@ def _open(path: Path, listing: Path | None, null: bool, column: str | None) -> F
     return ParquetFile(path, column or "features")
 
 
-def _provenance(
-    file: FeatureFile,
-    old: FeatureStore | None,
-    weights: str | None,
-    exif: bool | None,
-    exact: bool | None,
-    made_by: str | None,
-) -> Provenance:
+def _provenance(file: FeatureFile, old: FeatureStore | None, choices: Choices, made_by: str | None) -> Provenance:
     """Return what is said to have made the features; raise where nothing is, or `old` holds others."""
-    if weights is not None and made_by is not None:
+    if choices.weights is not None and made_by is not None:
         raise ExchangeError("--weights and --made-by are two statements of what made the features: give one")
-    if weights is None and (exif is not None or exact is not None):
-        raise ExchangeError("how pictures were turned and decoded is said together with the weights: give --weights")
-    if weights is not None:
-        return agree(old, weights, exif, exact, None)[1]
+    if choices.weights is not None:
+        return agree(old, choices, None)[1]
+    if choices != Choices():
+        raise ExchangeError("a variant and how pictures were prepared go together with weights: give --weights")
     if made_by is not None:
         provenance = Provenance.unstated_but_for(made_by)
     elif file.about:

@@ -61,7 +61,8 @@ class Preprocessing:
         Raises `PreprocessingError` for a name that is not known, and TypeError or KeyError for another shape.
         """
         found = cls(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
-        cls.named(found.name)  # what goes by another name is done in a way that this version does not know
+        if found.name != UNSTATED:
+            cls.named(found.name)  # what goes by another name is done in a way that this version does not know
         return found
 
 

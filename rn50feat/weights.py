@@ -136,11 +136,6 @@ def _download(published: Published, path: Path, progress: bool) -> None:
 
 def recorded(provenance: Provenance) -> Weights:
     """Return the weights that a store was made with; raise `WeightsError` when they have moved or changed."""
-    if provenance.unstated:
-        raise WeightsError(
-            f"the features were imported, made by {provenance.network}, and no picture can be computed alike:"
-            " search by --stored, and extract into another store"
-        )
     if not provenance.weights_path or provenance.weights in PUBLISHED:
         return find(provenance.weights)
     path = Path(provenance.weights_path)
@@ -174,6 +169,11 @@ def settle(choices: Choices, old: Provenance | None) -> tuple[Weights, Provenanc
 
     Raises `WeightsError` and `PreprocessingError` for what cannot be had.
     """
+    if old is not None and old.unstated:
+        raise WeightsError(
+            f"the features were imported, made by {old.network}, and no picture can be computed alike:"
+            " search by --stored, and extract into another store"
+        )
     weights = recorded(old) if choices.weights is None and old is not None else find(choices.weights or DEFAULT)
     return weights, provenance(weights, choices, old)
 

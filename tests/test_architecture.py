@@ -79,8 +79,11 @@ def modules() -> dict[str, ast.Module]:
 MODULES = modules()
 
 OWNERS = {
-    "click": {name for name in MODULES if name.startswith("cli")} - {"cli", "cli.report", "cli.stores", "cli.terminal"},
+    "click": {name for name in MODULES if name.startswith("cli")}
+    - {"cli", "cli.outcome", "cli.report", "cli.stores", "cli.terminal"},
     "h5py": {"store", "writer", "formats.hdf5", "formats.keras"},
+    "pyarrow": {"parquet"},
+    "qdrant_client": {"qdrant"},
     "faiss": {"faiss_index"},
     "torchvision": {"network", "engines.gpu_worker"},
     "PIL": {"images", "resampling"},

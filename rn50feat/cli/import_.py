@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rn50feat.cli.options import option
+from rn50feat.cli.options import network_options, option
 from rn50feat.cli.outcome import tell
 from rn50feat.cli.terminal import progress, signals
 
@@ -31,11 +31,16 @@ from rn50feat.cli.terminal import progress, signals
     help="Where relative paths start.  [default: the current folder]",
 )
 @option("--weights", help="What made the features: imagenet-v1, imagenet-v2 or a file.")
-@option("--exif/--no-exif", default=None, help="Pictures were turned upright as their EXIF says.  [default: yes]")
+@network_options
+@option(
+    "--exif/--no-exif",
+    default=None,
+    help="Pictures were turned upright as their EXIF says.  [default: as the preprocessing]",
+)
 @option(
     "--exact-decode/--scaled-decode",
     default=None,
-    help="Large JPEGs were decoded whole, not at a smaller scale.  [default: scaled]",
+    help="Large JPEGs were decoded whole, not at a smaller scale.  [default: as the preprocessing]",
 )
 @option("--made-by", metavar="WORDS", help="What made the features, where rn50feat cannot: search by --stored alone.")
 @option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored features.  [default: as FEATURES]")
