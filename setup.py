@@ -9,6 +9,7 @@ HERE = Path(__file__).parent
 (VERSION,) = re.findall(r'__version__ = "(.+)"', (HERE / "rn50feat" / "__init__.py").read_text())
 
 HEIC = ["pillow-heif>=0.22"]
+REMOTE = ["fsspec>=2024.6", "s3fs>=2024.6", "aiohttp>=3.9"]
 OPENVINO = ["openvino>=2025.0"]
 PARQUET = ["pyarrow>=17"]
 QDRANT = ["qdrant-client>=1.12"]
@@ -26,7 +27,9 @@ TEST = [
     *OPENVINO,
     *PARQUET,
     *QDRANT,
+    *REMOTE,
     *SLIM,
+    "moto[server]>=5",
 ]
 
 setup(
@@ -55,6 +58,7 @@ setup(
         "openvino": OPENVINO,
         "parquet": PARQUET,
         "qdrant": QDRANT,
+        "remote": REMOTE,
         "slim": SLIM,
         "test": TEST,
     },

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -57,7 +56,7 @@ def bench(
     The network's rate does not depend on its weights, so random ones will do.
     Raises `SourceError` when there is no picture.
     """
-    roots = sources.roots([Path(folder)])
+    roots = sources.roots([folder])
     begun = time.perf_counter()
     found = list(islice(sources.references(roots), 10_000))
     listing = len(found) / (time.perf_counter() - begun)

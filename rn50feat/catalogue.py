@@ -1,21 +1,35 @@
 """Tell what a store knows of a file, without reading either again.
 
 In: a store, as it was when a run began. Out: for the path, size, time or
-digest of a file, the row or the failure that belongs to it. Takes about 80
-bytes of memory a row.
+digest of a file, the row or the failure that belongs to it, and for an
+archive, all that belong to its members. Takes about 80 bytes of memory a row.
 """
 
 from __future__ import annotations
 
 import hashlib
+from array import array
+from collections import Counter
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rn50feat import archives
+from rn50feat.archives import ArchiveRecord
 from rn50feat.sources import Reference
 from rn50feat.store import FailureRecord, FeatureStore
 
 _KEY = np.dtype([("high", ">u8"), ("low", ">u8")])
+
+
+@dataclass(frozen=True)
+class KnownArchive:
+    """An archive that has not changed: the rows of its pictures, int64, and how many failed, or are no pictures."""
+
+    rows: NDArray[np.int64]
+    failed: int
+    others: int
 
 
 class Catalogue:
@@ -26,14 +40,32 @@ class Catalogue:
         self._digest_of_row: NDArray[np.uint8] = np.empty((0, 16), np.uint8)
         self._paths = self._digests = _Lookup(self._digest_of_row)
         self.failures: dict[str, FailureRecord] = {}
+        self._archives: dict[str, ArchiveRecord] = {}
+        self._members: dict[str, array[int]] = {}  # the rows of each archive
         if store is not None:
             with store.reading():
                 self._sizes, self._mtimes = store.column("size"), store.column("mtime_ns")
                 self._digest_of_row = store.column("digest")
                 self._digests = _Lookup(self._digest_of_row)
-                self._paths = _Lookup(_path_keys(store))
+                self._archives = {archive.path: archive for archive in store.archives()}
+                self._paths = _Lookup(self._path_keys(store))
                 self.failures = {failure.path: failure for failure in store.failures()}
+        failed = (archives.split(path) for path in self.failures)
+        self._failed = Counter(
+            (member[0], failure.mtime_ns) for member, failure in zip(failed, self.failures.values()) if member
+        )
         self._known_sizes = np.unique(self._sizes)
+
+    def _path_keys(self, store: FeatureStore, block: int = 8192) -> NDArray[np.uint8]:
+        """Return the keys of all paths, uint8 of shape (N, 16), and note the rows of archives on the way."""
+        keys = []
+        for first in range(0, len(store), block):
+            paths = store.paths(first, first + block)
+            keys.append(b"".join(map(path_key, paths)))
+            for row, path in enumerate(paths, first) if self._archives else ():
+                if member := archives.split(path):
+                    self._members.setdefault(member[0], array("q")).append(row)
+        return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16)
 
     def __len__(self) -> int:
         return len(self._sizes)
@@ -55,6 +87,16 @@ class Catalogue:
         failure = self.failures.get(path)
         return failure is not None and (failure.size, failure.mtime_ns) == (reference.size, reference.mtime_ns)
 
+    def archive(self, path: str, reference: Reference) -> KnownArchive | None:
+        """Return what is known of an archive that has not changed; None when some of its pictures may not be known."""
+        record = self._archives.get(path)
+        if record is None or (record.size, record.mtime_ns) != (reference.size, reference.mtime_ns):
+            return None
+        rows = np.array(self._members.get(path, ()), np.int64)
+        rows = rows[self._mtimes[rows] == reference.mtime_ns]
+        failed = self._failed[path, reference.mtime_ns]
+        return KnownArchive(rows, failed, record.others) if len(rows) + failed == record.pictures else None
+
     def may_hold_copy(self, size: int) -> bool:
         """Tell whether any row's file has `size` bytes: only then is a digest worth computing."""
         i = int(np.searchsorted(self._known_sizes, size))
@@ -72,11 +114,6 @@ class Catalogue:
 def path_key(path: str) -> bytes:
     """Return the 16 bytes that stand for a stored path in memory."""
     return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=16).digest()
-
-
-def _path_keys(store: FeatureStore, block: int = 8192) -> NDArray[np.uint8]:
-    keys = [b"".join(map(path_key, store.paths(start, start + block))) for start in range(0, len(store), block)]
-    return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16)
 
 
 class _Lookup:

@@ -5,7 +5,8 @@ each of them into one ``Error:`` line::
 
     RN50FeatError                exit code 1
     ├── SourceError              a source folder or file that cannot be used
-    │   └── VanishedError        a file that was there when its folder was listed
+    │   ├── VanishedError        a file that was there when its folder was listed
+    │   └── DamagedError         an archive, or bytes in one, that are not as they were packed
     ├── ImageError               one picture that cannot be decoded (a ledger entry, not an exit)
     ├── WeightsError             weights that are missing, damaged or no ResNet50
     ├── PreprocessingError       a preprocessing that this machine, or its own definition, does not allow
@@ -40,6 +41,10 @@ class SourceError(RN50FeatError):
 
 class VanishedError(SourceError):
     """A file is gone that was there when its folder was listed."""
+
+
+class DamagedError(SourceError):
+    """An archive, or the bytes of a member, cannot be read; the message is the ledger's reason."""
 
 
 class ImageError(RN50FeatError):

@@ -14,6 +14,7 @@ from contextlib import closing
 from itertools import tee
 from pathlib import Path
 
+from rn50feat.archives import split
 from rn50feat.duplicates import Group, Member
 from rn50feat.engines import EngineOptions
 from rn50feat.images import named_as_picture
@@ -152,7 +153,7 @@ def _bar(share: float) -> str:
 def _figure(thumbnail: Thumbnail, label: str, path: str, location: str, caption: str) -> str:
     """Return a picture with a caption and its path, and a link to its file if a `location` is given."""
     # A browser would run what lies at a name such as x.html, even where it is a picture, too.
-    link = os.path.isabs(location) and named_as_picture(location)
+    link = os.path.isabs(location) and named_as_picture(location) and split(location) is None
     if not thumbnail.jpeg:
         shown = f'<span class="frame blank">The file {escape(thumbnail.reason)}</span>'
     else:

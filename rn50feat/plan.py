@@ -1,20 +1,26 @@
 """Decide what a run must do with each file.
 
-In: references, and the catalogue of the store. Out: a `Step` for each. A file
-is opened only when the store does not know it by path, size and time; it is
-hashed only when its size is that of a picture in the store.
+In: references, and the catalogue of the store. Out: a `Step` for each, and
+for each member of an archive. A file is opened only when the store does not
+know it by path, size and time; it is hashed only when its size is that of a
+picture in the store. An archive that has not changed is not opened either.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 
-from rn50feat import images, sources
-from rn50feat.catalogue import Catalogue
-from rn50feat.errors import SourceError
+from rn50feat import archives, images, sources
+from rn50feat.archives import ArchiveRecord
+from rn50feat.catalogue import Catalogue, KnownArchive
+from rn50feat.errors import DamagedError, SourceError
+from rn50feat.remote import is_url
 from rn50feat.sources import Reference
 from rn50feat.store import stored_path
 
@@ -29,16 +35,28 @@ class Verdict(Enum):
     FAILED_BEFORE = "it failed, and has not changed"
     IGNORED = "it is no picture"
     MISSING = "it is listed, but not there"
+    KNOWN = "an archive, whose members are all as they were"
+    OPENED = "an archive, whose members follow"
+    UNREADABLE = "an archive that cannot be read this time"
+    LISTED = "an archive, whose members have all come, but for those behind a fault"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A file, what to do with it, its own row (None for a new picture) and the row that it is a copy of."""
+    """A file, what to do with it, its own row (None for a new picture) and the row that it is a copy of.
+
+    For an archive: what is ``known`` of it, the number of ``members`` that
+    follow, its ``fault``, or the ``record`` for the store.
+    """
 
     verdict: Verdict
     reference: Reference
     row: int | None = None
     twin: int | None = None
+    known: KnownArchive | None = None
+    members: int = 0
+    fault: str = ""
+    record: ArchiveRecord | None = None
 
 
 def plan(
@@ -48,21 +66,58 @@ def plan(
 
     Without `hashing` no file is read whole, and copies are not told from new pictures.
     """
+    step = partial(_step, store=store, catalogue=catalogue, retry_failed=retry_failed, hashing=hashing)
     for reference in references:
-        path = stored_path(store, reference.location)
-        row = catalogue.row(path)
-        if row is not None and catalogue.unchanged(row, reference):
-            yield Step(Verdict.UNCHANGED, reference, row)
-        elif catalogue.failed_before(path, reference) and not retry_failed:
-            yield Step(Verdict.FAILED_BEFORE, reference, row)
-        elif reference.size < 0:
-            yield Step(Verdict.MISSING, reference, row)
-        elif row is None and path not in catalogue.failures and not _is_picture(reference):
-            yield Step(Verdict.IGNORED, reference)
-        elif not hashing or not catalogue.may_hold_copy(reference.size):
-            yield Step(Verdict.COMPUTE, reference, row)
+        if archives.is_archive(reference.location) and reference.size >= 0:
+            path = stored_path(store, reference.location)
+            yield from _archive(reference, path, catalogue, retry_failed, step)
         else:
-            yield _hashed(reference, row, catalogue)
+            yield step(reference)
+
+
+def _step(reference: Reference, *, store: Path, catalogue: Catalogue, retry_failed: bool, hashing: bool) -> Step:
+    path = stored_path(store, reference.location)
+    row = catalogue.row(path)
+    if row is not None and catalogue.unchanged(row, reference):
+        return Step(Verdict.UNCHANGED, reference, row)
+    if catalogue.failed_before(path, reference) and not retry_failed:
+        return Step(Verdict.FAILED_BEFORE, reference, row)
+    if reference.size < 0:
+        return Step(Verdict.MISSING, reference, row)
+    if row is None and path not in catalogue.failures and not _is_picture(reference):
+        return Step(Verdict.IGNORED, reference)
+    if not hashing or not catalogue.may_hold_copy(reference.size):
+        return Step(Verdict.COMPUTE, reference, row)
+    return _hashed(reference, row, catalogue)
+
+
+def _archive(
+    archive: Reference, path: str, catalogue: Catalogue, retry_failed: bool, step: Callable[[Reference], Step]
+) -> Iterator[Step]:
+    """Yield the steps of an archive: one when all its members are known, else one for each of them, between others."""
+    known, failed = catalogue.archive(path, archive), catalogue.failed_before(path, archive)
+    if known is not None and not (retry_failed and (failed or known.failed)):
+        yield Step(Verdict.KNOWN, archive, known=known)
+        if failed:
+            yield Step(Verdict.FAILED_BEFORE, archive)
+        return
+    counts: Counter[Verdict] = Counter()
+    try:
+        listing = sources.listing(archive)
+    except DamagedError as error:
+        fault = str(error)
+    except SourceError as error:
+        yield Step(Verdict.UNREADABLE, archive, fault=str(error))
+        return
+    else:
+        fault = listing.fault
+        yield Step(Verdict.OPENED, archive, members=len(listing.members))
+        for member in sources.members(archive):
+            yield (one := step(member))
+            counts[one.verdict] += 1
+    others = counts.pop(Verdict.IGNORED, 0)
+    record = ArchiveRecord(path, archive.size, archive.mtime_ns, counts.total(), others)
+    yield Step(Verdict.LISTED, archive, fault=fault, record=record)
 
 
 def _hashed(reference: Reference, row: int | None, catalogue: Catalogue) -> Step:
@@ -80,6 +135,8 @@ def _hashed(reference: Reference, row: int | None, catalogue: Catalogue) -> Step
 def _is_picture(reference: Reference) -> bool:
     if images.named_as_picture(reference.location):
         return True
+    if is_url(reference.location) and os.path.splitext(reference.location)[1]:
+        return False  # not looked into: every run would pay for that again
     try:
         return images.holds_picture(sources.head(reference))
     except SourceError:  # it cannot be read, and its name does not say picture

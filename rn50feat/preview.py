@@ -74,6 +74,11 @@ def preview(
         counts[step.verdict] += 1
         if step.row is not None:
             met[step.row] = True
+        if step.known is not None:
+            met[step.known.rows] = True
+            counts[Verdict.UNCHANGED] += len(step.known.rows)
+            counts[Verdict.FAILED_BEFORE] += step.known.failed
+            counts[Verdict.IGNORED] += step.known.others
     removed = 0
     if prune and old is not None:
         removed = len(pruning.gone(old, selection, met, limit=prune_limit, force=force))

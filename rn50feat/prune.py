@@ -7,9 +7,7 @@ disk rather than of deleted pictures.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
@@ -62,7 +60,7 @@ def gone(
     return np.array(rows, np.int64)
 
 
-def gone_failures(store: Path, paths: Sequence[str], selection: Selection) -> list[str]:
+def gone_failures(store: FeatureStore, paths: Sequence[str], selection: Selection) -> list[str]:
     """Return which stored paths of the ledger, covered by `selection`, belong to files that are gone."""
-    locations = {path: os.path.join(store.parent, path) for path in paths}
+    locations = {path: store.locate(path) for path in paths}
     return [path for path, at in locations.items() if selection.covers(at) and sources.is_gone(at)]

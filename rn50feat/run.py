@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import prune, sources
+from rn50feat import archives, prune, sources
 from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree, require
 from rn50feat.engines import Batch, Engine, Failure
@@ -59,6 +59,9 @@ class Run:
         self._handed = 0  # pictures given to the engine and not yet back
         self._copies: list[tuple[Reference, NDArray[np.floating[Any]]]] = []
         self._missing: list[Failure] = []
+        self._archives: list[Step] = []  # listed, or not to be read, since the last commit
+        self._known: set[str] = set()  # archives that have not changed
+        self._members = 0  # of archives: they are more files than were counted
         self._uncommitted, self._last_commit, self._put_off = 0, time.monotonic(), False
         self._on_progress: Callable[[Progress], None] | None = None
         self._total: int | None = None
@@ -103,6 +106,8 @@ class Run:
             return self._copy(step)
         if step.verdict is Verdict.MISSING:
             self._miss(step.reference)
+        elif archives.is_archive(step.reference.location):
+            self._take_archive(step)
         if step.verdict is Verdict.TOUCHED and step.row is not None:
             self._open().touch(step.row, step.reference)
             self._count(1)
@@ -113,6 +118,32 @@ class Run:
         summary.failed_before += step.verdict is Verdict.FAILED_BEFORE
         summary.ignored += step.verdict is Verdict.IGNORED
         return True
+
+    def _take_archive(self, step: Step) -> None:
+        """Count an archive that is known; keep what is new of another for the next commit."""
+        if (known := step.known) is not None:
+            self._known.add(stored_path(self.path, step.reference.location))
+            self._met[known.rows] = True
+            self.summary.unchanged += len(known.rows)
+            self.summary.failed_before += known.failed
+            self.summary.ignored += known.others
+            self._members += len(known.rows) + known.failed + known.others - 1
+        elif step.verdict is Verdict.OPENED:
+            self._members += step.members - 1
+        elif step.verdict in (Verdict.LISTED, Verdict.UNREADABLE):
+            self._archives.append(step)
+
+    def _write_archives(self) -> None:
+        """Write what became known of archives: before the rows of its members, since those are counted again."""
+        for step in self._archives:
+            if step.record is not None:
+                self._open().note_archive(step.record)
+            if step.fault:
+                logger.warning("%s %s", step.reference.location, step.fault)
+                self._fail(Failure(step.reference, step.fault, "content" if step.record else "access"))
+            elif (path := stored_path(self.path, step.reference.location)) in self._catalogue.failures:
+                self._open().forgive([path])
+        self._archives.clear()
 
     def _copy(self, step: Step) -> bool:
         assert step.twin is not None
@@ -202,6 +233,7 @@ class Run:
     def _commit(self, *, ended: bool) -> None:
         """Commit; put it off while another program keeps the store open, unless the run has ended."""
         self.summary.seconds = time.monotonic() - self._clock
+        self._write_archives()
         self._open().record(record(self.summary, self._started, self._engine, ended=ended))
         try:
             self._open().commit(patience=READER_SECONDS)
@@ -243,6 +275,9 @@ class Run:
                     f"{missing.reference.location} {missing.reason}, and no other picture was found for {self.path}:"
                     " name pictures that are there; names in a list are relative to the working folder"
                 )
+            for step in self._archives:
+                if step.fault:
+                    raise SourceError(f"{step.reference.location} {step.fault}")
             raise SourceError(f"there is no picture in the sources of {self.path}: name folders that hold some")
         self._write_missing()
         if old is not None and old.provenance.weights_path != self.provenance.weights_path:
@@ -262,7 +297,8 @@ class Run:
         for end in range(len(rows), 0, -PORTION):  # from the last row: those before keep their places
             writer.remove(rows[max(0, end - PORTION) : end])
             self._commit(ended=True)
-        writer.forgive(prune.gone_failures(self.path, list(self._catalogue.failures), selection))
+        doubtful = [path for path in self._catalogue.failures if (archives.split(path) or ("",))[0] not in self._known]
+        writer.forgive(prune.gone_failures(self._old, doubtful, selection))
         self.summary.removed = len(rows)
         self._commit(ended=True)
 
@@ -279,7 +315,8 @@ class Run:
 
     def _tell(self) -> None:
         if self._on_progress is not None:
-            self._on_progress(Progress(self.summary, self._total))
+            total = None if self._total is None else self._total + self._members
+            self._on_progress(Progress(self.summary, total))
 
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:

@@ -8,10 +8,8 @@ preprocessing as the store, and looked for by `nearest`.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -19,7 +17,7 @@ import numpy as np
 from rn50feat import sources
 from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
-from rn50feat.errors import QueryError
+from rn50feat.errors import QueryError, SourceError
 from rn50feat.exact import METRICS, NO_ROWS, Rows, Vectors
 from rn50feat.nearest import Nearest, open_index
 from rn50feat.sources import Reference
@@ -133,13 +131,11 @@ def _embed(
 
 
 def _reference(name: str) -> Reference:
+    location = sources.locate(name)
     try:
-        status = os.stat(name)
-    except OSError as error:
-        raise QueryError(f"{name}: {error.strerror}: name an existing picture") from error
-    if not stat.S_ISREG(status.st_mode):
-        raise QueryError(f"{name} is no regular file: name a picture")
-    return Reference(sources.locate(Path(name)), status.st_size, status.st_mtime_ns)
+        return sources.find(location)
+    except SourceError as error:
+        raise QueryError(f"{name} {error}: name an existing picture") from error
 
 
 def _own_rows(references: Sequence[Reference], store: FeatureStore) -> list[Rows]:
@@ -186,7 +182,6 @@ def _rank(
 def _state(location: str, size: int, mtime_ns: int) -> State:
     """Compare a file with what it was when its row was made."""
     try:
-        status = os.stat(location)
-    except (OSError, ValueError):
+        return "present" if sources.as_known(Reference(location, size, mtime_ns)) else "changed"
+    except (SourceError, ValueError):
         return "missing"
-    return "present" if (status.st_size, status.st_mtime_ns) == (size, mtime_ns) else "changed"

@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from rn50feat import lists, sources
+from rn50feat import archives, lists, sources
 from rn50feat.errors import SourceError
+from rn50feat.remote import is_url
 from rn50feat.sources import Reference
 
 Sources = Iterable[str | os.PathLike[str]] | str | os.PathLike[str]
@@ -67,7 +68,8 @@ class Selection:
     ) -> None:
         if isinstance(pictures, (str, os.PathLike)):
             pictures = [pictures]
-        self.roots = sources.roots([Path(picture) for picture in pictures])
+        self.roots = sources.roots(pictures)
+        self._places = frozenset(self.roots)
         self.listing = None if listing is None else Path(listing)
         self._null = null
         self._shard = shard
@@ -87,7 +89,7 @@ class Selection:
         met = lists.Names()
         for entry in self._listed(warn=True):
             location = os.fspath(entry)
-            if sources.below(location, self.roots) or not met.add(location):
+            if sources.root_of(location, self._places) or not met.add(location):
                 continue
             if reference := sources.reference(entry):
                 yield reference
@@ -95,33 +97,37 @@ class Selection:
                 yield Reference(location, -1, -1)
 
     def count(self) -> int | None:
-        """Return how many files there are, about; None for a list that can be read but once."""
+        """Return how many files there are, about; None for a list that can be read but once, and for remote storage."""
+        if any(map(is_url, self.roots)):  # a listing costs money there: one will do
+            return None
         if self.listing is not None and not lists.can_be_read_again(self.listing):
             return None
         return sum(1 for _ in self._rooted(warn=False)) + sum(1 for _ in self._listed(warn=False))
 
     def covers(self, location: str) -> bool:
         """Tell whether a location lies below the folders and files of the run, and in its share."""
-        root = next((root for root in self.roots if sources.below(location, [root])), None)
-        return root is not None and self._holds(_name(location, root))
+        root = sources.root_of(location, self._places)
+        place, _ = archives.split(location) or (location, "")  # the members of an archive are in one share
+        return root is not None and self._holds(_name(place, root))
 
     def _holds(self, name: str) -> bool:
         return self._shard is None or self._shard.holds(name)
 
-    def _rooted(self, *, warn: bool) -> Iterator[os.DirEntry[str] | str]:
+    def _rooted(self, *, warn: bool) -> Iterator[os.DirEntry[str] | Reference | str]:
         for root in self.roots:
             for entry in sources.walk([root], warn=warn):
                 if self._holds(_name(os.fspath(entry), root)):
                     yield entry
 
-    def _listed(self, *, warn: bool) -> Iterator[os.DirEntry[str] | str]:
+    def _listed(self, *, warn: bool) -> Iterator[os.DirEntry[str] | Reference | str]:
         """Yield the files of the list; what a list names is a string, what lies below a folder of it an entry."""
         if self.listing is None:
             return
         real = lru_cache(1024)(os.path.realpath)  # of the folders: 20 µs for each name of a list else
         for name in lists.names(self.listing, null=self._null):
-            root = sources.locate(Path(name), real)
-            for entry in sources.walk([root], warn=warn):
+            root = sources.locate(name, real)
+            alone = is_url(root) or archives.split(root)  # what a list names there is one file
+            for entry in [root] if alone else sources.walk([root], warn=warn):
                 location = os.fspath(entry)
                 if self._holds(name if location == root else os.path.join(name, _name(location, root))):
                     yield entry

@@ -2,25 +2,27 @@
 
 In: folders and single files. Out: a sorted stream of `Reference`s, one for
 each regular file, and for a reference the bytes of its file with the size and
-modification time that those bytes had. Nothing here knows what a picture is,
-and nothing but a regular file is ever opened.
+modification time that those bytes had. A member of an archive is a file, too:
+``archive.tar::member`` is its location; and so is an object in remote storage
+by its URL. Nothing here knows what a picture is, and nothing but a regular
+file is ever opened.
 """
 
 from __future__ import annotations
 
 import hashlib
-import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 from io import FileIO
-from pathlib import Path
+from itertools import chain
+from typing import BinaryIO, cast
 
-from rn50feat.errors import SourceError, VanishedError
-
-logger = logging.getLogger(__name__)
+from rn50feat import archives, folders, remote
+from rn50feat.errors import DamagedError, SourceError, VanishedError
 
 
 @dataclass(frozen=True)
@@ -30,57 +32,97 @@ class Reference:
     ``size`` is in bytes, ``mtime_ns`` in nanoseconds since 1970, ``digest``
     the BLAKE2b-128 of the bytes, empty until they were read. A name in a list
     that leads to no file has a ``size`` of -1. Bytes of a name that are not
-    UTF-8 are surrogate escapes in ``location``.
+    UTF-8 are surrogate escapes in ``location``. A member of an archive has
+    its own size and the archive's time; ``offset`` is where it begins in the
+    archive, -1 where that is not known. The location of an object in remote
+    storage is its URL, its time that of `remote.Item`.
     """
 
     location: str
     size: int
     mtime_ns: int
     digest: bytes = b""
+    offset: int = field(default=-1, compare=False)
+
+    def __fspath__(self) -> str:
+        return self.location
 
 
-def locate(path: Path, real: Callable[[str], str] = os.path.realpath) -> str:
+def locate(path: str | os.PathLike[str], real: Callable[[str], str] = os.path.realpath) -> str:
     """Return the absolute location of `path`, with the links above it resolved.
 
     The last part stays as it is, so that a link to a folder keeps its own
     name; the parts above are made `real`, so that one folder has one name
     however the working directory was reached.
     """
+    if member := _member(os.fspath(path)):
+        return archives.join(locate(member[0]), member[1])
+    if remote.is_url(os.fspath(path)):
+        return remote.checked(os.fspath(path))
     name = os.path.basename(path)
     if name in ("", ".", ".."):
         return os.path.realpath(path)
     return os.path.join(real(os.path.dirname(path)), name)
 
 
-def roots(sources: Iterable[Path]) -> list[str]:
+def roots(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Return the locations of `sources`, without those that lie inside another.
 
     Raises `SourceError` for a source that does not exist or is neither a
     folder nor a regular file.
     """
     found: dict[str, None] = {}
-    for source in sources:
+    for source in chain.from_iterable(archives.expanded(os.fspath(source)) for source in sources):
+        if remote.is_url(source):
+            found[locate(source)] = None
+            continue
         try:
             mode = os.stat(source).st_mode
         except OSError as error:
-            raise SourceError(f"{source}: {error.strerror}: name an existing folder or picture") from error
+            kinds = f", or a URL of {', '.join(remote.PACKAGES)}" if "://" in source else ""
+            raise SourceError(f"{source}: {error.strerror}: name an existing folder or picture{kinds}") from error
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise SourceError(f"{source} is neither a folder nor a regular file: name one of these")
+        if stat.S_ISREG(mode) and archives.is_compressed_whole(source):
+            raise SourceError(f"{source} {archives.COMPRESSED}")
         found[locate(source)] = None
-    return [root for root in found if not any(_inside(root, other) for other in found)]
+    return [root for root in found if root_of(os.path.dirname(root), found) is None]
 
 
-def _inside(path: str, folder: str) -> bool:
-    return path != folder and path.startswith(os.path.join(folder, ""))
-
-
-def below(location: str, roots: Sequence[str]) -> bool:
-    """Tell whether a location is one of `roots` or lies below one."""
-    return any(location == root or _inside(location, root) for root in roots)
+def root_of(location: str, roots: Container[str]) -> str | None:
+    """Return the one of `roots` that a location is or lies below, None for another; in a set, roots may be many."""
+    if location in roots:
+        return location
+    place, _ = archives.split(location) or (location, "")
+    while place not in roots:
+        place, within = os.path.dirname(place), place
+        if place in ("", within):
+            return None
+    return place
 
 
 def is_gone(location: str) -> bool:
-    """Tell whether there surely is no file at `location`: a folder that cannot be searched proves nothing."""
+    """Tell whether there surely is no file at `location`.
+
+    A folder that cannot be searched proves nothing, and neither does a
+    damaged archive, or a server that does not answer.
+    """
+    if remote.is_url(location) and not archives.split(location):
+        try:
+            remote.item(location)
+        except VanishedError:
+            return True
+        except SourceError:
+            return False
+        return False
+    if member := _member(location):
+        try:
+            contents = listing(find(member[0]))
+        except VanishedError:
+            return True
+        except SourceError:
+            return False
+        return member[1] not in contents.members and not contents.fault
     try:
         os.stat(location)
     except (FileNotFoundError, NotADirectoryError):
@@ -90,55 +132,28 @@ def is_gone(location: str) -> bool:
     return False
 
 
-def walk(locations: Sequence[str], *, warn: bool = True) -> Iterator[os.DirEntry[str] | str]:
+def walk(locations: Sequence[str], *, warn: bool = True) -> Iterator[os.DirEntry[str] | Reference | str]:
     """Yield every entry below `locations` that is no folder, in sorted order.
 
-    Links to folders are followed, but never into a folder that is being
-    walked already. A single file is yielded as its location. Folders that
-    cannot be listed are passed over, and warned of if `warn` says so.
+    A single file is yielded as its location, an object in remote storage as
+    its `Reference`. Folders that cannot be listed are passed over, and warned
+    of if `warn` says so; raises `SourceError` for remote storage that cannot.
     """
     for location in locations:
-        if os.path.isdir(location):
-            yield from _walk_folder(location, warn)
+        if remote.is_url(location):
+            yield from _walk_remote(location)
+        elif os.path.isdir(location):
+            yield from folders.walk(location, warn)
         else:
             yield location
 
 
-def _walk_folder(location: str, warn: bool) -> Iterator[os.DirEntry[str]]:
-    trail: dict[tuple[int, int], Iterator[os.DirEntry[str]]] = {}  # folder -> what is left of it
-    below: str | None = location
-    while below or trail:
-        if below:
-            trail.setdefault(*_list(below, warn))  # a folder on the trail already is not entered again
-            below = None
-        identity = next(reversed(trail))
-        for entry in trail[identity]:
-            if _is_folder(entry):
-                below = entry.path
-                break
-            yield entry
-        else:
-            del trail[identity]
-
-
-def _list(folder: str, warn: bool) -> tuple[tuple[int, int], Iterator[os.DirEntry[str]]]:
-    """Return the device and inode of a folder, and its entries in sorted order."""
+def _walk_remote(url: str) -> Iterator[Reference]:
     try:
-        status = os.stat(folder)
-        with os.scandir(folder) as entries:
-            listing = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        if warn:
-            logger.warning("%s cannot be listed (%s): its pictures are passed over", folder, error.strerror)
-        return (-1, -1), iter(())
-    return (status.st_dev, status.st_ino), iter(listing)
-
-
-def _is_folder(entry: os.DirEntry[str]) -> bool:
-    try:
-        return entry.is_dir()
-    except OSError:  # a link that cannot be resolved: a circle of links, say
-        return False
+        for item in remote.items(url):
+            yield Reference(item.url, item.size, item.mtime_ns)
+    except SourceError as error:
+        raise type(error)(f"{url} {error}") from error
 
 
 def references(locations: Sequence[str]) -> Iterator[Reference]:
@@ -149,11 +164,15 @@ def references(locations: Sequence[str]) -> Iterator[Reference]:
     return filter(None, map(reference, walk(locations)))
 
 
-def reference(entry: os.DirEntry[str] | str) -> Reference | None:
-    """Return the `Reference` of a regular file, None for anything else."""
+def reference(entry: os.DirEntry[str] | Reference | str) -> Reference | None:
+    """Return the `Reference` of a regular file, a member or an object, None for anything else."""
+    if isinstance(entry, Reference):
+        return entry
     try:
-        status = os.stat(entry) if isinstance(entry, str) else entry.stat()
-    except OSError:  # a dangling link, or a file that vanished since it was listed
+        if isinstance(entry, str):
+            return find(entry)
+        status = entry.stat()
+    except (OSError, SourceError):  # a dangling link, or a file that vanished since it was listed
         return None
     if not stat.S_ISREG(status.st_mode):
         return None
@@ -163,18 +182,79 @@ def reference(entry: os.DirEntry[str] | str) -> Reference | None:
 def obstacle(location: str) -> str:
     """Return why a location that was named is no file to read."""
     try:
-        os.stat(location)
+        find(location)
+    except SourceError as error:
+        return f"is listed, but {error}"
+    return "is listed, but was not there a moment ago"
+
+
+def find(location: str) -> Reference:
+    """Return what is known of a file, or a member, without reading it; raise `SourceError` with the reason."""
+    if member := _member(location):
+        archive = find(member[0])
+        entry = _find(archive, member[1])
+        return Reference(location, entry.size, archive.mtime_ns, offset=entry.offset)
+    if remote.is_url(location):
+        item = remote.item(location)
+        return Reference(location, item.size, item.mtime_ns)
+    try:
+        status = os.stat(location)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise VanishedError(f"cannot be found: {error.strerror}") from error
     except OSError as error:
-        return f"is listed, but cannot be found: {error.strerror}"
-    return "is listed, but neither a folder nor a regular file"
+        raise SourceError(f"cannot be read: {error.strerror}") from error
+    if not stat.S_ISREG(status.st_mode):
+        raise SourceError("is no regular file")
+    return Reference(location, status.st_size, status.st_mtime_ns)
+
+
+def as_known(known: Reference) -> bool:
+    """Tell whether a file is there with the size and time of `known`; raise `SourceError` when there is none."""
+    member = _member(known.location)
+    if member and find(member[0]).mtime_ns == known.mtime_ns:  # an archive that has not changed need not be listed
+        return True
+    now = find(known.location)
+    return (now.size, now.mtime_ns) == (known.size, known.mtime_ns)
+
+
+def _member(location: str) -> tuple[str, str] | None:
+    """Return the archive and the name of a member, None for a location that is none."""
+    member = archives.split(location)
+    return member if member and (remote.is_url(location) or os.path.isfile(member[0])) else None
+
+
+def listing(archive: Reference) -> archives.Listing:
+    """Return what an archive holds; raise `SourceError` with the reason when it cannot be read, or is none."""
+    return _listing(archive.location, archive.size, archive.mtime_ns)
+
+
+@lru_cache(2)
+def _listing(location: str, size: int, mtime_ns: int) -> archives.Listing:
+    with _archive(location) as (file, archive):
+        return archives.listing(file, archive.size, location)
+
+
+def members(archive: Reference) -> Iterator[Reference]:
+    """Yield a `Reference` for each member of an archive, in the order in which they lie there."""
+    for name, entry in listing(archive).members.items():
+        yield Reference(archives.join(archive.location, name), entry.size, archive.mtime_ns, offset=entry.offset)
+
+
+def _find(archive: Reference, name: str) -> archives.Member:
+    contents = listing(archive)
+    if name in contents.members:
+        return contents.members[name]
+    if contents.fault:
+        raise DamagedError(f"cannot be read: its archive {contents.fault}")
+    raise VanishedError("has vanished from its archive")
 
 
 @contextmanager
-def _open(reference: Reference) -> Iterator[tuple[FileIO, os.stat_result]]:
+def _open(location: str) -> Iterator[tuple[FileIO, os.stat_result]]:
     """Open a regular file, unbuffered; raise `SourceError` with the reason, without the path."""
     try:
         # O_NONBLOCK: a FIFO that took the file's place must not block the open.
-        handle = os.open(reference.location, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        handle = os.open(location, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with FileIO(handle) as file:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode):
@@ -186,28 +266,62 @@ def _open(reference: Reference) -> Iterator[tuple[FileIO, os.stat_result]]:
         raise SourceError(f"cannot be read: {error.strerror}") from error
 
 
-def head(reference: Reference, length: int = 32) -> bytes:
-    """Return the first `length` bytes of a file."""
-    with _open(reference) as (file, _):
-        return file.read(length)
+@contextmanager
+def _archive(location: str) -> Iterator[tuple[BinaryIO, Reference]]:
+    """Open an archive; yield it with its reference as of now."""
+    if remote.is_url(location):
+        now = find(location)
+        with remote.opened(location) as file:
+            yield file, now
+    else:
+        with _open(location) as (local, status):
+            yield cast(BinaryIO, local), Reference(location, status.st_size, status.st_mtime_ns)
 
 
-def digest(reference: Reference) -> Reference:
-    """Return `reference` with the size, time and digest of the file as it is now.
+@contextmanager
+def _content(reference: Reference, block: int) -> Iterator[tuple[Reference, Iterator[bytes]]]:
+    """Open a file or a member; yield its reference as of now, and its bytes in blocks of `block`, any size for -1.
 
     The size and time are taken before the first byte is read: a file that
     changes meanwhile shows as changed in the next run.
     """
-    with _open(reference) as (file, status):
+    member = _member(reference.location)
+    if member is None and remote.is_url(reference.location):
+        now = reference if block < 0 and reference.mtime_ns > 0 else find(reference.location)
+        yield now, iter((remote.read(reference.location),))
+        return
+    if member is None:
+        with _open(reference.location) as (file, status):
+            now = replace(reference, size=status.st_size, mtime_ns=status.st_mtime_ns)
+            yield now, iter(partial(file.read, block), b"")
+        return
+    with _archive(member[0]) as (archive, state):
+        entry = archives.Member(reference.offset, reference.size)
+        if reference.offset < 0 or reference.mtime_ns != state.mtime_ns:  # not known, or another archive by now
+            entry = _find(state, member[1])
+        now = replace(reference, size=entry.size, mtime_ns=state.mtime_ns, offset=entry.offset)
+        yield now, archives.blocks(archive, entry, member[0], block)
+
+
+def head(reference: Reference, length: int = 32) -> bytes:
+    """Return the first `length` bytes of a file."""
+    if remote.is_url(reference.location) and not archives.split(reference.location):
+        return remote.read(reference.location, length)
+    with _content(reference, length) as (_, blocks):
+        return next(blocks, b"")
+
+
+def digest(reference: Reference) -> Reference:
+    """Return `reference` with the size, time and digest of the file as it is now."""
+    with _content(reference, 1 << 20) as (now, blocks):
         state = hashlib.blake2b(digest_size=16)
-        while block := file.read(1 << 20):
+        for block in blocks:
             state.update(block)
-    return replace(reference, size=status.st_size, mtime_ns=status.st_mtime_ns, digest=state.digest())
+    return replace(now, digest=state.digest())
 
 
 def read(reference: Reference) -> tuple[Reference, bytes]:
     """Return what `digest` returns, and the bytes that it belongs to."""
-    with _open(reference) as (file, status):
-        data = file.readall()
-    digest = hashlib.blake2b(data, digest_size=16).digest()
-    return replace(reference, size=status.st_size, mtime_ns=status.st_mtime_ns, digest=digest), data
+    with _content(reference, -1) as (now, blocks):
+        data = b"".join(blocks)
+    return replace(now, digest=hashlib.blake2b(data, digest_size=16).digest()), data

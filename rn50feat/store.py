@@ -12,21 +12,24 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import journal, lock
+from rn50feat.archives import ArchiveRecord
+from rn50feat.damage import damage_told
 from rn50feat.disk import DISK, Disk
 from rn50feat.errors import StoreError
 from rn50feat.provenance import Provenance
+from rn50feat.remote import is_url
 from rn50feat.sources import Reference
 
 logger = logging.getLogger(__name__)
@@ -50,11 +53,13 @@ ROWS: dict[str, tuple[Any, tuple[int, ...], int]] = {
 LEDGER: dict[str, tuple[Any, tuple[int, ...], int]] = {
     "failures/path": (TEXT, (), 256),
     "failures/reason": (TEXT, (), 256),
-    "failures/size": (np.int64, (), 256),
-    "failures/mtime_ns": (np.int64, (), 256),
-    "failures/attempts": (np.int64, (), 256),
+    **{f"failures/{name}": (np.int64, (), 256) for name in ("size", "mtime_ns", "attempts")},
 }
 RUNS: dict[str, tuple[Any, tuple[int, ...], int]] = {"runs": (TEXT, (), 64)}
+ARCHIVES: dict[str, tuple[Any, tuple[int, ...], int]] = {
+    "archives/path": (TEXT, (), 256),  # stores from before archives were read lack these: they are listed anew
+    **{f"archives/{name}": (np.int64, (), 256) for name in ("size", "mtime_ns", "pictures", "others")},
+}
 
 
 @dataclass(frozen=True)
@@ -170,8 +175,7 @@ class FeatureStore:
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the features: float16 or float32."""
         with self._access() as file:
-            dtype: np.dtype[Any] = file["features"].dtype
-            return dtype
+            return cast("np.dtype[Any]", file["features"].dtype)
 
     def blocks(self, rows: int = 4096) -> Iterator[tuple[int, NDArray[np.floating[Any]]]]:
         """Yield (first row, features of shape (n, 2048)) for all rows, `rows` at a time."""
@@ -232,7 +236,7 @@ class FeatureStore:
     def layout(self) -> dict[str, Column]:
         """Return the shape and dtype of each dataset that a store should have, and has."""
         with self._access() as file:
-            present = [name for name in (*ROWS, *LEDGER, *RUNS) if name in file]
+            present = (name for name in (*ROWS, *LEDGER, *RUNS, *ARCHIVES) if name in file)
             return {name: Column(file[name].shape, file[name].dtype) for name in present}
 
     @property
@@ -244,11 +248,12 @@ class FeatureStore:
     def failures(self) -> list[FailureRecord]:
         """Return the ledger of pictures that could not be read."""
         with self._access() as file:
-            columns = [file[name][:] for name in LEDGER]
-        return [
-            FailureRecord(decode_text(path), decode_text(reason), int(size), int(mtime_ns), int(attempts))
-            for path, reason, size, mtime_ns, attempts in zip(*columns)
-        ]
+            return [FailureRecord(*entry) for entry in _entries(file, LEDGER)]
+
+    def archives(self) -> list[ArchiveRecord]:
+        """Return the archives that were listed to their ends."""
+        with self._access() as file:
+            return [ArchiveRecord(*entry) for entry in _entries(file, ARCHIVES)] if "archives" in file else []
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the record of each run, oldest first; see `summary.record`."""
@@ -260,26 +265,12 @@ class FeatureStore:
 
     def locate(self, path: str) -> str:
         """Return the absolute location of the picture with a stored path."""
-        return path if path.startswith("/") else _folder(self.path) + path
+        return path if path.startswith("/") or is_url(path) else _folder(self.path) + path
 
 
-@contextmanager
-def damage_told(path: Path) -> Iterator[None]:
-    """Tell of a store that is not what this program wrote: HDF5 and numpy raise many things on one."""
-    try:
-        yield
-    except (
-        ArithmeticError,
-        AttributeError,
-        LookupError,
-        MemoryError,
-        OSError,
-        RuntimeError,
-        TypeError,
-        ValueError,
-    ) as error:
-        reason = " ".join(str(error).split()) or type(error).__name__
-        raise StoreError(f"{path} is damaged ({reason}): restore it from a backup, or extract anew") from error
+def _entries(file: h5py.File, table: Iterable[str]) -> Iterator[list[Any]]:
+    for entry in zip(*(file[name][:] for name in table)):
+        yield [decode_text(value) if isinstance(value, bytes) else int(value) for value in entry]
 
 
 def _recover(path: Path, disk: Disk) -> None:

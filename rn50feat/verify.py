@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import index_file, sources
+from rn50feat import archives, index_file, sources
 from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
 from rn50feat.errors import IndexingError, SourceError, StoreError
+from rn50feat.remote import is_url
 from rn50feat.sources import Reference
-from rn50feat.store import LEDGER, ROWS, RUNS, FeatureStore
+from rn50feat.store import ARCHIVES, LEDGER, ROWS, RUNS, FeatureStore
 
 # Relative L2 between a stored row and the same row computed again. In fp32
 # the order of additions costs 1e-6; bf16 costs 2.7e-2 (float16 less).
@@ -84,7 +85,7 @@ def _check_index(store: FeatureStore, report: Report) -> None:
 def _check_shapes(store: FeatureStore, report: Report) -> bool:
     """Check that all datasets are there, of one length each for rows and ledger."""
     layout = store.layout()
-    for table in (ROWS, LEDGER, RUNS):
+    for table in (ROWS, LEDGER, RUNS, ARCHIVES) if any(name in layout for name in ARCHIVES) else (ROWS, LEDGER, RUNS):
         missing = [name for name in table if name not in layout]
         if missing:
             report.findings.append(f"{missing[0]} is missing")
@@ -129,6 +130,8 @@ def _check_records(store: FeatureStore, report: Report) -> None:
     """Read the ledger and the records of the runs."""
     with _reading("the ledger of failures", report):
         store.failures()
+    with _reading("the archives", report):
+        store.archives()
     with _reading("the records of the runs", report):
         store.runs()
 
@@ -157,8 +160,12 @@ def _check_paths(store: FeatureStore, report: Report) -> None:
 
 
 def _is_plain(path: str) -> bool:
-    """Tell whether a stored path is one that `extract` writes: without ``..``, and never empty."""
-    return bool(path) and os.path.normpath(path) == path and path.split("/")[0] != ".."
+    """Tell whether a stored path is one that `extract` writes: without ``..``, and never empty.
+
+    In an archive, a member's name is only a name, and so is that of an object in remote storage.
+    """
+    path, _ = archives.split(path) or (path, "")
+    return is_url(path) or (bool(path) and os.path.normpath(path) == path and path.split("/")[0] != "..")
 
 
 def _check_sources(store: FeatureStore, report: Report) -> None:
@@ -231,7 +238,6 @@ def _computed_exactly(store: FeatureStore) -> bool:
 
 def _as_known(known: Reference) -> bool:
     try:
-        status = os.stat(known.location)
-    except OSError:
+        return sources.as_known(known)
+    except SourceError:
         return False
-    return (status.st_size, status.st_mtime_ns) == (known.size, known.mtime_ns)

@@ -13,6 +13,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,18 +23,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import journal, lock
+from rn50feat.archives import ArchiveRecord
+from rn50feat.damage import damage_told
 from rn50feat.disk import DISK, Disk
 from rn50feat.errors import StoreError
 from rn50feat.provenance import Provenance
 from rn50feat.sources import Reference
 from rn50feat.store import (
+    ARCHIVES,
     FORMAT,
     LEDGER,
     ROWS,
     RUNS,
     SCHEMA,
     committed_length,
-    damage_told,
     decode_text,
     shared,
     stored_path,
@@ -57,13 +60,17 @@ def create_store(path: Path, provenance: Provenance, dtype: np.dtype[Any], *, di
     with _told(path):
         journaled = journal.JournaledFile(path, create=True, disk=disk)
         file = h5py.File(journaled, "w", libver=_VERSION)
-        for name, (kind, shape, chunk) in {**ROWS, **LEDGER, **RUNS}.items():
-            file.create_dataset(
-                name, (0, *shape), dtype if kind is None else kind, maxshape=(None, *shape), chunks=(chunk, *shape)
-            )
+        _create(file, {**ROWS, **LEDGER, **RUNS, **ARCHIVES}, dtype)
         attributes = {"format": FORMAT, "schema": SCHEMA, "store_id": str(uuid.uuid4()), "next_id": 0}
         file.attrs.update({**attributes, "provenance": provenance.to_json()})
     return StoreWriter(journaled, file)
+
+
+def _create(file: h5py.File, tables: Mapping[str, tuple[Any, tuple[int, ...], int]], dtype: np.dtype[Any]) -> None:
+    for name, (kind, shape, chunk) in tables.items():
+        file.create_dataset(
+            name, (0, *shape), dtype if kind is None else kind, maxshape=(None, *shape), chunks=(chunk, *shape)
+        )
 
 
 class StoreWriter:
@@ -82,6 +89,7 @@ class StoreWriter:
         self._file = file
         self._next_id = int(file.attrs["next_id"])
         self._ledger = {decode_text(name): i for i, name in enumerate(file["failures/path"][:])}
+        self._archives: dict[str, int] | None = None
         self._recorded, self._changed = False, True
 
     def append(self, references: Sequence[Reference], features: NDArray[np.floating[Any]]) -> None:
@@ -161,6 +169,21 @@ class StoreWriter:
                     if last != path:
                         self._ledger[last] = entry
                     self._remove(LEDGER, entry)
+
+    def note_archive(self, archive: ArchiveRecord) -> None:
+        """Note what an archive holds, in place of what was known of it."""
+        with self._told():
+            if "archives" not in self._file:
+                _create(self._file, ARCHIVES, self.dtype)
+            if self._archives is None:
+                self._archives = {decode_text(name): i for i, name in enumerate(self._file["archives/path"][:])}
+            facts = {f"archives/{name}": value for name, value in asdict(archive).items()}
+            if (entry := self._archives.get(archive.path)) is None:
+                self._archives[archive.path] = len(self._archives)
+                self._append(ARCHIVES, {name: [value] for name, value in facts.items()})
+            else:
+                for name, value in facts.items():
+                    self._file[name][entry] = _encoded(value)
 
     def record(self, run: Mapping[str, Any]) -> None:
         """Write this run's record; a later call of the same run replaces it."""

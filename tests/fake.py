@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from rn50feat import images, sources
 from rn50feat.engines import Batch, Engine, EngineOptions, Failure
-from rn50feat.errors import ImageError, SourceError, VanishedError
+from rn50feat.errors import DamagedError, ImageError, SourceError, VanishedError
 from rn50feat.provenance import Preprocessing, Provenance
 from rn50feat.sources import Reference
 from rn50feat.weights import Weights
@@ -58,7 +58,7 @@ class FakeEngine:
                     suffix = os.path.splitext(reference.location)[1]
                     crops.append(images.decode(data, self._preprocessing, suffix=suffix, max_pixels=10**8))
                     good.append(read)
-                except ImageError as error:
+                except (ImageError, DamagedError) as error:
                     failures.append(Failure(reference, str(error)))
                 except SourceError as error:
                     cause = "vanished" if isinstance(error, VanishedError) else "access"

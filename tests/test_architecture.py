@@ -16,6 +16,8 @@ PACKAGE = Path(rn50feat.__file__).parent
 # The journey of one picture, from the bottom: a module imports only from rows above its own.
 LAYERS = [
     ["errors"],
+    ["damage", "zips", "folders", "remote"],
+    ["archives"],
     ["provenance", "disk", "page", "variants", "resampling", "formats.crc32c", "formats.protobuf", "formats.names"],
     ["formats.table", "formats.translation"],
     ["formats.hdf5", "formats.checkpoint"],
@@ -103,6 +105,7 @@ OWNERS = {
     },
     "safetensors": {"tensors"},
     "simplejpeg": {"images"},
+    "fsspec": {"remote"},
 }
 
 

@@ -115,7 +115,7 @@ def test_a_terminal_gets_a_table(store: Path) -> None:
         (["extract", "pictures", "out.h5", "--force"], 2, "--force is about --prune"),
         (["search"], 2, "Usage"),
         (["search", "out.h5"], 2, "Give a QUERY picture, or --stored PATH"),
-        (["search", "none.jpg"], 1, "none.jpg: No such file or directory: name an existing picture"),
+        (["search", "none.jpg"], 1, "none.jpg cannot be found: No such file or directory: name an existing picture"),
         (["search", "text.h5", "pictures/plain.png"], 1, "text.h5 is no HDF5 file"),
         (["search", "a.h5", "b.h5", "pictures/plain.png"], 2, "one store at a time"),
         (["search", "--stored", "none"], 1, "holds no picture none"),

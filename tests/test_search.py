@@ -103,7 +103,11 @@ def test_hits_whose_picture_is_missing_or_has_changed_are_marked(store: FeatureS
 
 @pytest.mark.parametrize(
     ("query", "reason"),
-    [("none.png", "none.png: No such file"), ("pictures", "no regular file"), ("text.png", "text.png is no picture")],
+    [
+        ("none.png", "none.png cannot be found: No such file"),
+        ("pictures", "no regular file"),
+        ("text.png", "text.png is no picture"),
+    ],
 )
 def test_a_query_that_is_no_picture_is_named(
     store: FeatureStore, tmp_path: Path, start: FakeStart, query: str, reason: str

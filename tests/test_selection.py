@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 from conftest import Run, rows
 from fake import FakeStart
+from packing import packed_folder
 from PIL import Image
 from scenes import encoded
 
@@ -70,7 +71,7 @@ def test_names_that_lead_nowhere_are_failures_until_they_do(desk: Path, start: F
         "pictures/none.png": "is listed, but cannot be found: No such file or directory",
         "nowhere": "is listed, but cannot be found: No such file or directory",
         "pictures/red.png/x": "is listed, but cannot be found: Not a directory",
-        "pipe": "is listed, but neither a folder nor a regular file",
+        "pipe": "is listed, but is no regular file",
     }
     assert [os.path.basename(location) for location in start.engines[0].seen] == ["red.png"]
     shutil.copy("pictures/white.png", "nowhere")
@@ -229,3 +230,29 @@ def test_runs_over_shares_meet_in_one_store_and_prune_their_own_share_alone(many
 
 def test_a_preview_looks_at_its_share_alone(many: list[str], start: FakeStart) -> None:
     assert preview(Selection("many", shard=Shard(2, 3)), "out.h5", weights="random").compute == len(share(2, 3, "many"))
+
+
+# Archives
+
+
+def test_the_members_of_an_archive_are_in_one_share(desk: Path, start: FakeStart) -> None:
+    (desk / "shards").mkdir()
+    for i in range(6):
+        packed_folder(desk / "shards" / f"{i}.tar", desk / "pictures")
+    parts = [share(number, 2, "shards") for number in (1, 2)]
+    assert sorted(Path(location).name for part in parts for location in part) == [f"{i}.tar" for i in range(6)]
+    for number in (1, 2):
+        assert extract(start, "shards", shard=Shard(number, 2)).found == 5 * len(parts[number - 1])
+    extract(start, "shards", shard=Shard(1, 2), prune=True)
+    assert len(FeatureStore("out.h5")) == 30
+    assert Selection(["shards"], shard=Shard(1, 2)).covers(f"{parts[0][0]}::red.png")
+    assert not Selection(["shards"], shard=Shard(1, 2)).covers(f"{parts[1][0]}::red.png")
+
+
+def test_a_list_names_members(desk: Path, start: FakeStart) -> None:
+    packed_folder(desk / "a.zip", desk / "pictures")
+    listing = listed("a.zip::red.png", "a.zip::sub/blue.png", "a.zip::none.png")
+    summary = extract(start, listing=listing)
+    assert (summary.new, summary.failed) == (2, 1)
+    (failure,) = FeatureStore("out.h5").failures()
+    assert (failure.path, failure.reason) == ("a.zip::none.png", "is listed, but has vanished from its archive")

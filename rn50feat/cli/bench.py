@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from pathlib import Path
 from typing import Any
 
 import click
@@ -16,11 +15,11 @@ from rn50feat.engines import EngineOptions
 
 
 @click.command("bench")
-@click.argument("folder", default=".", type=click.Path(path_type=Path))
+@click.argument("folder", default=".", type=click.Path())
 @option("--count", type=click.IntRange(1), default=256, show_default=True, help="Pictures to measure on.")
 @engine_options
 @option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(folder: Path, count: int, as_json: bool, **engine: Any) -> None:
+def command(folder: str, count: int, as_json: bool, **engine: Any) -> None:
     """Measure on the pictures of FOLDER where the time of a run goes.
 
     FOLDER is the current one unless given. Takes about half a minute, writes

@@ -28,7 +28,7 @@ from rn50feat.selection import Selection, Shard
 
 
 @click.command("extract", no_args_is_help=True)
-@click.argument("sources", metavar="SOURCE...", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("sources", metavar="SOURCE...", nargs=-1, type=click.Path())
 @click.argument("out", metavar="OUT.h5", type=click.Path(path_type=Path))
 @option(
     "--from-file",
@@ -78,7 +78,7 @@ from rn50feat.selection import Selection, Shard
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
 @option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
 def command(
-    sources: tuple[Path, ...],
+    sources: tuple[str, ...],
     out: Path,
     from_file: Path | None,
     null: bool,
@@ -91,7 +91,7 @@ def command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Give every picture in SOURCE (folders or files) a row in OUT.h5.
+    """Give every picture in SOURCE (folders, files, archives or URLs) a row in OUT.h5.
 
     A picture that the store has already, unchanged, costs nothing; a copy or a
     moved file reuses its features; a changed one is computed anew. Pictures

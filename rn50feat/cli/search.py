@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -79,8 +78,9 @@ def command(
     if html:
         from rn50feat.gallery import search_page
         from rn50feat.page import save
+        from rn50feat.sources import locate
 
-        locations = [*map(store.locate, stored), *map(os.path.abspath, pictures)]
+        locations = [*map(store.locate, stored), *(locate(picture) for picture in pictures)]
         save(html, search_page(results, locations, store, k=k, metric=metric, options=EngineOptions(**engine)))
     if form == "json":
         write(report.as_json(results, store, metric))

@@ -17,6 +17,7 @@ from threading import Semaphore
 from typing import Any
 
 from rn50feat.engines.pool import DecoderPool, Outcome, Worker, WorkerDied, outcome
+from rn50feat.engines.worker import as_request
 from rn50feat.errors import RN50FeatError
 from rn50feat.provenance import Preprocessing
 from rn50feat.sources import Reference
@@ -65,7 +66,7 @@ class GpuDecoder:
         return [self._threads.submit(self._decode, first, references)]
 
     def _decode(self, first: int, references: Sequence[Reference]) -> list[Outcome]:
-        request = [(first + i, file.location, file.size, file.mtime_ns) for i, file in enumerate(references)]
+        request = [as_request(first + i, reference) for i, reference in enumerate(references)]
         try:
             answers = self._ask(request)
         finally:

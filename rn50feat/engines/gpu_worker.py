@@ -27,7 +27,7 @@ from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
 from rn50feat import images, sources
-from rn50feat.engines.worker import answer, leave_signals, silence_libraries
+from rn50feat.engines.worker import answer, from_request, leave_signals, silence_libraries
 from rn50feat.errors import SourceError
 from rn50feat.images import PlainJpeg
 from rn50feat.provenance import Preprocessing
@@ -78,8 +78,8 @@ def main(*, channel: int, buffer: int, device: str, max_pixels: int, seconds: fl
             connection.send_bytes(json.dumps([done.get(slot) for slot, *_ in request]).encode())
 
 
-def _read(max_pixels: int, picture: tuple[int, str, int, int]) -> _Job | None:
-    slot, reference = picture[0], Reference(*picture[1:])
+def _read(max_pixels: int, picture: Sequence[Any]) -> _Job | None:
+    slot, reference = from_request(picture)
     if reference.size > BYTES:
         return None
     try:

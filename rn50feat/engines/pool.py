@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.engines import Failure
+from rn50feat.engines.worker import as_request
 from rn50feat.errors import RN50FeatError
 from rn50feat.provenance import Preprocessing
 from rn50feat.sources import Reference
@@ -177,7 +178,7 @@ class Worker:
 
     def decode(self, first: int, portion: Sequence[Reference]) -> list[Outcome]:
         """Decode pictures into the slots from `first` on; raise `WorkerDied` when one of them ends the process."""
-        answers = self.ask([(first + i, file.location, file.size, file.mtime_ns) for i, file in enumerate(portion)])
+        answers = self.ask([as_request(first + i, reference) for i, reference in enumerate(portion)])
         return [outcome(reference, answer) for reference, answer in zip(portion, answers)]
 
     def ask(self, request: object) -> Any:

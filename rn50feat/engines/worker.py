@@ -15,7 +15,7 @@ import os
 import resource
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import images, sources
-from rn50feat.errors import ImageError, SourceError, VanishedError
+from rn50feat.errors import DamagedError, ImageError, SourceError, VanishedError
 from rn50feat.provenance import Preprocessing
 from rn50feat.sources import Reference
 
@@ -59,14 +59,14 @@ def main(
     connection.send_bytes(b"ready")
     while True:
         try:
-            request = json.loads(connection.recv_bytes())
+            requests = json.loads(connection.recv_bytes())
         except (EOFError, ConnectionResetError):
             return
         answers = []
-        for slot, *file in request:
+        for slot, reference in map(from_request, requests):
             signal.setitimer(signal.ITIMER_REAL, patience)
             signal.setitimer(signal.ITIMER_PROF, seconds)
-            answers.append(_decode(Reference(*file), partial(fill, crops[slot])))
+            answers.append(_decode(reference, partial(fill, crops[slot])))
             signal.setitimer(signal.ITIMER_PROF, 0)
             signal.setitimer(signal.ITIMER_REAL, 0)
         connection.send_bytes(json.dumps(answers).encode())
@@ -86,7 +86,7 @@ def _decode(reference: Reference, fill: Callable[[bytes, str], None]) -> dict[st
     try:
         reference, data = sources.read(reference)
         fill(data, os.path.splitext(reference.location)[1])
-    except ImageError as error:
+    except (ImageError, DamagedError) as error:
         reason = str(error)
     except VanishedError as error:
         reason, cause = str(error), "vanished"
@@ -95,6 +95,17 @@ def _decode(reference: Reference, fill: Callable[[bytes, str], None]) -> dict[st
     except MemoryError:
         reason = "is larger than the memory that one picture is allowed"
     return answer(reference, reason, cause)
+
+
+def as_request(slot: int, reference: Reference) -> list[Any]:
+    """Return what the parent sends of a file that is to be decoded into `slot`."""
+    return [slot, reference.location, reference.size, reference.mtime_ns, reference.offset]
+
+
+def from_request(request: Sequence[Any]) -> tuple[int, Reference]:
+    """Return the slot and the file of what `as_request` made."""
+    slot, location, size, mtime_ns, offset = request
+    return slot, Reference(location, size, mtime_ns, offset=offset)
 
 
 def answer(reference: Reference, reason: str | None = None, cause: str = "content") -> dict[str, Any]:
