@@ -13,6 +13,7 @@ REMOTE = ["fsspec>=2024.6", "s3fs>=2024.6", "aiohttp>=3.9"]
 OPENVINO = ["openvino>=2025.0"]
 PARQUET = ["pyarrow>=17"]
 QDRANT = ["qdrant-client>=1.12"]
+RAY = ["ray>=2.52"]  # the first with tokens
 SLIM = ["simplejpeg>=1.8"]  # JPEGs as TensorFlow decodes them, for TF-slim's preprocessing
 # keras and google-crc32c are what the readers of weight files are held against.
 TEST = [
@@ -28,6 +29,7 @@ TEST = [
     *PARQUET,
     *QDRANT,
     *REMOTE,
+    *RAY,
     *SLIM,
     "moto[server]>=5",
 ]
@@ -59,6 +61,7 @@ setup(
         "parquet": PARQUET,
         "qdrant": QDRANT,
         "remote": REMOTE,
+        "ray": RAY,
         "slim": SLIM,
         "test": TEST,
     },

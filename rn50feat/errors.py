@@ -11,6 +11,7 @@ each of them into one ``Error:`` line::
     ├── WeightsError             weights that are missing, damaged or no ResNet50
     ├── PreprocessingError       a preprocessing that this machine, or its own definition, does not allow
     ├── DeviceError              a device or precision that this machine lacks
+    ├── ClusterError             a Ray cluster that cannot be reached, or is of no use
     ├── StoreError               a store that cannot be read or written
     │   ├── ProvenanceError      a store whose vectors are of another kind
     │   ├── StoreBusyError       a store that another program keeps open
@@ -61,6 +62,10 @@ class PreprocessingError(RN50FeatError):
 
 class DeviceError(RN50FeatError):
     """This machine lacks the device or the precision asked for."""
+
+
+class ClusterError(RN50FeatError):
+    """A Ray cluster cannot be reached, or its nodes cannot do the work."""
 
 
 class StoreError(RN50FeatError):

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
@@ -20,6 +23,9 @@ from scenes import encoded, scene
 
 from rn50feat import FeatureStore, extract
 from rn50feat.cli.main import main
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -121,6 +127,32 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Resul
         return CliRunner().invoke(main, [os.fspath(argument) for argument in arguments])
 
     return run
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[Cluster]:
+    """A Ray cluster of two nodes with a core each, simulated here; its workers import from this folder, too."""
+    here = Path(__file__).parent
+    folder = tempfile.mkdtemp(prefix="rn50feat-test-", dir="/tmp")  # a socket's name has 107 characters at most
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
+        patch.setenv("RAY_AUTH_MODE", "token")
+        patch.setenv("RAY_AUTH_TOKEN", "ab" * 32)
+        patch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+        patch.setenv("PYTHONPATH", os.pathsep.join([str(here), str(here.parent)]))
+        patch.setenv("RAY_USAGE_STATS_REPORT_URL", "http://127.0.0.1:9/")
+        from ray.cluster_utils import Cluster
+
+        patch.setattr("ray._private.utils.write_ray_address", lambda address: None)  # not to become anybody's default
+        cluster = Cluster(
+            initialize_head=True, head_node_args={"num_cpus": 1, "temp_dir": folder, "include_dashboard": False}
+        )
+        try:
+            cluster.add_node(num_cpus=1)
+            yield cluster
+        finally:
+            cluster.shutdown()
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def rows(store: Path) -> dict[str, np.ndarray]:

@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import images, sources
 from rn50feat.engines import Batch, Engine, EngineOptions, Failure
+from rn50feat.engines.local import BUFFERS, LocalEngine
+from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import DamagedError, ImageError, SourceError, VanishedError
 from rn50feat.provenance import Preprocessing, Provenance
 from rn50feat.sources import Reference
@@ -89,3 +94,55 @@ class FakeStart:
     def seen(self) -> list[str]:
         """The names of the files that went through the engines."""
         return [os.path.basename(location) for engine in self.engines for location in engine.seen]
+
+
+LIMITS = {"slots": (BUFFERS + 1) * 3, "workers": 2, "max_pixels": 10**7}
+KILLS, KILLS_ONCE = 251, 252  # the red of crops that end the process of the network
+
+
+@dataclass(frozen=True)
+class LocalFakeStart:
+    """A `StartEngine` for the fake backend behind real decoding processes, three pictures a batch.
+
+    A batch takes `seconds`. A crop whose red is `KILLS` ends the process; one
+    with `KILLS_ONCE` does unless the file `mark` is there already.
+    """
+
+    seconds: float = 0.0
+    mark: str = ""
+
+    def __call__(
+        self, weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool = False
+    ) -> Engine:
+        backend = _DeadlyBackend()
+        backend.seconds, backend.mark = self.seconds, self.mark
+        return LocalEngine(backend, DecoderPool(provenance.preprocessing, **LIMITS), 3)
+
+
+class _DeadlyBackend(FakeBackend):
+    seconds, mark = 0.0, ""
+
+    def features(self, crops: NDArray[np.uint8]) -> NDArray[np.float32]:
+        time.sleep(self.seconds)
+        reds = set(crops[:, 0, 0, 0].tolist())
+        if KILLS_ONCE in reds and not os.path.exists(self.mark):
+            Path(self.mark).touch()
+            os._exit(9)
+        if KILLS in reds:
+            os._exit(9)
+        return super().features(crops)
+
+
+class BlindStart:
+    """A `StartEngine` on a machine that has none of the pictures."""
+
+    def __call__(
+        self, weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool = False
+    ) -> Engine:
+        return _BlindEngine(provenance.preprocessing, 4)
+
+
+class _BlindEngine(FakeEngine):
+    def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
+        for reference in references:
+            yield Batch((), np.empty((0, 2048), np.float32), (Failure(reference, "has vanished", "vanished"),))

@@ -1,4 +1,4 @@
-"""The contract of an engine, held by the fake one and the local one; and what only decoding processes can do."""
+"""The contract of an engine, held by the fake, the local and the Ray one; and what only decoding processes can do."""
 
 from __future__ import annotations
 
@@ -10,32 +10,47 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from fake import FakeBackend, FakeEngine
+from fake import LIMITS, FakeBackend, FakeEngine, LocalFakeStart
 from PIL import Image
 from scenes import encoded
 
 from rn50feat import sources
-from rn50feat.engines import Batch, Engine, Failure
+from rn50feat.engines import Batch, Engine, EngineOptions, Failure, ray
 from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import RN50FeatError
 from rn50feat.provenance import Preprocessing
 from rn50feat.sources import Reference
+from rn50feat.weights import find, provenance
+
+if TYPE_CHECKING:
+    from ray.cluster_utils import Cluster
 
 BATCH = 3
-LIMITS = {"slots": (BUFFERS + 1) * BATCH, "workers": 2, "max_pixels": 10**7}
 
 
-@pytest.fixture(params=["fake", "local"])
+@pytest.fixture(scope="module")
+def ray_engine(ray_cluster: Cluster) -> Iterator[Engine]:
+    weights = find("random")
+    with ray.start(
+        weights, provenance(weights), EngineOptions(), address=ray_cluster.address, each=LocalFakeStart()
+    ) as engine:
+        yield engine
+
+
+@pytest.fixture(params=["fake", "local", "ray"])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param == "fake":
         yield FakeEngine(Preprocessing(), BATCH)
-        return
-    with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), BATCH) as local:
-        yield local
+    elif request.param == "ray":
+        yield request.getfixturevalue("ray_engine")
+    else:
+        with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), BATCH) as local:
+            yield local
 
 
 @pytest.fixture
@@ -72,7 +87,8 @@ def test_references_are_taken_as_they_are_needed(engine: Engine, shades: list[Re
             yield reference
 
     next(iter(engine.embed(stream())))
-    assert len(taken) <= (BUFFERS + 1) * BATCH
+    two_workers = 2 * 2 * 32  # the first portions, two for each
+    assert len(taken) <= (two_workers if isinstance(engine, ray.RayEngine) else (BUFFERS + 1) * BATCH)
 
 
 def test_nothing_in_nothing_out(engine: Engine) -> None:

@@ -128,6 +128,6 @@ def test_every_example_is_mentioned_and_tested() -> None:
 
 
 def test_a_first_look_imports_nothing_heavy(rn50feat: Run) -> None:
-    heavy = {"torch", "h5py", "PIL", "numpy", "tqdm", "faiss"}
+    heavy = {"torch", "h5py", "PIL", "numpy", "tqdm", "faiss", "ray"}
     code = f"import sys, rn50feat.cli.main; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, encoding="utf-8").stdout == "[]\n"

@@ -14,10 +14,12 @@ from rn50feat.cli.index import update
 from rn50feat.cli.options import (
     commit_interval,
     duration,
+    engine_at,
     engine_options,
     failure_limit,
     network_options,
     option,
+    place_options,
     shard_of,
 )
 from rn50feat.cli.outcome import tell
@@ -74,6 +76,7 @@ from rn50feat.selection import Selection, Shard
 @option("--index", "indexed", is_flag=True, help="Bring the store's index up to date after the run, or build it.")
 @option("--max-failures", type=failure_limit, metavar="N|P%", help="Exit with 4 when more pictures fail than this.")
 @option("--dry-run", is_flag=True, help="Only tell what would be done, and estimate what it takes.")
+@place_options
 @engine_options
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
 @option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
@@ -87,6 +90,8 @@ def command(
     max_failures: tuple[float, bool] | None,
     dry_run: bool,
     indexed: bool,
+    engine: str,
+    ray_address: str,
     quiet: bool,
     as_json: bool,
     **settings: Any,
@@ -105,6 +110,7 @@ def command(
         raise click.UsageError("--null is about --from-file: give both, or neither.")
     if settings["force"] and not settings["prune"]:
         raise click.UsageError("--force is about --prune: give both, or neither.")
+    place = engine_at(engine, ray_address)
     selection = Selection(sources, listing=from_file, null=null, shard=shard)
     options = EngineOptions(**{field.name: settings.pop(field.name) for field in dataclasses.fields(EngineOptions)})
     if dry_run:
@@ -122,6 +128,7 @@ def command(
                 options=options,
                 should_stop=should_stop,
                 on_progress=on_progress,
+                **place,
                 **settings,
             )
         except PruneError as error:

@@ -9,10 +9,12 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import click
+from click.core import ParameterSource
 
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import SourceError
@@ -155,3 +157,36 @@ def engine_options(command: Command) -> Command:
     ):
         command = decorate(command)
     return command
+
+
+def place_options(command: Command) -> Command:
+    """Give a command the options that say where the engine runs."""
+    for decorate in (
+        option(
+            "--ray-address",
+            metavar="auto|local|HOST:PORT",
+            default="auto",
+            show_default=True,
+            help="Which Ray cluster: auto is that of RAY_ADDRESS or of this machine, local a new one of this run.",
+        ),
+        option(
+            "--engine",
+            type=click.Choice(["local", "ray"]),
+            default="local",
+            show_default=True,
+            help="Where to compute: on this machine, or on the nodes of a Ray cluster.",
+        ),
+    ):
+        command = decorate(command)
+    return command
+
+
+def engine_at(engine: str, ray_address: str) -> dict[str, Any]:
+    """Return what the library is to be told of where the engine runs."""
+    if engine == "ray":
+        from rn50feat.engines import ray
+
+        return {"start": partial(ray.start, address=ray_address)}
+    if click.get_current_context().get_parameter_source("ray_address") is ParameterSource.COMMANDLINE:
+        raise click.UsageError("--ray-address is about --engine ray: give both, or neither.")
+    return {}

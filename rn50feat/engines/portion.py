@@ -1,0 +1,39 @@
+"""A portion of references at a worker of a cluster, and what becomes of it when that worker dies.
+
+In: references, and the batches that come back. Out: what is left of them, in
+smaller portions once it killed a worker, until the one picture is found that
+does so each time: then it is a failure.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from rn50feat.engines import Batch, Failure
+from rn50feat.sources import Reference
+
+SUSPECTS = 32  # pictures in a portion that is tried again; after its second worker, each comes alone
+DEATHS = 2  # of workers that had a picture alone: once may be anything, a node that lost its power, say
+
+
+class Portion:
+    """References that are not back yet; `deaths` of workers that had one of them alone."""
+
+    def __init__(self, references: Sequence[Reference], deaths: int = 0) -> None:
+        self.references = references
+        self.size = len(references)  # at first
+        self._deaths = deaths
+
+    def take(self, batch: Batch) -> None:
+        """Strike out what is back; an engine's batches are in the order of its references."""
+        self.references = self.references[len(batch.references) + len(batch.failures) :]
+
+    def after_death(self) -> tuple[list[Portion], tuple[Failure, ...]]:
+        """Return what to try again after the death of the worker that was at this portion, and what not to."""
+        left = self.references
+        if len(left) > 1:
+            size = SUSPECTS if len(left) > SUSPECTS else 1
+            return [Portion(left[i : i + size]) for i in range(0, len(left), size)], ()
+        if self._deaths + 1 < DEATHS:
+            return [Portion(left, self._deaths + 1)], ()
+        return [], tuple(Failure(reference, f"ended its Ray worker {DEATHS} times") for reference in left)
