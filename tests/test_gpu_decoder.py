@@ -160,7 +160,7 @@ def test_a_gpu_that_cannot_be_used_is_an_error_when_asked_for(monkeypatch: pytes
 
     with pytest.raises(DeviceError, match="--decoder gpu needs a CUDA device, and the network is on cpu"):
         start("cpu", "gpu")
-    with pytest.raises(DeviceError, match="--exact-decode: use --decoder cpu"):
+    with pytest.raises(DeviceError, match="exact decoding: use --decoder cpu"):
         start("cuda:0", "gpu", "exact")
     with pytest.raises(RN50FeatError, match="a decoding process could not start"):
         start("cuda:99", "gpu")
