@@ -33,7 +33,7 @@ from rn50feat.sources import Reference
 
 PICTURE_SECONDS = 60.0  # of a core; a 200-megapixel PNG takes about 10 s on a slow one
 PATIENCE = 600.0  # seconds on the clock for a picture and the reading of its file
-PORTION = 8  # pictures a request: 31 µs of this process for each, where one by one cost 133
+PORTION = 8  # pictures a request: 45 µs of this process for each on a busy machine, where one by one cost 195
 
 Outcome = Reference | Failure
 
