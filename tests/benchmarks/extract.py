@@ -71,9 +71,8 @@ def ours(folder: Path, out: Path, backend: str) -> float:
 def alone(backend: str, seconds: float = 4.0) -> float:
     """Return the images/s of the network alone, on crops that are there already."""
     chosen = weights.find("random")
-    options = EngineOptions(backend=backend)
-    network = local.backend(chosen, weights.provenance(chosen), options, progress=False)
-    crops = np.zeros((options.batch_size, 224, 224, 3), np.uint8)
+    network = local.backend(chosen, weights.provenance(chosen), EngineOptions(backend=backend), progress=False)
+    crops = np.zeros((network.batch_size, 224, 224, 3), np.uint8)
     network.features(crops)
     begun, done = time.perf_counter(), 0
     while time.perf_counter() - begun < seconds:
