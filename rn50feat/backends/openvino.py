@@ -12,6 +12,7 @@ import hashlib
 import io
 import logging
 import os
+import queue
 import sys
 import tempfile
 import warnings
@@ -50,8 +51,7 @@ class OpenVinoBackend:
 
     name = "openvino"
     device = "cpu"
-    batch_size = CPU_BATCH
-    lanes = 1  # its own requests keep all cores busy
+    lanes = 2  # while one batch runs out of requests, the next one has some: 0.4 ms of a core idle a picture, not 1.2
 
     def __init__(self, provenance: Provenance, load: Callable[[], Network], *, precision: str) -> None:
         """Take the compiled network from the cache, or compile what `load` returns and keep it.
@@ -73,7 +73,10 @@ class OpenVinoBackend:
             network = load()
             self.weights_sha256 = network.sha256
             compiled = self._compile(network, provenance)
-        self._queue = openvino.AsyncInferQueue(compiled)
+        self._queues: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for _ in range(self.lanes):
+            self._queues.put(requests := openvino.AsyncInferQueue(compiled))
+        self.batch_size = max(CPU_BATCH, BATCH * len(requests))  # a request at least for each group of cores
 
     def features(self, crops: Crops) -> NDArray[np.float32]:
         """Return features, float32 of shape (n, 2048), of crops of the preprocessing's dtype, (n, 224, 224, 3)."""
@@ -83,13 +86,17 @@ class OpenVinoBackend:
             found = request.get_output_tensor(0).data
             rows[first : first + BATCH] = found[: len(rows) - first]
 
-        self._queue.set_callback(keep)
-        for first in range(0, len(crops), BATCH):
-            part = crops[first : first + BATCH]
-            if len(part) < BATCH:
-                part = np.concatenate([part, np.zeros((BATCH - len(part), *part.shape[1:]), part.dtype)])
-            self._queue.start_async({0: part}, first)
-        self._queue.wait_all()
+        requests = self._queues.get()
+        try:
+            requests.set_callback(keep)
+            for first in range(0, len(crops), BATCH):
+                part = crops[first : first + BATCH]
+                if len(part) < BATCH:
+                    part = np.concatenate([part, np.zeros((BATCH - len(part), *part.shape[1:]), part.dtype)])
+                requests.start_async({0: part}, first)
+            requests.wait_all()
+        finally:
+            self._queues.put(requests)
         return rows
 
     def _cached(self, provenance: Provenance) -> Any:

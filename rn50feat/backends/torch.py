@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Batches at once on a CPU: while the threads of one wait for each other, those of the other compute (43.6 against
+# 40.9 images/s).
+CPU_LANES = 2
+
 _DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -56,7 +60,7 @@ class TorchBackend:
             lanes = _cuda_lanes(network, preprocessing, devices, dtype)
         else:
             self.batch_size = CPU_BATCH
-            lanes = [_CpuLane(_placed(network, preprocessing, devices[0], dtype))]
+            lanes = CPU_LANES * [_CpuLane(_placed(network, preprocessing, devices[0], dtype))]
         self.lanes = len(lanes)
         self._most = sys.maxsize  # pictures that go through at once
         self._free: queue.LifoQueue[_Lane] = queue.LifoQueue()  # the lane used last comes first: it is captured
@@ -106,7 +110,7 @@ class _Lane(Protocol):
 
 
 class _CpuLane:
-    """The network on the CPU, where there is nothing to overlap."""
+    """The network on the CPU; several threads may share it."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         self._network = network

@@ -28,6 +28,10 @@ from rn50feat.errors import DamagedError, ImageError, SourceError, VanishedError
 from rn50feat.provenance import Preprocessing
 from rn50feat.sources import Reference
 
+# The network's threads wait for each other, and so for whoever has one of their cores; decoding, a batch ahead, takes
+# the gaps: 49.4 against 47.7 images/s with OpenVINO on 2 cores, 42.8 against 41.5 with torch.
+NICENESS = 5
+
 
 def main(
     *,
@@ -49,6 +53,7 @@ def main(
     that hangs, or a machine that sleeps, is not the picture's fault.
     """
     leave_signals()
+    os.nice(NICENESS)
     connection = Connection(channel)
     settings = Preprocessing(**preprocessing)
     fill = partial(_thumbnail if thumbnails else _crop, settings=settings, max_pixels=max_pixels)
