@@ -12,6 +12,7 @@ import logging
 import queue
 import re
 import sys
+from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
@@ -54,7 +55,7 @@ class TorchBackend:
         dtype = _precision(precision, devices[0])
         self.device = ",".join(map(str, devices))
         self.precision = next(name for name, value in _DTYPES.items() if value == dtype)
-        lanes: list[_Lane]
+        lanes: Sequence[_Lane]
         if devices[0].type == "cuda":
             self.batch_size = cuda.batch_size(devices[0], dtype.itemsize)
             lanes = _cuda_lanes(network, preprocessing, devices, dtype)
