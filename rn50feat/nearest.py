@@ -11,14 +11,18 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rn50feat import exact, index_file
 from rn50feat.exact import NO_ROWS, Ranking, Rows, Vectors
-from rn50feat.faiss_index import FaissIndex
 from rn50feat.index_file import Facts
 from rn50feat.store import FeatureStore
+
+if TYPE_CHECKING:
+    from rn50feat.faiss_index import FaissIndex
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +43,13 @@ def open_index(store: FeatureStore) -> OpenIndex | None:
     Raises `IndexingError` for an index that is damaged, or of another store
     or provenance.
     """
-    found = index_file.load(store.path, lambda path: FaissIndex.load(path, mapped=True))
+
+    def mapped(path: Path) -> FaissIndex:
+        from rn50feat.faiss_index import FaissIndex  # FAISS takes 30 ms to import, and most stores need none
+
+        return FaissIndex.load(path, mapped=True)
+
+    found = index_file.load(store.path, mapped)
     if found is None:
         return None
     index_file.require_same(store, found[1])
