@@ -120,11 +120,11 @@ class Intake:
             self._on_progress(Progress(self.summary, self._total))
 
     def commit(self, *, ended: bool = False) -> None:
-        """Make durable what was taken so far, with the record of the run."""
+        """Make durable what was taken so far, with the record of the run, and wait for that if it has `ended`."""
         self.summary.seconds = time.monotonic() - self._clock
         writer = self._open()
         writer.record(record(self.summary, self._started, None, ended=ended, **self._facts))
-        writer.commit()
+        writer.commit(last=ended)
         self._last_commit, self._added, self._changed = time.monotonic(), 0, 0
 
     def __enter__(self) -> Intake:

@@ -23,7 +23,7 @@ from rn50feat import archives, prune, sources
 from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree, require
 from rn50feat.engines import Batch, Engine, Failure
-from rn50feat.errors import PruneError, SourceError, StoreBusyError
+from rn50feat.errors import PruneError, SourceError
 from rn50feat.plan import Step, Verdict, plan
 from rn50feat.selection import Selection
 from rn50feat.sources import Reference
@@ -34,8 +34,6 @@ from rn50feat.writer import StoreWriter, create_store, open_store, storable
 
 logger = logging.getLogger(__name__)
 
-READER_SECONDS = 2.0  # what a commit waits for readers; then it is put off
-LAST_READER_SECONDS = 600.0  # the last one cannot be put off
 COUNT_SECONDS = 10.0  # for counting what a run leaves undone
 PORTION = 1000  # rows that are pruned, or copies that are written, at once: memory for their pages
 
@@ -62,7 +60,7 @@ class Run:
         self._archives: list[Step] = []  # listed, or not to be read, since the last commit
         self._known: set[str] = set()  # archives that have not changed
         self._members = 0  # of archives: they are more files than were counted
-        self._uncommitted, self._last_commit, self._put_off = 0, time.monotonic(), False
+        self._uncommitted, self._last_commit = 0, time.monotonic()
         self._on_progress: Callable[[Progress], None] | None = None
         self._total: int | None = None
 
@@ -195,9 +193,10 @@ class Run:
     def _write(self, batch: Batch) -> None:
         """Write what the engine gives: new rows, changed rows and failures."""
         writer, new = self._open(), []
+        good = storable(batch.features, writer.dtype)
         for i, (reference, features) in enumerate(zip(batch.references, batch.features)):
             row = self._catalogue.row(stored_path(self.path, reference.location))
-            if not storable(features, writer.dtype):
+            if not good[i]:
                 self._fail(Failure(reference, f"has features that are not finite in {writer.dtype}"))
             elif row is None:
                 new.append(i)
@@ -231,21 +230,11 @@ class Run:
             self._commit(ended=False)
 
     def _commit(self, *, ended: bool) -> None:
-        """Commit; put it off while another program keeps the store open, unless the run has ended."""
+        """Commit with the record of the run; what is not to be lost when the run has `ended`."""
         self.summary.seconds = time.monotonic() - self._clock
         self._write_archives()
         self._open().record(record(self.summary, self._started, self._engine, ended=ended))
-        try:
-            self._open().commit(patience=READER_SECONDS)
-        except StoreBusyError:
-            if ended or not self._put_off:
-                self._put_off = True
-                wait = f"waiting up to {LAST_READER_SECONDS / 60:.0f} minutes" if ended else "commits wait"
-                logger.warning(
-                    "%s is kept open by another program (a notebook?): %s until it is closed", self.path, wait
-                )
-            if ended:
-                self._open().commit(patience=LAST_READER_SECONDS)
+        self._open().commit(last=ended)
         self._uncommitted, self._last_commit = 0, time.monotonic()
 
     def count_left(self, rest: Iterator[Reference], retry_failed: bool) -> None:

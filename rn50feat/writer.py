@@ -8,6 +8,7 @@ through `journal`. Needs no torch.
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import threading
 import uuid
@@ -26,7 +27,7 @@ from rn50feat import journal, lock
 from rn50feat.archives import ArchiveRecord
 from rn50feat.damage import damage_told
 from rn50feat.disk import DISK, Disk
-from rn50feat.errors import StoreError
+from rn50feat.errors import StoreBusyError, StoreError
 from rn50feat.provenance import Provenance
 from rn50feat.sources import Reference
 from rn50feat.store import (
@@ -41,6 +42,11 @@ from rn50feat.store import (
     shared,
     stored_path,
 )
+
+logger = logging.getLogger(__name__)
+
+READER_SECONDS = 2.0  # what a commit waits for readers; then it is put off
+LAST_READER_SECONDS = 600.0  # the last one cannot be put off
 
 # The file format of HDF5 1.8: read everywhere, and without the marks of later
 # ones that call a file open for writing after its writer was killed.
@@ -90,7 +96,7 @@ class StoreWriter:
         self._next_id = int(file.attrs["next_id"])
         self._ledger = {decode_text(name): i for i, name in enumerate(file["failures/path"][:])}
         self._archives: dict[str, int] | None = None
-        self._recorded, self._changed = False, True
+        self._recorded, self._changed, self._put_off = False, True, False
 
     def append(self, references: Sequence[Reference], features: NDArray[np.floating[Any]]) -> None:
         """Add one row for each of `references`, with features of shape (n, 2048)."""
@@ -216,16 +222,29 @@ class StoreWriter:
                 dataset[entry] = dataset[last]
             dataset.resize(last, axis=0)
 
-    def commit(self, *, patience: float = lock.PATIENCE) -> None:
+    def commit(self, *, last: bool = True) -> None:
         """Make everything written so far durable and visible to readers.
 
-        Raises `StoreBusyError` when readers leave the store no free moment
-        for `patience` seconds; nothing is lost then, and a later commit takes
-        what this one did not.
+        While another program keeps the store open, a commit that is not the
+        `last` is put off to the next one. The last one waits, and raises
+        `StoreBusyError` when it has waited for `LAST_READER_SECONDS`.
         """
         with self._told():
             self._file.attrs["next_id"] = self._next_id
             self._file.flush()
+        try:
+            self._commit(READER_SECONDS)
+        except StoreBusyError:
+            if last or not self._put_off:
+                self._put_off = True
+                wait = f"waiting up to {LAST_READER_SECONDS / 60:.0f} minutes" if last else "commits wait"
+                logger.warning(
+                    "%s is kept open by another program (a notebook?): %s until it is closed", self.path, wait
+                )
+            if last:
+                self._commit(LAST_READER_SECONDS)
+
+    def _commit(self, patience: float) -> None:
         with _told(self.path), _uninterrupted():
             self._journal.commit(lambda: lock.held(self._journal.handle, self.path, alone=True, patience=patience))
         self._changed = False

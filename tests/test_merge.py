@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from conftest import Run
@@ -16,7 +17,7 @@ from fake import FakeStart
 from stores import PROVENANCE, store, values
 
 import rn50feat
-from rn50feat import FeatureStore, Selection, Shard, intake, merge, snapshot
+from rn50feat import FeatureStore, Selection, Shard, intake, merge, snapshot, writer
 from rn50feat.errors import ProvenanceError, StoreError
 from rn50feat.lock import run_lock
 from rn50feat.sources import Reference
@@ -191,6 +192,28 @@ def test_an_error_on_the_way_leaves_what_was_committed(tmp_path: Path, monkeypat
         merge([a], tmp_path / "out.h5", on_progress=move)
     assert len(values(tmp_path / "out.h5")) == 30
     assert merge([a], tmp_path / "out.h5").new == 4
+
+
+def test_commits_of_a_merge_are_put_off_while_a_notebook_keeps_the_store_open(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(snapshot, "BLOCK", 10)
+    monkeypatch.setattr(intake, "COMMIT_ROWS", 10)
+    monkeypatch.setattr(writer, "READER_SECONDS", 0.01)
+    a = store(tmp_path / "a.h5", [(f"{i}.jpg", 1, i + 1) for i in range(35)])
+    out = store(tmp_path / "out.h5", [("old.jpg", 1, 1)])
+    notebook = h5py.File(out)
+
+    def close(progress: rn50feat.summary.Progress) -> None:
+        if progress.done.new == 30:
+            assert len(FeatureStore(out)) == 1
+            notebook.close()
+
+    assert merge([a], out, on_progress=close).new == 35
+    assert len(FeatureStore(out)) == 36
+    assert [record.message for record in caplog.records] == [
+        f"{out} is kept open by another program (a notebook?): commits wait until it is closed"
+    ]
 
 
 KILLED = """

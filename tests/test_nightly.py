@@ -24,7 +24,7 @@ from PIL import Image
 from scenes import encoded
 
 import rn50feat
-from rn50feat import FeatureStore, journal, run
+from rn50feat import FeatureStore, journal, run, writer
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import PruneError, StoreBusyError, StoreError
 from rn50feat.verify import Report
@@ -201,8 +201,8 @@ def test_search_while_extract_goes_on(shades: Path, start: FakeStart) -> None:
             problems.append(problem)
         done.set()
 
-    writer = threading.Thread(target=write)
-    writer.start()
+    thread = threading.Thread(target=write)
+    thread.start()
     searches = 0
     store = FeatureStore(shades.parent / "out.h5")
     while not done.is_set():
@@ -211,15 +211,15 @@ def test_search_while_extract_goes_on(shades: Path, start: FakeStart) -> None:
         assert result.hits[0].score == 0
         assert len({hit.path for hit in result.hits}) == 3
         searches += 1
-    writer.join()
+    thread.join()
     assert not problems
     assert searches > 5
 
 
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "READER_SECONDS", 0.01)
-    monkeypatch.setattr(run, "LAST_READER_SECONDS", 0.3)
+    monkeypatch.setattr(writer, "READER_SECONDS", 0.01)
+    monkeypatch.setattr(writer, "LAST_READER_SECONDS", 0.3)
 
 
 def test_a_reader_that_stays_too_long_is_told_of(shades: Path, start: FakeStart, impatient: None) -> None:
