@@ -14,7 +14,7 @@ from io import BufferedWriter
 from pathlib import Path
 
 from rn50feat.disk import DISK
-from rn50feat.errors import ExchangeError
+from rn50feat.errors import ExchangeError, RN50FeatError
 
 
 def refuse_existing(paths: Sequence[Path]) -> None:
@@ -25,20 +25,21 @@ def refuse_existing(paths: Sequence[Path]) -> None:
 
 
 @contextmanager
-def written(paths: Sequence[Path]) -> Iterator[list[BufferedWriter]]:
+def written(paths: Sequence[Path], *, kind: type[RN50FeatError] = ExchangeError) -> Iterator[list[BufferedWriter]]:
     """Yield an open file for each of `paths`, which become these files when the block has ended without an error.
 
-    Raises `ExchangeError` when they cannot be written.
+    Links are followed. Raises an error of `kind` when they cannot be written.
     """
-    parts = [path.with_name(f".{path.name[:100]}.{secrets.token_hex(6)}.part") for path in paths]
+    places = [Path(os.path.realpath(path)) for path in paths]
+    parts = [place.with_name(f".{place.name[:100]}.{secrets.token_hex(6)}.part") for place in places]
     try:
         with ExitStack() as files:
             yield [files.enter_context(open(part, "xb")) for part in parts]
-        for part, path in zip(parts, paths):
-            DISK.rename(_synced(part), path)
-        DISK.sync_folder(paths[0].parent)
+        for part, place in zip(parts, places):
+            DISK.rename(_synced(part), place)
+        DISK.sync_folder(places[0].parent)
     except OSError as error:
-        raise ExchangeError(
+        raise kind(
             f"{paths[0]} cannot be written ({error.strerror or error}): name a file where there is room, in a folder"
             " that exists and that you may write to"
         ) from error

@@ -8,11 +8,9 @@ so that the same features come out of it without any further option.
 from __future__ import annotations
 
 import os
-import secrets
 from pathlib import Path
 
-from rn50feat import formats, network, tensors, variants
-from rn50feat.disk import DISK, Disk
+from rn50feat import beside, formats, network, tensors, variants
 from rn50feat.errors import WeightsError
 from rn50feat.provenance import Provenance
 from rn50feat.weights import Choices, settle
@@ -28,7 +26,6 @@ def convert(
     preprocess: str | None = None,
     force: bool = False,
     progress: bool = False,
-    disk: Disk = DISK,
 ) -> Provenance:
     """Write the weights `source` to `target`, as a whole or not at all, and return what features of them depend on.
 
@@ -49,23 +46,6 @@ def convert(
     chosen = variants.recorded(provenance.network)
     state = network.state(weights, chosen, progress=progress)
     content = tensors.packed(state, chosen, provenance.preprocessing, source=provenance.weights_label)
-    try:
-        _replace(Path(os.path.realpath(path)), content, disk)
-    except OSError as error:
-        raise WeightsError(
-            f"{path} cannot be written ({error.strerror}): name a file in a folder of your own, where there is room"
-        ) from error
+    with beside.written([path], kind=WeightsError) as (file,):
+        file.write(content)
     return provenance
-
-
-def _replace(path: Path, content: bytes, disk: Disk) -> None:
-    part = path.with_name(f".rn50feat-{secrets.token_hex(6)}.part")
-    handle = disk.create(part)
-    try:
-        disk.write(handle, content, 0)
-        disk.sync(handle)
-        disk.rename(part, path)
-        disk.sync_folder(path.parent)
-    finally:
-        os.close(handle)
-        disk.remove(part)

@@ -13,11 +13,11 @@ import hashlib
 import html
 import os
 import re
-import secrets
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
+from rn50feat import beside
 from rn50feat.errors import PageError
 
 SUFFIXES = (".html", ".htm")
@@ -99,13 +99,6 @@ def target(path: Path) -> Path:
 
 def save(path: Path, pieces: Iterable[str]) -> None:
     """Write the pieces of a page to a file, as a whole or not at all; raise `PageError` where that fails."""
-    place = target(path)
-    part = place.with_name(f".rn50feat-{secrets.token_hex(6)}.part")
-    try:
-        with open(part, "x", encoding="utf-8", newline="\n") as file:
-            file.writelines(pieces)
-        os.replace(part, place)
-    except OSError as error:
-        raise PageError(f"{path} cannot be written ({error.strerror}): name a file where there is room") from error
-    finally:
-        part.unlink(missing_ok=True)
+    target(path)
+    with beside.written([path], kind=PageError) as (file,):
+        file.writelines(piece.encode() for piece in pieces)

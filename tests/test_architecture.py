@@ -16,15 +16,15 @@ PACKAGE = Path(rn50feat.__file__).parent
 # The journey of one picture, from the bottom: a module imports only from rows above its own.
 LAYERS = [
     ["errors"],
-    ["damage", "zips", "folders", "remote"],
-    ["archives"],
-    ["provenance", "disk", "page", "variants", "resampling", "formats.crc32c", "formats.protobuf", "formats.names"],
+    ["damage", "disk", "zips", "folders", "remote"],
+    ["archives", "beside"],
+    ["provenance", "page", "variants", "resampling", "formats.crc32c", "formats.protobuf", "formats.names"],
     ["formats.table", "formats.translation"],
     ["formats.hdf5", "formats.checkpoint"],
     ["formats.keras", "formats.slim"],
     ["formats.apart"],
     ["formats"],
-    ["sources", "lists", "beside", "images", "journal", "lock", "tensors", "backends"],
+    ["sources", "lists", "images", "journal", "lock", "tensors", "backends"],
     ["weights"],
     ["network", "selection", "store"],
     [

@@ -14,7 +14,6 @@ import logging
 import os
 import queue
 import sys
-import tempfile
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -23,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rn50feat import beside
 from rn50feat.backends import CPU_BATCH, cpu_precision
 from rn50feat.errors import DeviceError
 from rn50feat.provenance import Preprocessing, Provenance
@@ -116,8 +116,11 @@ class OpenVinoBackend:
         compiled = self._core.compile_model(model, "CPU", self._settings)
         content = io.BytesIO()
         compiled.export_model(content)
-        with contextlib.suppress(OSError):  # without a cache the next start is slower, and nothing else
-            _replace(self._path(network.sha256, provenance), content.getvalue())
+        path = self._path(network.sha256, provenance)
+        with contextlib.suppress(OSError, DeviceError):  # without a cache the next start is slower, and nothing else
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with beside.written([path], kind=DeviceError) as (file,):
+                file.write(content.getvalue())
         return compiled
 
     def _path(self, sha256: str, provenance: Provenance) -> Path:
@@ -145,16 +148,3 @@ def _convert(network: Network, preprocessing: Preprocessing) -> Any:
         model = openvino.convert_model(Normalized(network.module, preprocessing), example_input=example)
     model.reshape([BATCH, preprocessing.crop, preprocessing.crop, 3])
     return model
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Write a file as a whole: two processes may do so at once."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent)
-    try:
-        with open(handle, "wb") as file:
-            file.write(content)
-        os.replace(name, path)
-    except OSError:
-        os.unlink(name)
-        raise
