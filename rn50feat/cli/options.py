@@ -85,100 +85,98 @@ def option(*declarations: str, **settings: Any) -> Callable[[Command], Command]:
     return click.option(*declarations, cls=_Option, **settings)
 
 
-def network_options(command: Command) -> Command:
-    """Give a command ``--variant`` and ``--preprocess``."""
-    with_preprocess = option(
-        "--preprocess",
-        type=click.Choice(list(PREPROCESSINGS)),
-        help="How pictures become the network's input.  [default: as the store, or as suits the variant]",
-    )(command)
-    return option(
+def _all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return a decorator that gives a command all of `options`, in this order."""
+
+    def decorate(command: Command) -> Command:
+        for one in reversed(options):
+            command = one(command)
+        return command
+
+    return decorate
+
+
+html_option = option(
+    "--html", type=page_file, metavar="FILE", help="Write FILE, a page that shows the pictures, as well."
+)
+
+network_options = _all_of(
+    option(
         "--variant",
         type=click.Choice(list(VARIANTS)),
         help="The network that the weights are for.  [default: as they tell]",
-    )(with_preprocess)
+    ),
+    option(
+        "--preprocess",
+        type=click.Choice(list(PREPROCESSINGS)),
+        help="How pictures become the network's input.  [default: as the store, or as suits the variant]",
+    ),
+)
 
+# Those of `EngineOptions`.
+engine_options = _all_of(
+    option(
+        "--backend",
+        type=click.Choice(["auto", "torch", "openvino"]),
+        default=EngineOptions.backend,
+        show_default=True,
+        help="What runs the network; auto is OpenVINO on the CPU where it is installed, else torch.",
+    ),
+    option("--device", default=EngineOptions.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
+    option(
+        "--precision",
+        type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
+        default=EngineOptions.precision,
+        show_default=True,
+        help="What to compute in; auto is fp16 on a GPU, bf16 on a CPU that has it, else fp32.",
+    ),
+    option(
+        "--batch-size",
+        type=click.IntRange(0, 4096),
+        default=EngineOptions.batch_size,
+        show_default=True,
+        help="Pictures that go through the network at once; 0 is 16 or more on the CPU, by free memory on a GPU.",
+    ),
+    option(
+        "--workers",
+        type=click.IntRange(0, 1024),
+        default=EngineOptions.workers,
+        show_default=True,
+        help="Decoding processes; 0 chooses by the number of cores.",
+    ),
+    option(
+        "--decoder",
+        type=click.Choice(["auto", "cpu", "gpu"]),
+        default=EngineOptions.decoder,
+        show_default=True,
+        help="What decodes JPEGs; auto is the cores, and a GPU beside them if its network waits for them.",
+    ),
+    option(
+        "--max-megapixels",
+        type=click.IntRange(1, 100_000),
+        default=EngineOptions.max_megapixels,
+        show_default=True,
+        help="Larger pictures fail before they are decoded.",
+    ),
+)
 
-def html_option(command: Command) -> Command:
-    """Give a command ``--html``."""
-    return option(
-        "--html", type=page_file, metavar="FILE", help="Write FILE, a page that shows the pictures, as well."
-    )(command)
-
-
-def engine_options(command: Command) -> Command:
-    """Give a command the options of `EngineOptions`."""
-    for decorate in reversed(
-        (
-            option(
-                "--backend",
-                type=click.Choice(["auto", "torch", "openvino"]),
-                default=EngineOptions.backend,
-                show_default=True,
-                help="What runs the network; auto is OpenVINO on the CPU where it is installed, else torch.",
-            ),
-            option("--device", default=EngineOptions.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
-            option(
-                "--precision",
-                type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
-                default=EngineOptions.precision,
-                show_default=True,
-                help="What to compute in; auto is fp16 on a GPU, bf16 on a CPU that has it, else fp32.",
-            ),
-            option(
-                "--batch-size",
-                type=click.IntRange(0, 4096),
-                default=EngineOptions.batch_size,
-                show_default=True,
-                help="Pictures that go through the network at once; 0 is 32 on the CPU, by free memory on a GPU.",
-            ),
-            option(
-                "--workers",
-                type=click.IntRange(0, 1024),
-                default=EngineOptions.workers,
-                show_default=True,
-                help="Decoding processes; 0 chooses by the number of cores.",
-            ),
-            option(
-                "--decoder",
-                type=click.Choice(["auto", "cpu", "gpu"]),
-                default=EngineOptions.decoder,
-                show_default=True,
-                help="What decodes JPEGs; auto is the cores, and a GPU beside them if its network waits for them.",
-            ),
-            option(
-                "--max-megapixels",
-                type=click.IntRange(1, 100_000),
-                default=EngineOptions.max_megapixels,
-                show_default=True,
-                help="Larger pictures fail before they are decoded.",
-            ),
-        )
-    ):
-        command = decorate(command)
-    return command
-
-
-def place_options(command: Command) -> Command:
-    """Give a command the options that say where the engine runs."""
-    for decorate in (
-        option(
-            "--ray-address",
-            metavar="auto|local|HOST:PORT",
-            default="auto",
-            show_default=True,
-            help="Which Ray cluster: auto is that of RAY_ADDRESS or of this machine, local a new one of this run.",
-        ),
-        option(
-            "--engine",
-            type=click.Choice(["local", "ray"]),
-            default="local",
-            show_default=True,
-            help="Where to compute: on this machine, or on the nodes of a Ray cluster.",
-        ),
-    ):
-        command = decorate(command)
-    return command
+# Where the engine runs; for `engine_at`.
+place_options = _all_of(
+    option(
+        "--engine",
+        type=click.Choice(["local", "ray"]),
+        default="local",
+        show_default=True,
+        help="Where to compute: on this machine, or on the nodes of a Ray cluster.",
+    ),
+    option(
+        "--ray-address",
+        metavar="auto|local|HOST:PORT",
+        default="auto",
+        show_default=True,
+        help="Which Ray cluster: auto is that of RAY_ADDRESS or of this machine, local a new one of this run.",
+    ),
+)
 
 
 def engine_at(engine: str, ray_address: str) -> dict[str, Any]:
