@@ -43,7 +43,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["rn50feat", "rn50feat.*"]),
-    package_data={"rn50feat": ["py.typed", "*.css"]},
+    package_data={"rn50feat": ["py.typed"], "rn50feat.pages": ["*.css"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

@@ -43,13 +43,13 @@ if TYPE_CHECKING:
     from rn50feat.duplicates import duplicates
     from rn50feat.engines import EngineOptions
     from rn50feat.errors import RN50FeatError
-    from rn50feat.export import export
+    from rn50feat.exchange.export import export
+    from rn50feat.exchange.importing import import_features
+    from rn50feat.exchange.merge import merge
     from rn50feat.extract import extract
-    from rn50feat.importing import import_features
-    from rn50feat.index import index
-    from rn50feat.merge import merge
+    from rn50feat.indexing.index import index
+    from rn50feat.places.selection import Selection, Shard
     from rn50feat.search import search
-    from rn50feat.selection import Selection, Shard
     from rn50feat.store import FeatureStore
     from rn50feat.verify import verify
 
@@ -57,14 +57,14 @@ _HOMES = {
     "EngineOptions": "engines",
     "FeatureStore": "store",
     "RN50FeatError": "errors",
-    "Selection": "selection",
-    "Shard": "selection",
+    "Selection": "places.selection",
+    "Shard": "places.selection",
     "duplicates": "duplicates",
-    "export": "export",
+    "export": "exchange.export",
     "extract": "extract",
-    "import_features": "importing",
-    "index": "index",
-    "merge": "merge",
+    "import_features": "exchange.importing",
+    "index": "indexing.index",
+    "merge": "exchange.merge",
     "search": "search",
     "verify": "verify",
 }

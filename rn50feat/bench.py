@@ -17,10 +17,11 @@ from typing import Any
 
 import numpy as np
 
-from rn50feat import images, sources
+from rn50feat import images
 from rn50feat.engines import EngineOptions, local
 from rn50feat.errors import ImageError, SourceError
-from rn50feat.sources import Reference
+from rn50feat.places import sources
+from rn50feat.places.sources import Reference
 from rn50feat.weights import find, provenance
 
 SECONDS = 4.0  # for each stage; the network's first batches are left out

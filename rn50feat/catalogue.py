@@ -15,9 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import archives
-from rn50feat.archives import ArchiveRecord
-from rn50feat.sources import Reference
+from rn50feat.places import archives
+from rn50feat.places.archives import ArchiveRecord
+from rn50feat.places.sources import Reference
 from rn50feat.store import FailureRecord, FeatureStore
 
 _KEY = np.dtype([("high", ">u8"), ("low", ">u8")])

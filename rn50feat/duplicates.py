@@ -19,10 +19,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import exact as exactly
 from rn50feat.errors import QueryError, StoreError
-from rn50feat.exact import BLOCK, Rows
-from rn50feat.nearest import Nearest, OpenIndex, open_index
+from rn50feat.indexing import exact as exactly
+from rn50feat.indexing.exact import BLOCK, Rows
+from rn50feat.indexing.nearest import Nearest, OpenIndex, open_index
 from rn50feat.store import FeatureStore
 
 # Near-identical pictures were reported to stay above 0.95 with imagenet-v1 (pytorch/vision issue 8382). With random

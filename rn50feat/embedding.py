@@ -14,8 +14,8 @@ from rn50feat.backends import CPU_BATCH
 from rn50feat.engines import Batch, EngineOptions, StartEngine
 from rn50feat.engines.local import cores
 from rn50feat.errors import StoreError
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
-from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore
 from rn50feat.weights import Choices, Weights, settle
 

@@ -16,8 +16,8 @@ from itertools import chain
 from rn50feat import lock
 from rn50feat import prune as pruning
 from rn50feat.engines import EngineOptions, StartEngine, local
+from rn50feat.places.selection import Selection, Sources
 from rn50feat.run import Run
-from rn50feat.selection import Selection, Sources
 from rn50feat.store import locate_store
 from rn50feat.summary import Progress, Summary
 from rn50feat.weights import Choices

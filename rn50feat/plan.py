@@ -16,12 +16,13 @@ from enum import Enum
 from functools import partial
 from pathlib import Path
 
-from rn50feat import archives, images, sources
-from rn50feat.archives import ArchiveRecord
+from rn50feat import images
 from rn50feat.catalogue import Catalogue, KnownArchive
 from rn50feat.errors import DamagedError, SourceError
-from rn50feat.remote import is_url
-from rn50feat.sources import Reference
+from rn50feat.places import archives, sources
+from rn50feat.places.archives import ArchiveRecord
+from rn50feat.places.remote import is_url
+from rn50feat.places.sources import Reference
 from rn50feat.store import stored_path
 
 

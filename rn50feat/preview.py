@@ -15,8 +15,8 @@ import numpy as np
 from rn50feat import prune as pruning
 from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree
+from rn50feat.places.selection import Selection, Sources
 from rn50feat.plan import Verdict, plan
-from rn50feat.selection import Selection, Sources
 from rn50feat.store import WIDTH, FeatureStore, locate_store
 from rn50feat.weights import Choices
 

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import sources
 from rn50feat.errors import PruneError, SourceError
-from rn50feat.selection import Selection
+from rn50feat.places import sources
+from rn50feat.places.selection import Selection
 from rn50feat.store import FeatureStore
 
 LIMIT = 20.0  # percent of the rows under the sources

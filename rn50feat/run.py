@@ -19,14 +19,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import archives, prune, sources
+from rn50feat import prune
 from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree, require
 from rn50feat.engines import Batch, Engine, Failure
 from rn50feat.errors import PruneError, SourceError
+from rn50feat.places import archives, sources
+from rn50feat.places.selection import Selection
+from rn50feat.places.sources import Reference
 from rn50feat.plan import Step, Verdict, plan
-from rn50feat.selection import Selection
-from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore, stored_path
 from rn50feat.summary import Progress, Summary, record
 from rn50feat.weights import Choices

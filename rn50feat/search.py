@@ -14,13 +14,13 @@ from typing import Literal
 
 import numpy as np
 
-from rn50feat import sources
 from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
 from rn50feat.errors import QueryError, SourceError
-from rn50feat.exact import METRICS, NO_ROWS, Rows, Vectors
-from rn50feat.nearest import Nearest, open_index
-from rn50feat.sources import Reference
+from rn50feat.indexing.exact import METRICS, NO_ROWS, Rows, Vectors
+from rn50feat.indexing.nearest import Nearest, open_index
+from rn50feat.places import sources
+from rn50feat.places.sources import Reference
 from rn50feat.store import FeatureStore, stored_path
 
 State = Literal["present", "missing", "changed"]

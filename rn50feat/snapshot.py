@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import StoreError
-from rn50feat.sources import Reference
+from rn50feat.places.sources import Reference
 from rn50feat.store import FeatureStore
 
 BLOCK = 1024  # rows that are in memory at once: 8 MB of float32

@@ -24,13 +24,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import journal, lock
-from rn50feat.archives import ArchiveRecord
 from rn50feat.damage import damage_told
 from rn50feat.disk import DISK, Disk
 from rn50feat.errors import StoreError
+from rn50feat.places.archives import ArchiveRecord
+from rn50feat.places.remote import is_url
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
-from rn50feat.remote import is_url
-from rn50feat.sources import Reference
 
 logger = logging.getLogger(__name__)
 

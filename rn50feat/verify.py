@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import archives, index_file, sources
 from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
 from rn50feat.errors import IndexingError, SourceError, StoreError
-from rn50feat.remote import is_url
-from rn50feat.sources import Reference
+from rn50feat.indexing import index_file
+from rn50feat.places import archives, sources
+from rn50feat.places.remote import is_url
+from rn50feat.places.sources import Reference
 from rn50feat.store import ARCHIVES, LEDGER, ROWS, RUNS, FeatureStore
 
 # Relative L2 between a stored row and the same row computed again. In fp32

@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import images, sources
+from rn50feat import images
 from rn50feat.engines import Batch, Engine, EngineOptions, Failure
 from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import DamagedError, ImageError, SourceError, VanishedError
+from rn50feat.places import sources
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing, Provenance
-from rn50feat.sources import Reference
 from rn50feat.weights import Weights
 
 

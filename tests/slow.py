@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from fake import FakeEngine, FakeStart
 
 from rn50feat.engines import Batch, local
-from rn50feat.sources import Reference
+from rn50feat.places.sources import Reference
 
 SECONDS = float(sys.argv[1])
 

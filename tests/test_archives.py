@@ -20,14 +20,15 @@ from PIL import Image
 from scenes import encoded
 
 import rn50feat
-from rn50feat import EngineOptions, FeatureStore, archives, sources
+from rn50feat import EngineOptions, FeatureStore
 from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import DamagedError, PruneError, QueryError, SourceError, VanishedError
+from rn50feat.places import archives, sources
+from rn50feat.places.sources import Reference
 from rn50feat.preview import preview
 from rn50feat.provenance import Preprocessing
 from rn50feat.search import search_stored
-from rn50feat.sources import Reference
 
 KINDS = pytest.mark.parametrize("kind", ["tar", "zip"])
 

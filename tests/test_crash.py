@@ -294,9 +294,9 @@ def test_appending_to_a_large_store_writes_little(tmp_path: Path) -> None:
             self.written += memoryview(data).nbytes
             super().write(handle, data, offset)
 
-    def references(first: int, count: int) -> list[rn50feat.sources.Reference]:
+    def references(first: int, count: int) -> list[rn50feat.places.sources.Reference]:
         return [
-            rn50feat.sources.Reference(f"{tmp_path}/{i // 1000}/{i}.jpg", i, i, i.to_bytes(16, "big"))
+            rn50feat.places.sources.Reference(f"{tmp_path}/{i // 1000}/{i}.jpg", i, i, i.to_bytes(16, "big"))
             for i in range(first, first + count)
         ]
 

@@ -18,13 +18,13 @@ from fake import LIMITS, FakeBackend, FakeEngine, LocalFakeStart
 from PIL import Image
 from scenes import encoded
 
-from rn50feat import sources
 from rn50feat.engines import Batch, Engine, EngineOptions, Failure, ray
 from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import RN50FeatError
+from rn50feat.places import sources
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing
-from rn50feat.sources import Reference
 from rn50feat.weights import find, provenance
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_disk_that_hangs_is_not_the_pictures_fault(odd: Path) -> None:
-    with open(odd / "path/rn50feat/sources.py", "a") as file:
+    with open(odd / "path/rn50feat/places/sources.py", "a") as file:
         file.write(
             "\nimport time\n\n_true = read\n\n"
             "def read(reference):\n"

@@ -16,9 +16,10 @@ import pytest
 from conftest import Run
 from stores import store
 
-from rn50feat import FeatureStore, export, lists, snapshot
+from rn50feat import FeatureStore, export, snapshot
 from rn50feat.disk import Disk
 from rn50feat.errors import ExchangeError, StoreError
+from rn50feat.places import lists
 from rn50feat.writer import open_store
 
 NAMES = ["plain.jpg", "a b, c.jpg", "quote'\".jpg", "🦜.jpg", "/elsewhere/é.jpg"]

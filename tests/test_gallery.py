@@ -21,8 +21,8 @@ from scenes import encoded, scene
 from rn50feat import FeatureStore
 from rn50feat.duplicates import Group, Member
 from rn50feat.engines import EngineOptions
-from rn50feat.gallery import groups_page, search_page
-from rn50feat.page import save
+from rn50feat.pages.gallery import groups_page, search_page
+from rn50feat.pages.page import save
 from rn50feat.search import Hit, Result, search_stored
 
 ONE = EngineOptions(workers=1)

@@ -14,7 +14,7 @@ from fake import FakeBackend
 from PIL import Image
 from scenes import encoded, scene, turned
 
-from rn50feat import images, sources
+from rn50feat import images
 from rn50feat.engines import EngineOptions, Failure, gpu_decoder, helped_decoder, local
 from rn50feat.engines.gpu_decoder import GpuDecoder
 from rn50feat.engines.helped_decoder import HelpedDecoder
@@ -22,8 +22,9 @@ from rn50feat.engines.local import LocalEngine
 from rn50feat.engines.pool import DecoderPool, Outcome
 from rn50feat.errors import DeviceError, RN50FeatError
 from rn50feat.images import PlainJpeg
+from rn50feat.places import sources
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing
-from rn50feat.sources import Reference
 
 PLAIN = Preprocessing()
 SLOTS = 16

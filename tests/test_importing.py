@@ -15,8 +15,9 @@ from conftest import Run, rows
 from fake import FakeStart
 from stores import store, values
 
-from rn50feat import FeatureStore, export, extract, import_features, importing, intake, merge, search
+from rn50feat import FeatureStore, export, extract, import_features, merge, search
 from rn50feat.errors import ExchangeError, ProvenanceError, SourceError, StoreError, WeightsError
+from rn50feat.exchange import importing, intake
 from rn50feat.search import search_stored
 from rn50feat.verify import verify
 

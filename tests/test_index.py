@@ -20,12 +20,13 @@ from test_crash import SnapshotDisk, distinct
 from vectors import append, clusters, filled, remove, replace
 
 import rn50feat
-from rn50feat import FeatureStore, index_file
+from rn50feat import FeatureStore
 from rn50feat.disk import Disk
 from rn50feat.errors import IndexingError, StoreLockedError
-from rn50feat.faiss_index import FaissIndex
+from rn50feat.indexing import index_file
+from rn50feat.indexing.faiss_index import FaissIndex
+from rn50feat.indexing.nearest import Nearest, open_index
 from rn50feat.lock import run_lock
-from rn50feat.nearest import Nearest, open_index
 from rn50feat.search import search_stored
 
 KINDS = [*((kind, m) for kind in (None, "IVF8,RaBitQ") for m in ("cosine", "l2", "ip")), ("PCA128,IVF4,SQ8", "l2")]
@@ -270,7 +271,7 @@ def test_an_index_stopped_anywhere_is_the_old_one_or_the_new_one(
     folder = tmp_path / "run"
     folder.mkdir()
     store = filled(folder / "out.h5", clusters(30))
-    monkeypatch.setattr("rn50feat.faiss_index._BUFFER", 1 << 17)
+    monkeypatch.setattr("rn50feat.indexing.faiss_index._BUFFER", 1 << 17)
     if not first:
         rn50feat.index(store)
         append(store, 30, clusters(10, seed=1))
@@ -317,7 +318,7 @@ def test_a_full_disk_leaves_the_old_index(store: FeatureStore, monkeypatch: pyte
 
 KILLED = """
 import sys
-from rn50feat.index import index
+from rn50feat.indexing.index import index
 for i in range(1000):
     index(sys.argv[1], rebuild=True, factory=("IVF1,SQ8", "Flat")[i % 2])
     print(i, flush=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rn50feat.errors import IndexingError
-from rn50feat.index_plan import MAX_RAM, Plan, choose, custom
+from rn50feat.indexing.index_plan import MAX_RAM, Plan, choose, custom
 
 
 def test_small_stores_get_a_flat_index() -> None:

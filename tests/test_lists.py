@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from rn50feat import lists
 from rn50feat.errors import SourceError
+from rn50feat.places import lists
 
 ODD = ["a b", os.fsdecode(b"\xff\xfe"), "🦜", " leading", "quote'\"", "\\x", "tab\t"]
 

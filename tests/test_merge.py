@@ -17,10 +17,11 @@ from fake import FakeStart
 from stores import PROVENANCE, store, values
 
 import rn50feat
-from rn50feat import FeatureStore, Selection, Shard, intake, merge, snapshot, writer
+from rn50feat import FeatureStore, Selection, Shard, merge, snapshot, writer
 from rn50feat.errors import ProvenanceError, StoreError
+from rn50feat.exchange import intake
 from rn50feat.lock import run_lock
-from rn50feat.sources import Reference
+from rn50feat.places.sources import Reference
 from rn50feat.verify import verify
 from rn50feat.writer import open_store
 
@@ -218,7 +219,8 @@ def test_commits_of_a_merge_are_put_off_while_a_notebook_keeps_the_store_open(
 
 KILLED = """
 import os, signal, sys
-from rn50feat import intake, merge, snapshot
+from rn50feat import merge, snapshot
+from rn50feat.exchange import intake
 snapshot.BLOCK = intake.COMMIT_ROWS = 10
 def die(progress):
     if progress.done.new == int(sys.argv[1]):

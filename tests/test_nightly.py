@@ -306,8 +306,8 @@ def test_a_source_that_vanishes_halfway_is_no_failure(shades: Path, start: FakeS
 def test_a_file_that_cannot_be_read_now_is_tried_again_next_time(
     shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from rn50feat import sources
     from rn50feat.errors import SourceError
+    from rn50feat.places import sources
 
     read = sources.read
 

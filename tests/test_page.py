@@ -14,7 +14,7 @@ import pytest
 from chromium import Chromium
 
 from rn50feat.errors import PageError
-from rn50feat.page import escape, page, save, style, target
+from rn50feat.pages.page import escape, page, save, style, target
 
 
 class Text(HTMLParser):

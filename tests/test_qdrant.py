@@ -13,10 +13,11 @@ from conftest import Run
 from qdrant_client import QdrantClient
 from stores import store
 
-from rn50feat import FeatureStore, qdrant, snapshot
+from rn50feat import FeatureStore, snapshot
 from rn50feat.errors import ExchangeError
-from rn50feat.qdrant import Sync, sync
-from rn50feat.sources import Reference
+from rn50feat.exchange import qdrant
+from rn50feat.exchange.qdrant import Sync, sync
+from rn50feat.places.sources import Reference
 from rn50feat.writer import open_store
 
 

@@ -24,10 +24,11 @@ from remotes import Proxy, pages, serving
 from scenes import encoded
 
 import rn50feat
-from rn50feat import FeatureStore, remote, sources
+from rn50feat import FeatureStore
 from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import PruneError, QueryError, SourceError, VanishedError
+from rn50feat.places import remote, sources
 from rn50feat.preview import preview
 from rn50feat.provenance import Preprocessing
 

@@ -14,7 +14,7 @@ from scenes import encoded
 import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.errors import ProvenanceError, QueryError, WeightsError
-from rn50feat.exact import scan
+from rn50feat.indexing.exact import scan
 from rn50feat.search import search_stored
 from rn50feat.writer import create_store, open_store
 
@@ -149,8 +149,8 @@ def test_weights_that_moved_are_asked_for_and_checked(
 def test_the_scan_in_blocks_equals_one_product(
     tmp_path: Path, metric: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    from rn50feat.places.sources import Reference
     from rn50feat.provenance import Provenance
-    from rn50feat.sources import Reference
 
     rng = np.random.default_rng(1)
     features = rng.gamma(0.5, 1.0, (700, 2048)).astype(dtype)

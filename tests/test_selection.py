@@ -19,8 +19,8 @@ from scenes import encoded
 import rn50feat
 from rn50feat import FeatureStore, Shard
 from rn50feat.errors import PruneError, SourceError
+from rn50feat.places.selection import Selection
 from rn50feat.preview import preview
-from rn50feat.selection import Selection
 
 
 @pytest.fixture

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from rn50feat import sources
 from rn50feat.errors import SourceError
-from rn50feat.sources import Reference
+from rn50feat.places import sources
+from rn50feat.places.sources import Reference
 
 
 def names(folder: Path, *more: Path) -> list[str]:

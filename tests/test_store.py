@@ -14,8 +14,8 @@ from rn50feat import FeatureStore, journal
 from rn50feat.catalogue import Catalogue
 from rn50feat.cli.report import describe
 from rn50feat.errors import ProvenanceError, StoreError
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
-from rn50feat.sources import Reference
 from rn50feat.verify import verify
 from rn50feat.writer import StoreWriter, create_store, open_store
 

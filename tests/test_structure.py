@@ -16,7 +16,8 @@ import torch
 from chromium import Chromium
 from click.testing import Result
 
-from rn50feat import diagram, network, page
+from rn50feat import network
+from rn50feat.pages import diagram, page
 from rn50feat.structure import structure
 from rn50feat.variants import VARIANTS
 

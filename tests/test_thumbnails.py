@@ -14,7 +14,7 @@ from PIL import Image
 from scenes import encoded, scene, turned
 
 from rn50feat.engines import EngineOptions
-from rn50feat.thumbnails import SIDE, Thumbnail, thumbnails
+from rn50feat.pages.thumbnails import SIDE, Thumbnail, thumbnails
 
 ONE = EngineOptions(workers=1)
 

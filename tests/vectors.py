@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import FeatureStore
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
-from rn50feat.sources import Reference
 from rn50feat.writer import create_store, open_store
 
 

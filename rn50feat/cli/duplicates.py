@@ -56,8 +56,8 @@ def command(
             on_progress=lambda done, total: tell("comparing", done, total),
         )
     if html:
-        from rn50feat.gallery import groups_page
-        from rn50feat.page import save
+        from rn50feat.pages.gallery import groups_page
+        from rn50feat.pages.page import save
 
         save(html, groups_page(groups, opened, threshold=1.0 if exact else threshold))
     if form == "json":

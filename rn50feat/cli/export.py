@@ -54,13 +54,13 @@ def command(
                 sys.exit(STOP_CODES[reason])  # what was written beside its place goes with the block
 
         if database is not None:
-            from rn50feat.qdrant import shown, sync
+            from rn50feat.exchange.qdrant import shown, sync
 
             done = sync(store, out, collection=collection, normalize=normalize, overwrite=overwrite, on_stage=told)
             out = shown(out)
             result = f"{done.upserted} upserted, {done.deleted} deleted, {done.unchanged} unchanged"
         else:
-            from rn50feat.export import export as run
+            from rn50feat.exchange.export import export as run
 
             rows = run(store, Path(out), normalize=normalize, null=null, overwrite=overwrite, on_stage=told)
             result = f"{rows} rows of 2048"

@@ -26,7 +26,7 @@ from rn50feat.cli.outcome import tell
 from rn50feat.cli.terminal import progress, signals, write
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import PruneError
-from rn50feat.selection import Selection, Shard
+from rn50feat.places.selection import Selection, Shard
 
 
 @click.command("extract", no_args_is_help=True)

@@ -53,7 +53,7 @@ def command(features: Path, out: Path, quiet: bool, as_json: bool, **settings: A
     and a statement of what made them. A picture that OUT.h5 has already keeps
     its row.
     """
-    from rn50feat.importing import import_features as run
+    from rn50feat.exchange.importing import import_features as run
 
     with progress(quiet) as on_progress, signals() as should_stop:
         summary = run(features, out, should_stop=should_stop, on_progress=on_progress, **settings)

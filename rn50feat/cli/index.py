@@ -14,7 +14,7 @@ from rn50feat.cli.stores import find_store, mark_random
 from rn50feat.cli.terminal import say, stages, write
 
 if TYPE_CHECKING:
-    from rn50feat.index_plan import Plan
+    from rn50feat.indexing.index_plan import Plan
 
 
 @click.command("index")
@@ -44,8 +44,8 @@ def command(store: Path | None, quiet: bool, as_json: bool, **settings: Any) -> 
 
 def update(path: Path, *, quiet: bool, as_json: bool = False, **settings: Any) -> None:
     """Bring the index of a store up to date, and tell of it."""
-    from rn50feat.index import index
-    from rn50feat.index_file import faiss_path
+    from rn50feat.indexing.index import index
+    from rn50feat.indexing.index_file import faiss_path
     from rn50feat.store import FeatureStore
 
     store, name = FeatureStore(path), faiss_path(path)

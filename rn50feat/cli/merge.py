@@ -28,7 +28,7 @@ def command(stores: tuple[Path, ...], out: Path, dtype: str | None, quiet: bool,
     row: that of the newest file. Merging again costs what is new; nothing is
     removed from OUT.h5.
     """
-    from rn50feat.merge import merge as run
+    from rn50feat.exchange.merge import merge as run
 
     with progress(quiet) as on_progress, signals() as should_stop:
         summary = run(stores, out, dtype=dtype, should_stop=should_stop, on_progress=on_progress)

@@ -52,7 +52,7 @@ def command(weights: str | None, variant: str | None, as_json: bool, html: Path 
     network = structure(chosen)
     facts = [] if origin is None else report.provenance_lines(origin)
     if html:
-        from rn50feat import diagram, page
+        from rn50feat.pages import diagram, page
 
         page.save(html, diagram.pieces(network, facts))
         say(f"{html}: {network.network}, drawn")

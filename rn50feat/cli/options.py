@@ -18,9 +18,9 @@ from click.core import ParameterSource
 
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import SourceError
-from rn50feat.page import target
+from rn50feat.pages.page import target
+from rn50feat.places.selection import Shard
 from rn50feat.provenance import PREPROCESSINGS
-from rn50feat.selection import Shard
 from rn50feat.variants import VARIANTS
 
 Command = TypeVar("Command", bound=Callable[..., Any])

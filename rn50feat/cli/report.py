@@ -22,8 +22,8 @@ from rn50feat.errors import RN50FeatError
 if TYPE_CHECKING:
     from rn50feat.bench import Benchmark
     from rn50feat.duplicates import Group
-    from rn50feat.index import Report as IndexReport
-    from rn50feat.index_plan import Plan
+    from rn50feat.indexing.index import Report as IndexReport
+    from rn50feat.indexing.index_plan import Plan
     from rn50feat.preview import Preview
     from rn50feat.provenance import Preprocessing, Provenance
     from rn50feat.search import Hit, Result
@@ -101,7 +101,7 @@ def describe(store: FeatureStore, runs: int = 5) -> dict[str, Any]:
 
 def _index_of(store: FeatureStore) -> dict[str, Any] | None:
     """Return what there is to know of the index of a store, or why it is none to use; None where there is none."""
-    from rn50feat import index_file
+    from rn50feat.indexing import index_file
 
     try:
         facts = index_file.read_facts(store.path)

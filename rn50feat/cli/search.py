@@ -76,9 +76,9 @@ def command(
         )
     mark_random(store)
     if html:
-        from rn50feat.gallery import search_page
-        from rn50feat.page import save
-        from rn50feat.sources import locate
+        from rn50feat.pages.gallery import search_page
+        from rn50feat.pages.page import save
+        from rn50feat.places.sources import locate
 
         locations = [*map(store.locate, stored), *(locate(picture) for picture in pictures)]
         save(html, search_page(results, locations, store, k=k, metric=metric, options=EngineOptions(**engine)))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from rn50feat.places.sources import Reference
     from rn50feat.provenance import Provenance
-    from rn50feat.sources import Reference
     from rn50feat.weights import Weights
 
 

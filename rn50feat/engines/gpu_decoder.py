@@ -19,8 +19,8 @@ from typing import Any
 from rn50feat.engines.pool import DecoderPool, Outcome, Worker, WorkerDied, outcome
 from rn50feat.engines.worker import as_request
 from rn50feat.errors import RN50FeatError
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing
-from rn50feat.sources import Reference
 
 logger = logging.getLogger(__name__)
 

@@ -26,12 +26,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.io import ImageReadMode, decode_jpeg
 
-from rn50feat import images, sources
+from rn50feat import images
 from rn50feat.engines.worker import answer, from_request, leave_signals, silence_libraries
 from rn50feat.errors import SourceError
 from rn50feat.images import PlainJpeg
+from rn50feat.places import sources
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing
-from rn50feat.sources import Reference
 
 READERS = 4  # threads that read and hash files
 PART = 32  # files that are in memory at once

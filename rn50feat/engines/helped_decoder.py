@@ -16,7 +16,7 @@ from threading import Lock, Thread
 from rn50feat.engines.gpu_decoder import GpuDecoder
 from rn50feat.engines.pool import DecoderPool, Outcome
 from rn50feat.errors import RN50FeatError
-from rn50feat.sources import Reference
+from rn50feat.places.sources import Reference
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,8 @@ from rn50feat.engines.gpu_decoder import GpuDecoder
 from rn50feat.engines.helped_decoder import HelpedDecoder
 from rn50feat.engines.pool import Decoder, DecoderPool, Outcome
 from rn50feat.errors import DeviceError, RN50FeatError
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing, Provenance
-from rn50feat.sources import Reference
 from rn50feat.weights import Weights
 
 if TYPE_CHECKING:

@@ -28,8 +28,8 @@ from numpy.typing import NDArray
 from rn50feat.engines import Failure
 from rn50feat.engines.worker import as_request
 from rn50feat.errors import RN50FeatError
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing
-from rn50feat.sources import Reference
 
 PICTURE_SECONDS = 60.0  # of a core; a 200-megapixel PNG takes about 10 s on a slow one
 PATIENCE = 600.0  # seconds on the clock for a picture and the reading of its file

@@ -23,8 +23,8 @@ from rn50feat.engines.cluster import Cluster, Place
 from rn50feat.engines.portion import Portion
 from rn50feat.engines.remote import Assignment, Facts, versions
 from rn50feat.errors import ClusterError, DeviceError, RN50FeatError
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
-from rn50feat.sources import Reference
 from rn50feat.weights import Weights
 
 if TYPE_CHECKING:

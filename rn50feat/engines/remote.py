@@ -17,8 +17,8 @@ from dataclasses import dataclass, replace
 from rn50feat import __version__
 from rn50feat.engines import Batch, Engine, EngineOptions, StartEngine
 from rn50feat.errors import RN50FeatError, WeightsError
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
-from rn50feat.sources import Reference
 from rn50feat.weights import Weights, find
 
 

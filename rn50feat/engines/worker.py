@@ -23,10 +23,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import images, sources
+from rn50feat import images
 from rn50feat.errors import DamagedError, ImageError, SourceError, VanishedError
+from rn50feat.places import sources
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing
-from rn50feat.sources import Reference
 
 # The network's threads wait for each other, and so for whoever has one of their cores; decoding, a batch ahead, takes
 # the gaps: 49.4 against 47.7 images/s with OpenVINO on 2 cores, 42.8 against 41.5 with torch.

@@ -16,8 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
-from rn50feat.sources import Reference
 from rn50feat.writer import StoreWriter, create_store, open_store
 
 BLOCK = 100

@@ -29,13 +29,14 @@ import torch
 import torchvision
 
 import rn50feat
-from rn50feat import EngineOptions, FeatureStore, network, sources, weights
+from rn50feat import EngineOptions, FeatureStore, network, weights
 from rn50feat.backends import cuda
 from rn50feat.backends.fused import Fused, fused
 from rn50feat.backends.torch import TorchBackend
 from rn50feat.engines import gpu_decoder, local
 from rn50feat.engines.gpu_decoder import GpuDecoder
 from rn50feat.network import Normalized
+from rn50feat.places import sources
 from rn50feat.provenance import Preprocessing
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

@@ -16,13 +16,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rn50feat import exact, index_file
-from rn50feat.exact import NO_ROWS, Ranking, Rows, Vectors
-from rn50feat.index_file import Facts
+from rn50feat.indexing import exact, index_file
+from rn50feat.indexing.exact import NO_ROWS, Ranking, Rows, Vectors
+from rn50feat.indexing.index_file import Facts
 from rn50feat.store import FeatureStore
 
 if TYPE_CHECKING:
-    from rn50feat.faiss_index import FaissIndex
+    from rn50feat.indexing.faiss_index import FaissIndex
 
 logger = logging.getLogger(__name__)
 
@@ -45,7 +45,7 @@ def open_index(store: FeatureStore) -> OpenIndex | None:
     """
 
     def mapped(path: Path) -> FaissIndex:
-        from rn50feat.faiss_index import FaissIndex  # FAISS takes 30 ms to import, and most stores need none
+        from rn50feat.indexing.faiss_index import FaissIndex  # FAISS takes 30 ms to import, and most stores need none
 
         return FaissIndex.load(path, mapped=True)
 

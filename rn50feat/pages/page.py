@@ -51,7 +51,7 @@ def _spelled_out(match: re.Match[str]) -> str:
 
 def style(name: str) -> str:
     """Return a style sheet of this package, such as page.css."""
-    return resources.files("rn50feat").joinpath(name).read_text(encoding="utf-8")
+    return resources.files("rn50feat.pages").joinpath(name).read_text(encoding="utf-8")
 
 
 def page(title: str, body: Iterable[str], *, facts: Iterable[tuple[str, str]] = (), css: str = "") -> Iterator[str]:

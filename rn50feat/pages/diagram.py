@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
-from rn50feat.figures import Alike, bottleneck, tower
-from rn50feat.page import page, style
+from rn50feat.pages.figures import Alike, bottleneck, tower
+from rn50feat.pages.page import page, style
 from rn50feat.structure import Block, Convolution, Structure
 
 ROLES = {

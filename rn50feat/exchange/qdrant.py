@@ -21,9 +21,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import lists
 from rn50feat.errors import ExchangeError
-from rn50feat.export import watched
+from rn50feat.exchange.export import watched
+from rn50feat.places import lists
 from rn50feat.snapshot import Snapshot
 from rn50feat.store import WIDTH, FeatureStore
 

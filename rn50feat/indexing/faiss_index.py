@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import IndexingError
-from rn50feat.exact import Rows
+from rn50feat.indexing.exact import Rows
 from rn50feat.store import WIDTH
 
 _METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}

@@ -19,8 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import lists
 from rn50feat.errors import ExchangeError
+from rn50feat.places import lists
 from rn50feat.snapshot import Block, Snapshot
 from rn50feat.store import WIDTH
 

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from rn50feat import exact
-from rn50feat.exact import Rows
-from rn50feat.faiss_index import FaissIndex
-from rn50feat.index_file import Facts
-from rn50feat.nearest import Nearest, OpenIndex
+from rn50feat.indexing import exact
+from rn50feat.indexing.exact import Rows
+from rn50feat.indexing.faiss_index import FaissIndex
+from rn50feat.indexing.index_file import Facts
+from rn50feat.indexing.nearest import Nearest, OpenIndex
 from rn50feat.store import FeatureStore
 
 AT = 10  # recall@10

@@ -21,8 +21,8 @@ from io import FileIO
 from itertools import chain
 from typing import BinaryIO, cast
 
-from rn50feat import archives, folders, remote
 from rn50feat.errors import DamagedError, SourceError, VanishedError
+from rn50feat.places import archives, folders, remote
 
 
 @dataclass(frozen=True)

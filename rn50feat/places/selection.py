@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from rn50feat import archives, lists, sources
 from rn50feat.errors import SourceError
-from rn50feat.remote import is_url
-from rn50feat.sources import Reference
+from rn50feat.places import archives, lists, sources
+from rn50feat.places.remote import is_url
+from rn50feat.places.sources import Reference
 
 Sources = Iterable[str | os.PathLike[str]] | str | os.PathLike[str]
 

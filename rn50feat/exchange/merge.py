@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from rn50feat import lock
 from rn50feat.catalogue import Catalogue, path_key
 from rn50feat.errors import ProvenanceError, StoreError
-from rn50feat.intake import Intake, settle_dtype
+from rn50feat.exchange.intake import Intake, settle_dtype
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
 from rn50feat.snapshot import Snapshot
-from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore, locate_store, stored_path
 from rn50feat.summary import Progress, Summary
 

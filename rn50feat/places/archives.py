@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from io import SEEK_SET, RawIOBase
 from typing import BinaryIO, cast
 
-from rn50feat import zips
 from rn50feat.errors import DamagedError, SourceError
+from rn50feat.places import zips
 
 _LOCATION = re.compile(r"(.+?\.(?:tar|zip))::(.+)", re.DOTALL | re.IGNORECASE)
 _WHOLE = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst|lz4|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)

@@ -14,14 +14,14 @@ from contextlib import closing
 from itertools import tee
 from pathlib import Path
 
-from rn50feat.archives import split
 from rn50feat.duplicates import Group, Member
 from rn50feat.engines import EngineOptions
 from rn50feat.images import named_as_picture
-from rn50feat.page import escape, page, style
+from rn50feat.pages.page import escape, page, style
+from rn50feat.pages.thumbnails import Thumbnail, thumbnails
+from rn50feat.places.archives import split
 from rn50feat.search import Hit, Result
 from rn50feat.store import FeatureStore
-from rn50feat.thumbnails import Thumbnail, thumbnails
 
 _SCORES = {
     "cosine": "cosine, 1 for the same direction",

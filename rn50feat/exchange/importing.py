@@ -21,16 +21,17 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import lists, lock, sources
+from rn50feat import lock
 from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree, require
 from rn50feat.errors import ExchangeError, SourceError
-from rn50feat.intake import Intake, settle_dtype
-from rn50feat.npy import NpyFile, path_list
-from rn50feat.parquet import ParquetFile
+from rn50feat.exchange.intake import Intake, settle_dtype
+from rn50feat.exchange.npy import NpyFile, path_list
+from rn50feat.exchange.parquet import ParquetFile
+from rn50feat.places import lists, sources
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
 from rn50feat.snapshot import BLOCK
-from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore, locate_store, stored_path
 from rn50feat.summary import Progress, Summary
 from rn50feat.weights import Choices

@@ -18,8 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rn50feat import beside, npy, parquet
+from rn50feat import beside
 from rn50feat.errors import ExchangeError
+from rn50feat.exchange import npy, parquet
 from rn50feat.snapshot import Block, Snapshot
 from rn50feat.store import WIDTH, FeatureStore
 

@@ -17,8 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import StoreError
+from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
-from rn50feat.sources import Reference
 from rn50feat.store import FeatureStore
 from rn50feat.summary import Progress, Summary, record
 from rn50feat.writer import StoreWriter, create_store, open_store, storable

@@ -1,0 +1,1 @@
+"""Rows in and out: merged stores, and files and databases of other programs."""

@@ -1,0 +1,1 @@
+"""The nearest rows: through a FAISS index beside the store, and exactly."""

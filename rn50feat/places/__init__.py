@@ -1,0 +1,1 @@
+"""Where pictures lie: folders, lists, archives and other machines."""
