@@ -18,6 +18,7 @@ from fake import LIMITS, FakeBackend, FakeEngine, LocalFakeStart
 from PIL import Image
 from scenes import encoded
 
+import rn50feat
 from rn50feat.engines import Batch, Engine, EngineOptions, Failure, ray
 from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
@@ -106,7 +107,7 @@ def test_a_file_that_vanished_is_a_failure(engine: Engine, shades: list[Referenc
 def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make the decoding processes do odd things for pictures of odd sizes."""
     package = tmp_path / "path" / "rn50feat"
-    shutil.copytree(Path(sources.__file__).parent, package)
+    shutil.copytree(Path(rn50feat.__file__).parent, package)
     with open(package / "images.py", "a") as file:
         file.write(
             "\n_true = decode\n\n"

@@ -106,7 +106,7 @@ def test_a_rebuild_is_advised_when_a_third_is_new(store: FeatureStore) -> None:
 
 
 def test_rows_that_move_while_an_index_is_built_are_in_it(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["rn50feat.index"], "BLOCK", 64)
+    monkeypatch.setattr(sys.modules["rn50feat.indexing.index"], "BLOCK", 64)
     stages: list[tuple[str, int, int]] = []
 
     def meanwhile(stage: str, done: int, total: int) -> None:
