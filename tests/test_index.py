@@ -23,7 +23,7 @@ import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.disk import Disk
 from rn50feat.errors import IndexingError, StoreLockedError
-from rn50feat.indexing import index_file
+from rn50feat.indexing import index, index_file
 from rn50feat.indexing.faiss_index import FaissIndex
 from rn50feat.indexing.nearest import Nearest, open_index
 from rn50feat.lock import run_lock
@@ -106,7 +106,7 @@ def test_a_rebuild_is_advised_when_a_third_is_new(store: FeatureStore) -> None:
 
 
 def test_rows_that_move_while_an_index_is_built_are_in_it(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sys.modules["rn50feat.indexing.index"], "BLOCK", 64)
+    monkeypatch.setattr(index, "BLOCK", 64)
     stages: list[tuple[str, int, int]] = []
 
     def meanwhile(stage: str, done: int, total: int) -> None:

@@ -60,7 +60,7 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_standard_input_gives_what_is_there_before_it_has_ended(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from rn50feat import lists\n"
+        "from pathlib import Path; from rn50feat.places import lists\n"
         "for name in lists.names(Path('-')): print(name, flush=True)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
