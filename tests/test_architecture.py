@@ -61,7 +61,7 @@ LAYERS = [
     ["run", "search", "duplicates", "preview", "verify", "bench", "exchange.merge", "exchange.importing"],
     ["extract", "pages.gallery"],
     ["cli"],
-    ["cli.report"],
+    ["cli.report", "cli.streams"],
     ["cli.options", "cli.terminal"],
     ["cli.stores"],
     ["cli.outcome", "cli.index"],
@@ -95,7 +95,7 @@ MODULES = modules()
 
 OWNERS = {
     "click": {name for name in MODULES if name.startswith("cli")}
-    - {"cli", "cli.outcome", "cli.report", "cli.stores", "cli.terminal"},
+    - {"cli", "cli.outcome", "cli.report", "cli.stores", "cli.streams", "cli.terminal"},
     "h5py": {"store", "writer", "formats.hdf5", "formats.keras"},
     "pyarrow": {"exchange.parquet"},
     "qdrant_client": {"exchange.qdrant"},

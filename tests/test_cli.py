@@ -136,6 +136,51 @@ def test_mistakes_get_one_line_and_harm_nothing(
     assert {path: path.read_bytes() for path in store.parent.glob("*.h5*")} == before
 
 
+@pytest.mark.parametrize(
+    ("redirected", "reason"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info"],
+        ["search", "--stored", "pictures/plain.png"],
+        ["extract", "pictures", "out.h5", "--json", "--quiet"],
+    ],
+)
+def test_results_that_cannot_be_printed_are_told_of(
+    store: Path, arguments: list[str], redirected: str, reason: str
+) -> None:
+    done = shell(store.parent, redirected, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith(f"Error: standard output cannot be written ({reason}): ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-", "<&- >&- 2>&-"])
+def test_messages_that_cannot_be_written_end_no_run(store: Path, redirected: str) -> None:
+    (store.parent / "pictures/plain.png").unlink()
+    assert shell(store.parent, redirected, "extract", "pictures", "out.h5", "--prune").returncode == 0
+    assert len(package.FeatureStore(store)) == len(NAMES) - 1
+    with run_lock(store):
+        assert shell(store.parent, redirected, "extract", "pictures", "out.h5").returncode == 75
+
+
+def test_closed_streams_get_mixed_up_with_nothing(scenes: Path, weights: Path, tmp_path: Path) -> None:
+    picture = str(sorted(scenes.iterdir())[0])
+    extract = ("extract", picture, "out.h5", "--weights", str(weights), "--workers", "1")
+    assert shell(tmp_path, "<&- >&- 2>&-", *extract).returncode == 0
+    done = shell(tmp_path, "<&-", "search", picture, "out.h5", "--workers", "1")
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr
+    done = shell(tmp_path, "<&-", "extract", "--from-file", "-", "out.h5")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+
+
+def shell(folder: Path, redirected: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the program with its streams redirected as a shell says it."""
+    command = ["sh", "-c", f'exec "$0" -m rn50feat "$@" {redirected}', sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
+
+
 def test_weights_that_cannot_be_downloaded(rn50feat: Run, store: Path, tmp_path: Path) -> None:
     proxy = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "torch")}
     done = rn50feat("extract", "pictures", "new.h5", **proxy)

@@ -27,6 +27,7 @@ from rn50feat.cli import (
     model,
     report,
     search,
+    streams,
     verify,
 )
 from rn50feat.errors import RN50FeatError
@@ -41,6 +42,10 @@ class _Failed(click.ClickException):
 
 
 class _Program(click.Group):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        streams.settle()
+        return super().__call__(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)
