@@ -89,6 +89,27 @@ def test_names_survive_in_the_other_forms(rn50feat: Run, store: Path) -> None:
     assert len(rn50feat("info", "--failures").stdout.split("\n")[:-1]) == len(NAMES)
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("photo\u202egpj.exe.png", r"photo\u202egpj.exe.png"),
+        ("C1\x9b, none\u200b, lines\u2028.png", r"C1\u009b, none\u200b, lines\u2028.png"),
+        ("👩‍💻 naïve שלום.png", "👩‍💻 naïve שלום.png"),
+        (os.fsdecode(b"\xff.png"), os.fsdecode(b"\xff.png")),
+    ],
+)
+def test_what_cannot_be_seen_in_a_name_is_spelled_out(
+    rn50feat: Run, store: Path, start: FakeStart, name: str, shown: str
+) -> None:
+    (store.parent / "pictures/a b.png").rename(store.parent / "pictures" / name)
+    (store.parent / f"pictures/bad{name}").write_text("text")
+    package.extract(store.parent / "pictures", store, start=start)
+    lines = rn50feat("search", "--stored", f"pictures/{name}", "-k", "1").stdout.split("\n")
+    assert lines[0].split("\t")[0] == f"pictures/{shown}"
+    failures = rn50feat("info", "--failures").stdout.split("\n")
+    assert f"pictures/bad{shown}" in [line.split("\t")[0] for line in failures]
+
+
 def test_a_terminal_gets_a_table(store: Path) -> None:
     code = "import sys; sys.stdout.isatty = lambda: True; from rn50feat.cli.main import main; main()"
     arguments = [sys.executable, "-c", code, "search", "--stored", "pictures/plain.png", "-k", "1"]
@@ -113,6 +134,19 @@ def test_a_terminal_gets_a_table(store: Path) -> None:
         (["extract", "pictures"], 2, "Missing argument"),
         (["extract", "pictures", "new.h5", "--batch-size", "-1"], 2, "--batch-size"),
         (["extract", "pictures", "out.h5", "--force"], 2, "--force is about --prune"),
+        (["extract", "pictures", "out.h5", "--prune-limit", "50"], 2, "--prune-limit is about --prune"),
+        (
+            ["search", "--stored", "pictures/plain.png", "--json", "--csv"],
+            2,
+            "--json and --csv are two forms: give one",
+        ),
+        (["search", "--stored", "pictures/plain.png", "-0", "--csv"], 2, "--csv and --null are two forms: give one"),
+        (
+            ["search", "--stored", "pictures/plain.png", "--min-score", "nan"],
+            1,
+            "--min-score nan is no number: give one",
+        ),
+        (["duplicates", "--csv", "--json"], 2, "--json and --csv are two forms: give one"),
         (["search"], 2, "Usage"),
         (["search", "out.h5"], 2, "Give a QUERY picture, or --stored PATH"),
         (["search", "none.jpg"], 1, "none.jpg cannot be found: No such file or directory: name an existing picture"),
@@ -230,6 +264,8 @@ def test_options_can_be_set_by_variables(rn50feat: Run, store: Path) -> None:
     done = rn50feat("extract", "pictures", "out.h5", RN50FEAT_QUIET="1", RN50FEAT_JSON="1")
     assert json.loads(done.stdout)["unchanged"] == 7
     assert done.stderr == ""
+    done = rn50feat("search", "--stored", "pictures/plain.png", "--csv", RN50FEAT_JSON="1")
+    assert done.stdout.startswith("query,rank,")
     done = rn50feat("search", "--stored", "pictures/plain.png", RN50FEAT_NEIGHBOURS="2")
     assert done.stdout.count("\n") == 2
 

@@ -14,8 +14,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from rn50feat.cli import report, streams
+from rn50feat.cli import streams
 from rn50feat.errors import OutputError
+from rn50feat.unseen import one_line
 
 if TYPE_CHECKING:
     from rn50feat.summary import Progress
@@ -116,7 +117,7 @@ def attended() -> bool:
 
 def say(line: str) -> None:
     """Write a line to stderr, names in it on that one line."""
-    print(report.one_line(line), file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def write(text: str) -> None:

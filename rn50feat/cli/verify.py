@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from rn50feat.cli import report
 from rn50feat.cli.options import engine_options, option
 from rn50feat.cli.stores import find_store
 from rn50feat.cli.terminal import attended, say, write
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import VerifyError
+from rn50feat.unseen import one_line
 
 
 @click.command("verify")
@@ -40,7 +40,7 @@ def command(store: Path | None, sources: bool, recompute: int, weights: str | No
         progress=attended(),
     )
     for finding in result.findings:
-        write(f"{report.one_line(finding)}\n")
+        write(f"{one_line(finding)}\n")
     for note in result.notes:
         say(note)
     if result.findings:
