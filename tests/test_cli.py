@@ -215,6 +215,33 @@ def shell(folder: Path, redirected: str, *arguments: str) -> subprocess.Complete
     return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
 
 
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x.txt", "x.txt ends in neither .h5 nor .hdf5"),
+        ("out", "out ends in neither .h5 nor .hdf5"),
+        ("s3://b/out.h5", "s3:/b/out.h5 looks like a URL, and a store is a file of this machine"),
+    ],
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [["extract", "pictures"], ["extract", "--dry-run", "pictures"], ["import", "rows.npy"], ["merge", "out.h5"]],
+)
+def test_a_new_store_has_a_name_that_commands_know_it_by(
+    rn50feat: Run, store: Path, arguments: list[str], name: str, reason: str
+) -> None:
+    np.save(store.parent / "rows.npy", np.ones((1, 2048), np.float32))
+    (store.parent / "rows.paths.txt").write_text("one.png")
+    done = rn50feat(*arguments, name)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"Error: {reason}")
+
+
+def test_a_store_that_is_there_may_have_any_name(rn50feat: Run, store: Path) -> None:
+    store.rename(store.with_name("out"))
+    assert "7 unchanged" in rn50feat("extract", "pictures", "out").stderr
+
+
 def test_weights_that_cannot_be_downloaded(rn50feat: Run, store: Path, tmp_path: Path) -> None:
     proxy = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "torch")}
     done = rn50feat("extract", "pictures", "new.h5", **proxy)

@@ -10,7 +10,7 @@ import click
 
 from rn50feat.cli import report
 from rn50feat.cli.options import engine_options, form_of, html_option, option
-from rn50feat.cli.stores import SUFFIXES, find_store, mark_random
+from rn50feat.cli.stores import find_store, mark_random
 from rn50feat.cli.terminal import attended, write
 from rn50feat.engines import EngineOptions
 
@@ -60,7 +60,7 @@ def command(
     """
     from rn50feat.search import search as by_picture
     from rn50feat.search import search_stored as by_path
-    from rn50feat.store import FeatureStore
+    from rn50feat.store import SUFFIXES, FeatureStore
 
     form = form_of(json=json, csv=csv, null=null)
     pictures = [query for query in queries if not query.endswith(SUFFIXES)]
