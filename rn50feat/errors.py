@@ -22,6 +22,7 @@ each of them into one ``Error:`` line::
     ├── PruneError               rows that were not removed, to be on the safe side
     ├── VerifyError              a store that is not as it should be
     ├── PageError                an HTML page that cannot be written
+    ├── OutputError              results that cannot be printed
     └── TooManyFailuresError     4: more failures than --max-failures allows
 
 A message names the object, the cause and the remedy.
@@ -110,6 +111,10 @@ class VerifyError(RN50FeatError):
 
 class PageError(RN50FeatError):
     """An HTML page cannot be written."""
+
+
+class OutputError(RN50FeatError):
+    """Standard output takes no results."""
 
 
 class TooManyFailuresError(RN50FeatError):

@@ -18,7 +18,7 @@ from rn50feat import prune as pruning
 from rn50feat.engines import EngineOptions, StartEngine, local
 from rn50feat.places.selection import Selection, Sources
 from rn50feat.run import Run
-from rn50feat.store import locate_store
+from rn50feat.store import locate_output
 from rn50feat.summary import Progress, Summary
 from rn50feat.weights import Choices
 
@@ -67,7 +67,7 @@ def extract(
     """
     selection = Selection.of(pictures)
     pruning.check(selection, prune)
-    path = locate_store(store)
+    path = locate_output(store)
     deadline = None if time_budget is None else time.monotonic() + time_budget
 
     def stop() -> str | None:

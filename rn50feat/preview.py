@@ -17,7 +17,7 @@ from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree
 from rn50feat.places.selection import Selection, Sources
 from rn50feat.plan import Verdict, plan
-from rn50feat.store import WIDTH, FeatureStore, locate_store
+from rn50feat.store import WIDTH, FeatureStore, locate_output
 from rn50feat.weights import Choices
 
 ROW_OVERHEAD = 150  # bytes of a row beside its features: path, numbers, and HDF5's own tables
@@ -63,7 +63,7 @@ def preview(
     """Return what `extract` would do with the same arguments; raises what it would raise before it begins."""
     selection = Selection.of(pictures)
     pruning.check(selection, prune)
-    path = locate_store(store)
+    path = locate_output(store)
     existing = FeatureStore(path) if path.exists() else None
     old = None if overwrite else existing
     agree(old, Choices(weights, variant, preprocess, exif, exact_decode), dtype)

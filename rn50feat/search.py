@@ -7,6 +7,7 @@ preprocessing as the store, and looked for by `nearest`.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -164,6 +165,8 @@ def _rank(
         raise QueryError(f"there is no metric {metric}: give one of {', '.join(METRICS)}")
     if metric == "l2" and min_score is not None:
         raise QueryError("--min-score is for similarities, and l2 is a distance: use --metric cosine or ip")
+    if min_score is not None and math.isnan(min_score):
+        raise QueryError("--min-score nan is no number: give one, 0.9 say")
     nearest = Nearest(store, metric, None if exact else open_index(store))
     facts = {name: store.column(name) for name in ("ids", "size", "mtime_ns")}
     results = []

@@ -36,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 FORMAT = "rn50feat"
 SCHEMA = 1
+SUFFIXES = (".h5", ".hdf5")
 WIDTH = 2048
 ATTRIBUTES = ("format", "schema", "store_id", "next_id", "provenance")
 TEXT = h5py.string_dtype()
@@ -96,6 +97,16 @@ def locate_store(path: str | os.PathLike[str]) -> Path:
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
         raise StoreError(f"{path} is {kind}: name a file for the store, out.h5 say")
+    return located
+
+
+def locate_output(path: str | os.PathLike[str]) -> Path:
+    """Return what `locate_store` does for a store to write to; a new one must have a name that commands know it by."""
+    if not (located := locate_store(path)).exists():
+        if Path(path).parts[0].endswith(":"):
+            raise StoreError(f"{path} looks like a URL, and a store is a file of this machine: name one, out.h5 say")
+        if not os.fspath(path).endswith(SUFFIXES):
+            raise StoreError(f"{path} ends in neither .h5 nor .hdf5, as a new store must: name it out.h5, say")
     return located
 
 

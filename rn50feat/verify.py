@@ -33,9 +33,10 @@ BLOCK = 4096
 
 @dataclass
 class Report:
-    """What `verify` found: faults, and what is worth knowing."""
+    """What `verify` found: faults, and what is worth knowing. The last of the faults is the index's, if it has one."""
 
     findings: list[str] = field(default_factory=list)
+    index_fault: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -64,11 +65,11 @@ def verify(
             _check_records(store, report)
     if not report.findings:
         _check_rows(store, report)
-    _check_index(store, report)
     if not report.findings and sources:
         _check_sources(store, report)
     if not report.findings and recompute:
         _check_again(store, report, recompute, weights_file, options, start, progress)
+    _check_index(store, report)
     return report
 
 
@@ -81,6 +82,7 @@ def _check_index(store: FeatureStore, report: Report) -> None:
             report.notes.append(f"{index_file.faiss_path(store.path)} is whole: {facts.rows} rows")
     except IndexingError as error:
         report.findings.append(str(error))
+        report.index_fault = True
 
 
 def _check_shapes(store: FeatureStore, report: Report) -> bool:

@@ -16,7 +16,7 @@ PACKAGE = Path(rn50feat.__file__).parent
 # The journey of one picture, from the bottom: a module imports only from rows above its own.
 LAYERS = [
     ["errors", "exchange", "indexing", "pages", "places"],
-    ["damage", "disk", "places.zips", "places.folders", "places.remote"],
+    ["damage", "disk", "unseen", "places.zips", "places.folders", "places.remote"],
     ["places.archives", "beside"],
     ["provenance", "pages.page", "variants", "resampling", "formats.crc32c", "formats.protobuf", "formats.names"],
     ["formats.table", "formats.translation"],
@@ -61,7 +61,7 @@ LAYERS = [
     ["run", "search", "duplicates", "preview", "verify", "bench", "exchange.merge", "exchange.importing"],
     ["extract", "pages.gallery"],
     ["cli"],
-    ["cli.report"],
+    ["cli.report", "cli.streams"],
     ["cli.options", "cli.terminal"],
     ["cli.stores"],
     ["cli.outcome", "cli.index"],
@@ -95,7 +95,7 @@ MODULES = modules()
 
 OWNERS = {
     "click": {name for name in MODULES if name.startswith("cli")}
-    - {"cli", "cli.outcome", "cli.report", "cli.stores", "cli.terminal"},
+    - {"cli", "cli.outcome", "cli.report", "cli.stores", "cli.streams", "cli.terminal"},
     "h5py": {"store", "writer", "formats.hdf5", "formats.keras"},
     "pyarrow": {"exchange.parquet"},
     "qdrant_client": {"exchange.qdrant"},

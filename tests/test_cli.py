@@ -89,6 +89,27 @@ def test_names_survive_in_the_other_forms(rn50feat: Run, store: Path) -> None:
     assert len(rn50feat("info", "--failures").stdout.split("\n")[:-1]) == len(NAMES)
 
 
+@pytest.mark.parametrize(
+    ("name", "shown"),
+    [
+        ("photo\u202egpj.exe.png", r"photo\u202egpj.exe.png"),
+        ("C1\x9b, none\u200b, lines\u2028.png", r"C1\u009b, none\u200b, lines\u2028.png"),
+        ("👩‍💻 naïve שלום.png", "👩‍💻 naïve שלום.png"),
+        (os.fsdecode(b"\xff.png"), os.fsdecode(b"\xff.png")),
+    ],
+)
+def test_what_cannot_be_seen_in_a_name_is_spelled_out(
+    rn50feat: Run, store: Path, start: FakeStart, name: str, shown: str
+) -> None:
+    (store.parent / "pictures/a b.png").rename(store.parent / "pictures" / name)
+    (store.parent / f"pictures/bad{name}").write_text("text")
+    package.extract(store.parent / "pictures", store, start=start)
+    lines = rn50feat("search", "--stored", f"pictures/{name}", "-k", "1").stdout.split("\n")
+    assert lines[0].split("\t")[0] == f"pictures/{shown}"
+    failures = rn50feat("info", "--failures").stdout.split("\n")
+    assert f"pictures/bad{shown}" in [line.split("\t")[0] for line in failures]
+
+
 def test_a_terminal_gets_a_table(store: Path) -> None:
     code = "import sys; sys.stdout.isatty = lambda: True; from rn50feat.cli.main import main; main()"
     arguments = [sys.executable, "-c", code, "search", "--stored", "pictures/plain.png", "-k", "1"]
@@ -113,6 +134,19 @@ def test_a_terminal_gets_a_table(store: Path) -> None:
         (["extract", "pictures"], 2, "Missing argument"),
         (["extract", "pictures", "new.h5", "--batch-size", "-1"], 2, "--batch-size"),
         (["extract", "pictures", "out.h5", "--force"], 2, "--force is about --prune"),
+        (["extract", "pictures", "out.h5", "--prune-limit", "50"], 2, "--prune-limit is about --prune"),
+        (
+            ["search", "--stored", "pictures/plain.png", "--json", "--csv"],
+            2,
+            "--json and --csv are two forms: give one",
+        ),
+        (["search", "--stored", "pictures/plain.png", "-0", "--csv"], 2, "--csv and --null are two forms: give one"),
+        (
+            ["search", "--stored", "pictures/plain.png", "--min-score", "nan"],
+            1,
+            "--min-score nan is no number: give one",
+        ),
+        (["duplicates", "--csv", "--json"], 2, "--json and --csv are two forms: give one"),
         (["search"], 2, "Usage"),
         (["search", "out.h5"], 2, "Give a QUERY picture, or --stored PATH"),
         (["search", "none.jpg"], 1, "none.jpg cannot be found: No such file or directory: name an existing picture"),
@@ -134,6 +168,78 @@ def test_mistakes_get_one_line_and_harm_nothing(
     assert message in done.stderr
     assert code == 2 or done.stderr.count("\n") == 1
     assert {path: path.read_bytes() for path in store.parent.glob("*.h5*")} == before
+
+
+@pytest.mark.parametrize(
+    ("redirected", "reason"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["info"],
+        ["search", "--stored", "pictures/plain.png"],
+        ["extract", "pictures", "out.h5", "--json", "--quiet"],
+    ],
+)
+def test_results_that_cannot_be_printed_are_told_of(
+    store: Path, arguments: list[str], redirected: str, reason: str
+) -> None:
+    done = shell(store.parent, redirected, *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.splitlines()[-1].startswith(f"Error: standard output cannot be written ({reason}): ")
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-", "<&- >&- 2>&-"])
+def test_messages_that_cannot_be_written_end_no_run(store: Path, redirected: str) -> None:
+    (store.parent / "pictures/plain.png").unlink()
+    assert shell(store.parent, redirected, "extract", "pictures", "out.h5", "--prune").returncode == 0
+    assert len(package.FeatureStore(store)) == len(NAMES) - 1
+    with run_lock(store):
+        assert shell(store.parent, redirected, "extract", "pictures", "out.h5").returncode == 75
+
+
+def test_closed_streams_get_mixed_up_with_nothing(scenes: Path, weights: Path, tmp_path: Path) -> None:
+    picture = str(sorted(scenes.iterdir())[0])
+    extract = ("extract", picture, "out.h5", "--weights", str(weights), "--workers", "1")
+    assert shell(tmp_path, "<&- >&- 2>&-", *extract).returncode == 0
+    done = shell(tmp_path, "<&-", "search", picture, "out.h5", "--workers", "1")
+    assert (done.returncode, done.stdout.count("\n")) == (0, 1), done.stderr
+    done = shell(tmp_path, "<&-", "extract", "--from-file", "-", "out.h5")
+    assert (done.returncode, done.stderr.count("\n")) == (0, 1), done.stderr
+
+
+def shell(folder: Path, redirected: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run the program with its streams redirected as a shell says it."""
+    command = ["sh", "-c", f'exec "$0" -m rn50feat "$@" {redirected}', sys.executable, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("x.txt", "x.txt ends in neither .h5 nor .hdf5"),
+        ("out", "out ends in neither .h5 nor .hdf5"),
+        ("s3://b/out.h5", "s3:/b/out.h5 looks like a URL, and a store is a file of this machine"),
+    ],
+)
+@pytest.mark.parametrize(
+    "arguments",
+    [["extract", "pictures"], ["extract", "--dry-run", "pictures"], ["import", "rows.npy"], ["merge", "out.h5"]],
+)
+def test_a_new_store_has_a_name_that_commands_know_it_by(
+    rn50feat: Run, store: Path, arguments: list[str], name: str, reason: str
+) -> None:
+    np.save(store.parent / "rows.npy", np.ones((1, 2048), np.float32))
+    (store.parent / "rows.paths.txt").write_text("one.png")
+    done = rn50feat(*arguments, name)
+    assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
+    assert done.stderr.startswith(f"Error: {reason}")
+
+
+def test_a_store_that_is_there_may_have_any_name(rn50feat: Run, store: Path) -> None:
+    store.rename(store.with_name("out"))
+    assert "7 unchanged" in rn50feat("extract", "pictures", "out").stderr
 
 
 def test_weights_that_cannot_be_downloaded(rn50feat: Run, store: Path, tmp_path: Path) -> None:
@@ -185,6 +291,8 @@ def test_options_can_be_set_by_variables(rn50feat: Run, store: Path) -> None:
     done = rn50feat("extract", "pictures", "out.h5", RN50FEAT_QUIET="1", RN50FEAT_JSON="1")
     assert json.loads(done.stdout)["unchanged"] == 7
     assert done.stderr == ""
+    done = rn50feat("search", "--stored", "pictures/plain.png", "--csv", RN50FEAT_JSON="1")
+    assert done.stdout.startswith("query,rank,")
     done = rn50feat("search", "--stored", "pictures/plain.png", RN50FEAT_NEIGHBOURS="2")
     assert done.stdout.count("\n") == 2
 

@@ -29,6 +29,7 @@ from rn50feat.indexing.nearest import Nearest, open_index
 from rn50feat.lock import run_lock
 from rn50feat.search import search_stored
 
+WITHOUT = "without: search --exact, duplicates --scan"
 KINDS = [*((kind, m) for kind in (None, "IVF8,RaBitQ") for m in ("cosine", "l2", "ip")), ("PCA128,IVF4,SQ8", "l2")]
 
 
@@ -209,8 +210,10 @@ def test_an_index_of_something_else_is_refused_with_the_remedy(store: FeatureSto
     store = FeatureStore(store.path)
     name = store.path_of(3)
     for attempt in (lambda: search_stored([name], store), lambda: rn50feat.index(store)):
-        with pytest.raises(IndexingError, match=f"(?s){message}.*rn50feat index .* --rebuild, or search with --exact"):
+        with pytest.raises(IndexingError, match=f"(?s){message}.*rn50feat index .* --rebuild, or do {WITHOUT}"):
             attempt()
+    with pytest.raises(IndexingError, match=WITHOUT):
+        rn50feat.duplicates(store)
     assert any(message.split(" .*")[0].split(" ")[-1] in finding for finding in rn50feat.verify(store).findings)
     assert search_stored([name], store, exact=True)[0].hits[0].path == name
     rn50feat.index(store, rebuild=True)
@@ -253,7 +256,7 @@ def test_another_kind_needs_a_rebuild_and_some_kinds_remove_nothing(store: Featu
     append(store, 400, clusters(3, seed=1))
     assert rn50feat.index(store).added == 3
     remove(store, [4])
-    with pytest.raises(IndexingError, match="cannot be removed from an index of this kind: use --rebuild"):
+    with pytest.raises(IndexingError, match="cannot be removed .*: make a new one with rn50feat index .*out.h5 --reb"):
         rn50feat.index(store)
     check(store)
 
@@ -365,6 +368,11 @@ def test_the_command(rn50feat: Run, store: FeatureStore) -> None:
     assert "looks into 8 lists" in done.stderr
     assert "out.faiss is whole: 402 rows" in rn50feat("verify").stderr
     flip(store)
+    done = rn50feat("verify")
+    assert (done.returncode, done.stdout.count("\n")) == (1, 1)
+    assert done.stderr == (
+        f"Error: the index of {store.path} has a fault: build it anew with rn50feat index {store.path} --rebuild\n"
+    )
     done = rn50feat("search", "--stored", store.path_of(0))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)
     assert rn50feat("search", "--stored", store.path_of(0), "--exact").returncode == 0

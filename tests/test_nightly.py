@@ -507,7 +507,7 @@ def test_verify_finds_faults(
     done = rn50feat("verify")
     assert done.returncode == 1
     assert done.stdout == found + "\n"
-    assert "has 1 faults: restore it from a backup" in done.stderr
+    assert "has 1 fault: restore it from a backup" in done.stderr
 
 
 def rn50feat_verify(shades: Path, **settings: object) -> Report:

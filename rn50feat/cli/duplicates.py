@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.options import html_option, option
+from rn50feat.cli.options import form_of, html_option, option
 from rn50feat.cli.stores import find_store, mark_random
 from rn50feat.cli.terminal import say, stages, write
 
@@ -23,8 +23,8 @@ from rn50feat.cli.terminal import say, stages, write
 @option("--exact", is_flag=True, help="Find only copies, byte for byte.")
 @option("--scan", is_flag=True, help="Compare every two pictures, though there is an index.")
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
-@option("--json", "form", flag_value="json", help="Print JSON.")
-@option("--csv", "form", flag_value="csv", help="Print CSV.")
+@option("--json", is_flag=True, help="Print JSON.")
+@option("--csv", is_flag=True, help="Print CSV.")
 @html_option
 def command(
     store: Path | None,
@@ -32,7 +32,8 @@ def command(
     exact: bool,
     scan: bool,
     quiet: bool,
-    form: str | None,
+    json: bool,
+    csv: bool,
     html: Path | None,
 ) -> None:
     """Find groups of near-identical pictures in STORE.
@@ -45,6 +46,7 @@ def command(
     from rn50feat.duplicates import default_threshold, duplicates
     from rn50feat.store import FeatureStore
 
+    form = form_of(json=json, csv=csv)
     opened = FeatureStore(store or find_store())
     threshold = default_threshold(opened) if threshold is None else threshold
     with stages(quiet) as tell:

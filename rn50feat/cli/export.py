@@ -9,7 +9,7 @@ import click
 
 from rn50feat.cli.options import option
 from rn50feat.cli.outcome import STOP_CODES
-from rn50feat.cli.stores import SUFFIXES, find_store, mark_random
+from rn50feat.cli.stores import find_store, mark_random
 from rn50feat.cli.terminal import say, signals, stages
 
 
@@ -36,7 +36,7 @@ def command(
     each row. A database gets what is new, loses what is gone, and keeps the
     rest; the key of a Qdrant server is in QDRANT_API_KEY.
     """
-    from rn50feat.store import FeatureStore
+    from rn50feat.store import SUFFIXES, FeatureStore
 
     *stores, out = names
     if len(stores) > 1 or any(not name.endswith(SUFFIXES) for name in stores):

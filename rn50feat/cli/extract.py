@@ -21,6 +21,7 @@ from rn50feat.cli.options import (
     option,
     place_options,
     shard_of,
+    typed,
 )
 from rn50feat.cli.outcome import tell
 from rn50feat.cli.terminal import progress, signals, write
@@ -110,6 +111,8 @@ def command(
         raise click.UsageError("--null is about --from-file: give both, or neither.")
     if settings["force"] and not settings["prune"]:
         raise click.UsageError("--force is about --prune: give both, or neither.")
+    if typed("prune_limit") and not settings["prune"]:
+        raise click.UsageError("--prune-limit is about --prune: give both, or neither.")
     place = engine_at(engine, ray_address)
     selection = Selection(sources, listing=from_file, null=null, shard=shard)
     options = EngineOptions(**{field.name: settings.pop(field.name) for field in dataclasses.fields(EngineOptions)})

@@ -25,22 +25,27 @@ from rn50feat.cli import (
     info,
     merge,
     model,
-    report,
     search,
+    streams,
     verify,
 )
 from rn50feat.errors import RN50FeatError
+from rn50feat.unseen import one_line
 
 
 class _Failed(click.ClickException):
     """The ``Error:`` line of an `RN50FeatError`."""
 
     def __init__(self, error: RN50FeatError) -> None:
-        super().__init__(report.one_line(str(error)))
+        super().__init__(one_line(str(error)))
         vars(self)["exit_code"] = error.exit_code
 
 
 class _Program(click.Group):
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        streams.settle()
+        return super().__call__(*args, **kwargs)
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             return super().invoke(ctx)

@@ -80,6 +80,20 @@ def shard_of(text: str) -> Shard:
         raise click.BadParameter(str(error)) from error
 
 
+def typed(name: str) -> bool:
+    """Tell whether the parameter `name` comes from the command line: not from a variable, and no default."""
+    return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
+
+
+def form_of(**given: bool) -> str | None:
+    """Return which of the forms of output is asked for; what is typed comes before variables."""
+    asked = [name for name, wanted in given.items() if wanted]
+    asked = [name for name in asked if typed(name)] or asked
+    if len(asked) > 1:
+        raise click.UsageError(f"{' and '.join(f'--{name}' for name in asked)} are two forms: give one.")
+    return asked[0] if asked else None
+
+
 def option(*declarations: str, **settings: Any) -> Callable[[Command], Command]:
     """Declare an option that a variable sets too; as `click.option`."""
     return click.option(*declarations, cls=_Option, **settings)
@@ -185,6 +199,6 @@ def engine_at(engine: str, ray_address: str) -> dict[str, Any]:
         from rn50feat.engines import ray
 
         return {"start": partial(ray.start, address=ray_address)}
-    if click.get_current_context().get_parameter_source("ray_address") is ParameterSource.COMMANDLINE:
+    if typed("ray_address"):
         raise click.UsageError("--ray-address is about --engine ray: give both, or neither.")
     return {}

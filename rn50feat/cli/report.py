@@ -2,8 +2,8 @@
 
 In: search results, groups, a store and its index. Out: text, as an aligned table, tab-separated
 lines, CSV or JSON. Names come out whole: bytes that are not UTF-8 as they are
-(or as surrogate escapes in JSON), control characters escaped where a line
-break would break the form.
+(or as surrogate escapes in JSON), what cannot be seen spelled out where a
+line break would break the form.
 """
 
 from __future__ import annotations
@@ -11,13 +11,13 @@ from __future__ import annotations
 import csv
 import io
 import json
-import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rn50feat.errors import RN50FeatError
+from rn50feat.unseen import one_line
 
 if TYPE_CHECKING:
     from rn50feat.bench import Benchmark
@@ -28,14 +28,6 @@ if TYPE_CHECKING:
     from rn50feat.provenance import Preprocessing, Provenance
     from rn50feat.search import Hit, Result
     from rn50feat.store import FailureRecord, FeatureStore
-
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
-_ESCAPES = {"\n": r"\n", "\t": r"\t", "\r": r"\r", "\\": "\\\\"}
-
-
-def one_line(name: str) -> str:
-    r"""Return `name` with its control characters escaped (``\n``, ``\x1b``) and backslashes doubled."""
-    return _CONTROL.sub(lambda match: _ESCAPES.get(match[0], f"\\x{ord(match[0]):02x}"), name)
 
 
 def table(results: Iterable[Result]) -> str:

@@ -9,8 +9,8 @@ from typing import Any
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.options import engine_options, html_option, option
-from rn50feat.cli.stores import SUFFIXES, find_store, mark_random
+from rn50feat.cli.options import engine_options, form_of, html_option, option
+from rn50feat.cli.stores import find_store, mark_random
 from rn50feat.cli.terminal import attended, write
 from rn50feat.engines import EngineOptions
 
@@ -30,9 +30,9 @@ from rn50feat.engines import EngineOptions
 @option("--exclude-self", is_flag=True, help="Leave out the query's own row.")
 @option("--exact", is_flag=True, help="Look at every row, though there is an index.")
 @option("--weights", help="Where the store's weights are, if they have moved.")
-@option("--json", "form", flag_value="json", help="Print JSON.")
-@option("--csv", "form", flag_value="csv", help="Print CSV.")
-@option("-0", "--null", "form", flag_value="null", help="Print paths alone, each ended by a NUL.")
+@option("--json", is_flag=True, help="Print JSON.")
+@option("--csv", is_flag=True, help="Print CSV.")
+@option("-0", "--null", is_flag=True, help="Print paths alone, each ended by a NUL.")
 @html_option
 @engine_options
 def command(
@@ -44,7 +44,9 @@ def command(
     exclude_self: bool,
     exact: bool,
     weights: str | None,
-    form: str | None,
+    json: bool,
+    csv: bool,
+    null: bool,
     html: Path | None,
     **engine: Any,
 ) -> None:
@@ -58,8 +60,9 @@ def command(
     """
     from rn50feat.search import search as by_picture
     from rn50feat.search import search_stored as by_path
-    from rn50feat.store import FeatureStore
+    from rn50feat.store import SUFFIXES, FeatureStore
 
+    form = form_of(json=json, csv=csv, null=null)
     pictures = [query for query in queries if not query.endswith(SUFFIXES)]
     named = [Path(query) for query in queries if query.endswith(SUFFIXES)]
     if len(named) > 1:

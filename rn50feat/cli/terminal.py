@@ -11,10 +11,12 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
-from rn50feat.cli import report
+from rn50feat.cli import streams
+from rn50feat.errors import OutputError
+from rn50feat.unseen import one_line
 
 if TYPE_CHECKING:
     from rn50feat.summary import Progress
@@ -97,7 +99,8 @@ def signals() -> Iterator[Callable[[], str | None]]:
         if caught:
             os._exit(128 + number)  # what was committed is safe, and the lock ends with the process
         caught.append(signal.Signals(number).name)
-        os.write(2, b"\nstopping after the batch in hand; once more stops at once\n")
+        with suppress(OSError):
+            os.write(2, b"\nstopping after the batch in hand; once more stops at once\n")
 
     before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -114,10 +117,18 @@ def attended() -> bool:
 
 def say(line: str) -> None:
     """Write a line to stderr, names in it on that one line."""
-    print(report.one_line(line), file=sys.stderr, flush=True)
+    print(one_line(line), file=sys.stderr, flush=True)
 
 
 def write(text: str) -> None:
-    """Write results to stdout, names as the very bytes that they are."""
-    sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
-    sys.stdout.buffer.flush()
+    """Write results to stdout, names as the very bytes that they are; raise `OutputError` when it takes no more."""
+    try:
+        sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
+        sys.stdout.buffer.flush()
+    except BrokenPipeError:
+        raise  # the reader has seen enough, as head does: click ends the program without a word
+    except OSError as error:
+        streams.abandon_output()
+        raise OutputError(
+            f"standard output cannot be written ({error.strerror}): free some space, or lead it elsewhere"
+        ) from error

@@ -7,12 +7,12 @@ from typing import Any
 
 import click
 
-from rn50feat.cli import report
 from rn50feat.cli.options import engine_options, option
 from rn50feat.cli.stores import find_store
 from rn50feat.cli.terminal import attended, say, write
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import VerifyError
+from rn50feat.unseen import one_line
 
 
 @click.command("verify")
@@ -40,9 +40,21 @@ def command(store: Path | None, sources: bool, recompute: int, weights: str | No
         progress=attended(),
     )
     for finding in result.findings:
-        write(f"{report.one_line(finding)}\n")
+        write(f"{one_line(finding)}\n")
     for note in result.notes:
         say(note)
     if result.findings:
-        raise VerifyError(f"{opened.path} has {len(result.findings)} faults: restore it from a backup or extract anew")
+        raise VerifyError(_advice(opened.path, len(result.findings) - result.index_fault, result.index_fault))
     say(f"{opened.path}: {len(opened)} rows, no fault found")
+
+
+def _advice(store: Path, faults: int, index_fault: bool) -> str:
+    """Return what helps against so many faults of a store, and against that of its index."""
+    words = []
+    if faults:
+        words.append(
+            f"{store} has {faults} {'fault' if faults == 1 else 'faults'}: restore it from a backup or extract anew"
+        )
+    if index_fault:
+        words.append(f"the index of {store} has a fault: build it anew with rn50feat index {store} --rebuild")
+    return "; ".join(words)

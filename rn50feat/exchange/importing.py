@@ -32,7 +32,7 @@ from rn50feat.places import lists, sources
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
 from rn50feat.snapshot import BLOCK
-from rn50feat.store import FeatureStore, locate_store, stored_path
+from rn50feat.store import FeatureStore, locate_output, stored_path
 from rn50feat.summary import Progress, Summary
 from rn50feat.weights import Choices
 
@@ -90,7 +90,7 @@ def import_features(
     then stays.
     """
     file = _open(Path(features), None if paths is None else Path(paths), null, column)
-    path = locate_store(store)
+    path = locate_output(store)
     with lock.run_lock(path):
         old = FeatureStore(path) if path.exists() else None
         provenance = _provenance(file, old, Choices(weights, variant, preprocess, exif, exact_decode), made_by)

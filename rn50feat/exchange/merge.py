@@ -23,7 +23,7 @@ from rn50feat.exchange.intake import Intake, settle_dtype
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
 from rn50feat.snapshot import Snapshot
-from rn50feat.store import FeatureStore, locate_store, stored_path
+from rn50feat.store import FeatureStore, locate_output, stored_path
 from rn50feat.summary import Progress, Summary
 
 LEAVE, NEW = -2, -1  # what becomes of a row, where it does not take that of another
@@ -57,7 +57,7 @@ def merge(
     provenance and `StoreError` for those that cannot be read or written, or
     whose rows move meanwhile; what was committed by then stays.
     """
-    path = locate_store(out)
+    path = locate_output(out)
     parts = [FeatureStore(store) for store in stores]
     if not parts:
         raise StoreError(f"there is nothing to merge into {path}: name some stores")

@@ -92,9 +92,9 @@ class FaissIndex:
         with _told("this index takes no rows with ids"):
             self._index.add_with_ids(vectors, ids)
 
-    def remove(self, ids: Rows) -> None:
-        """Remove the vectors of `ids`."""
-        with _told("rows cannot be removed from an index of this kind: use --rebuild", remedy=""):
+    def remove(self, ids: Rows, remedy: str) -> None:
+        """Remove the vectors of `ids`; `remedy` is what helps where this kind of index cannot do that."""
+        with _told("rows cannot be removed from an index of this kind", f": {remedy}"):
             self._index.remove_ids(ids)
 
     def ids(self) -> Rows:

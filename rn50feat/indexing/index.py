@@ -187,7 +187,7 @@ def _update(store: FeatureStore, made: FaissIndex, before: Facts, on_progress: T
     if not len(gone) and not len(fresh):
         return Report(before, False, 0, 0, _rebuild_pays(before, ids))
     if len(gone):
-        made.remove(gone)
+        made.remove(gone, index_file.remedy(store.path))
     added = _add(made, store, fresh, before.metric, on_progress)
     facts = replace(before, rows=len(made), next_id=next_id)
     facts = index_file.save(store.path, made.save, facts, before)

@@ -145,8 +145,8 @@ def _state(store: Path) -> _State | None:
 
 
 def remedy(store: Path) -> str:
-    """Return what helps against an index that is not to be used."""
-    return f"make a new one with rn50feat index {store} --rebuild, or search with --exact"
+    """Return what helps against an index that is not to be used, whichever command met it."""
+    return f"make a new one with rn50feat index {store} --rebuild, or do without: search --exact, duplicates --scan"
 
 
 def _fitting(store: Path, seen: _State, thorough: bool) -> Facts:

@@ -12,23 +12,15 @@ import base64
 import hashlib
 import html
 import os
-import re
 from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
 from rn50feat import beside
 from rn50feat.errors import PageError
+from rn50feat.unseen import as_text
 
 SUFFIXES = (".html", ".htm")
-
-# What a name may hold and a reader cannot see: control characters, line and paragraph separators, the marks that
-# turn the direction of a text (and could show gpj.exe as exe.jpg), and bytes that are not UTF-8. Backslashes too,
-# so that an escape cannot be told by a name. The joiners that emoji are made with stay.
-_UNSEEN = re.compile(
-    "[\x00-\x1f\x7f-\x9f\\\\\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb\ud800-\udfff]"
-)
-_SHORT = {"\n": r"\n", "\t": r"\t", "\r": r"\r", "\\": "\\\\"}
 
 
 def escape(name: str) -> str:
@@ -37,16 +29,7 @@ def escape(name: str) -> str:
     What cannot be seen is spelled out: ``\n``, ``\x1b``, ``\u202e``, and
     ``\xff`` for a byte that is not UTF-8.
     """
-    return html.escape(_UNSEEN.sub(_spelled_out, name))
-
-
-def _spelled_out(match: re.Match[str]) -> str:
-    code = ord(match[0])
-    if 0xDC80 <= code <= 0xDCFF:  # a byte, by Python's surrogateescape
-        code -= 0xDC00
-    elif code > 0x7F:
-        return f"\\u{code:04x}"
-    return _SHORT.get(match[0], f"\\x{code:02x}")
+    return html.escape(as_text(name))
 
 
 def style(name: str) -> str:

@@ -1,0 +1,56 @@
+"""Standard input, output and error as they should be, however the program was started.
+
+In: the descriptors 0 to 2, of which a daemon may have closed some, and which may lead to a full disk. Out: three
+that are open, in Python as well, so that no file or socket of this program gets their numbers and is read or
+written by mistake, here or in a process that it starts.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import sys
+from typing import Any
+
+
+def settle() -> None:
+    """Open those of the three that are closed, and let no message fail; before anything else is opened.
+
+    Standard input is then empty. What is printed is not lost in silence: /dev/null is open for reading only.
+    """
+    for handle, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
+        try:
+            os.fstat(handle)
+        except OSError:
+            opened = os.open(os.devnull, flags)
+            os.dup2(opened, handle)
+            os.set_inheritable(handle, True)
+            if opened != handle:
+                os.close(opened)
+    if sys.stdin is None:
+        sys.stdin = os.fdopen(0, encoding="utf-8", errors="surrogateescape", closefd=False)
+    if sys.stdout is None:
+        sys.stdout = os.fdopen(1, "w", encoding="utf-8", errors="surrogateescape", closefd=False)
+    sys.stderr = io.TextIOWrapper(
+        io.BufferedWriter(_Messages(2, "w", closefd=False)),
+        encoding=getattr(sys.stderr, "encoding", "utf-8"),
+        errors="backslashreplace",
+        line_buffering=True,
+    )
+
+
+def abandon_output() -> None:
+    """Let what standard output still holds go nowhere: Python would try to write it again as it ends."""
+    handle = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(handle, 1)
+    os.close(handle)
+
+
+class _Messages(io.FileIO):
+    """Standard error: what cannot be written there, to a full disk say, is passed over, and the run goes on."""
+
+    def write(self, data: Any, /) -> int:
+        try:
+            return super().write(data)
+        except OSError:
+            return len(memoryview(data))
