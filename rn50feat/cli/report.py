@@ -206,6 +206,8 @@ def benchmark_lines(result: Benchmark) -> str:
         ("together", result.together, f"pictures/s, {result.pictures} pictures over and over"),
     ]
     table = "".join(f"{name:9} {rate:9.1f}  {unit}\n" for name, rate, unit in lines)
+    if result.left_out:
+        table += f"{'left out':9} {result.left_out:9}  pictures that cannot be read or decoded\n"
     return f"{table}the bottleneck is {result.bottleneck}; what would help: {result.advice}\n"
 
 
