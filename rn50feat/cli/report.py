@@ -31,11 +31,18 @@ if TYPE_CHECKING:
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\\]")
 _ESCAPES = {"\n": r"\n", "\t": r"\t", "\r": r"\r", "\\": "\\\\"}
+_ESCAPED = re.compile(r"\\(?:[ntr\\]|x([01][0-9a-f]|7f|[89][0-9a-f]))")
+_ESCAPED_CHARACTERS = {escape: character for character, escape in _ESCAPES.items()}
 
 
 def one_line(name: str) -> str:
     r"""Return `name` with its control characters escaped (``\n``, ``\x1b``) and backslashes doubled."""
     return _CONTROL.sub(lambda match: _ESCAPES.get(match[0], f"\\x{ord(match[0]):02x}"), name)
+
+
+def as_it_was(line: str) -> str:
+    """Return the name of which `one_line` made `line`."""
+    return _ESCAPED.sub(lambda match: chr(int(match[1], 16)) if match[1] else _ESCAPED_CHARACTERS[match[0]], line)
 
 
 def table(results: Iterable[Result]) -> str:
