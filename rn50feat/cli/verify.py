@@ -11,6 +11,7 @@ from rn50feat.cli import report
 from rn50feat.cli.options import engine_options, option
 from rn50feat.cli.stores import find_store
 from rn50feat.cli.terminal import attended, say, write
+from rn50feat.damage import REMEDY
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import VerifyError
 
@@ -44,5 +45,5 @@ def command(store: Path | None, sources: bool, recompute: int, weights: str | No
     for note in result.notes:
         say(note)
     if result.findings:
-        raise VerifyError(f"{opened.path} has {len(result.findings)} faults: restore it from a backup or extract anew")
+        raise VerifyError(f"{opened.path} has {len(result.findings)} faults: {REMEDY}")
     say(f"{opened.path}: {len(opened)} rows, no fault found")
