@@ -189,10 +189,13 @@ def counts(summary: dict[str, Any]) -> str:
 
 def preview_line(expected: Preview) -> str:
     """Return a preview in one line."""
-    found = f"{expected.compute} to compute, {expected.unchanged} unchanged, {expected.failed_before} failed before"
-    time = "" if expected.seconds is None else f" in about {duration(expected.seconds)}"
+    most = "at most " if expected.compute else ""  # copies take no computing, and are told only by reading them
+    found = f"{most}{expected.compute} to compute, {expected.unchanged} unchanged"
     missing = f", {expected.missing} listed but not there" if expected.missing else ""
-    return f"{found}, {expected.ignored} ignored{missing}, {expected.remove} to remove; {size(expected.bytes)}{time}\n"
+    others = f"{expected.failed_before} failed before, {expected.ignored} ignored{missing}, {expected.remove} to remove"
+    known = expected.seconds is not None or not expected.compute
+    time = f"in about {duration(expected.seconds or 0)}" if known else "time unknown before a first run"
+    return f"{found}, {others}; about {size(expected.bytes)}, {time}\n"
 
 
 def duration(seconds: float) -> str:
