@@ -18,7 +18,7 @@ def main(path: str, groups: int) -> None:
     features = normalize(np.concatenate([block for _, block in store.blocks()]).astype(np.float32))
     labels = KMeans(groups, n_init=10, random_state=0).fit_predict(features)
     for label, picture in sorted(zip(labels, store.paths())):
-        print(f"{label}  {picture}")
+        print(f"{label}  {picture!r}")
 
 
 if __name__ == "__main__":

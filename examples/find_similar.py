@@ -17,7 +17,7 @@ def main(folder: str, query: str, weights: str | None = None) -> None:
     rn50feat.extract(folder, store, weights=weights)
     (result,) = rn50feat.search(query, store, k=5)
     for hit in result.hits:
-        print(f"{hit.score:.4f}  {hit.path}")
+        print(f"{hit.score:.4f}  {hit.path!r}")
 
 
 if __name__ == "__main__":

@@ -18,10 +18,10 @@ store = Path(sys.argv[1])
 index = faiss.read_index(str(store.with_suffix(".faiss")))
 with h5py.File(store, "r") as file:
     features, ids = file["features"][:].astype(np.float32), file["ids"][:]
-    paths = dict(zip(ids.tolist(), file["paths"].asstr()[:]))
+    paths = dict(zip(ids.tolist(), file["paths"].asstr(errors="surrogateescape")[:]))
 
 faiss.normalize_L2(features)  # an index for cosine holds vectors of length 1
 scores, neighbours = index.search(features, 2)
 for own, score, found in zip(ids.tolist(), scores, neighbours):
     best = next(i for i in range(2) if found[i] != own)
-    print(f"{score[best]:.4f}  {paths[own]}  {paths[found[best]]}")
+    print(f"{score[best]:.4f}  {paths[own]!r}  {paths[found[best]]!r}")

@@ -10,7 +10,6 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
 from itertools import cycle, islice
 from typing import Any
@@ -29,9 +28,13 @@ SECONDS = 4.0  # for each stage; the network's first batches are left out
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Rates in pictures a second; ``listing`` in files a second, ``decoding`` for one core."""
+    """Rates in pictures a second; ``listing`` in files a second, ``decoding`` for one core.
+
+    ``left_out`` pictures cannot be read or decoded, and count in no rate.
+    """
 
     pictures: int
+    left_out: int
     cores: int
     backend: str
     device: str
@@ -55,7 +58,7 @@ def bench(
     """Measure the stages of `extract` on the first `count` pictures below `folder`.
 
     The network's rate does not depend on its weights, so random ones will do.
-    Raises `SourceError` when there is no picture.
+    Raises `SourceError` when there is no picture, or none that can be decoded.
     """
     roots = sources.roots([folder])
     begun = time.perf_counter()
@@ -68,12 +71,16 @@ def bench(
     origin = provenance(chosen)
     contents, reading = _read(pictures)
 
-    def decode(content: tuple[Reference, bytes]) -> None:
+    def decode(content: tuple[Reference, bytes]) -> str:
         suffix = os.path.splitext(content[0].location)[1]
-        with suppress(ImageError):
-            images.decode(content[1], origin.preprocessing, suffix=suffix, max_pixels=10**9)
+        try:
+            images.decode(content[1], origin.preprocessing, suffix=suffix, max_pixels=options.max_megapixels * 10**6)
+        except ImageError as error:
+            return str(error)
+        return ""
 
-    decoding = _rate(decode, contents)
+    sound = _sound(contents, decode, folder)
+    decoding = _rate(decode, sound)
     backend = local.backend(chosen, origin, options, progress=False)
     side, size = origin.preprocessing.crop, options.batch_size or backend.batch_size
     crops = np.zeros((size, side, side, 3), origin.preprocessing.crop_dtype)
@@ -86,11 +93,12 @@ def bench(
         compute(None)
         network = size * backend.lanes * _rate(compute, [None])
     with local.engine(backend, origin.preprocessing, options) as engine:
-        together = _together(engine, pictures)
+        together = _together(engine, [reference for reference, _ in sound])
     stages = {"reading": reading, "decoding": decoding * local.cores(), "network": network}
     bottleneck = min(stages, key=stages.__getitem__)
     return Benchmark(
-        pictures=len(pictures),
+        pictures=len(sound),
+        left_out=len(pictures) - len(sound),
         cores=local.cores(),
         backend=backend.name,
         device=backend.device,
@@ -114,6 +122,21 @@ def _read(pictures: list[Reference]) -> tuple[list[tuple[Reference, bytes]], flo
         except SourceError:
             continue
     return contents, len(contents) / (time.perf_counter() - begun)
+
+
+def _sound(
+    contents: list[tuple[Reference, bytes]],
+    decode: Callable[[tuple[Reference, bytes]], str],
+    folder: str | os.PathLike[str],
+) -> list[tuple[Reference, bytes]]:
+    """Return the pictures for which `decode` gives no reason against them; raise `SourceError` where none is left."""
+    with ThreadPoolExecutor(local.cores()) as threads:
+        reasons = list(threads.map(decode, contents))
+    sound = [content for content, reason in zip(contents, reasons) if not reason]
+    if not sound:
+        why = f"the first one {reasons[0]}" if reasons else "none can be read"
+        raise SourceError(f"{folder} holds no picture that can be decoded ({why}): name a folder that does")
+    return sound
 
 
 def _rate(work: Callable[[Any], object], items: Sequence[Any]) -> float:
@@ -141,7 +164,7 @@ def _together(engine: local.LocalEngine, pictures: list[Reference]) -> float:
 
     for batch in engine.embed(stream()):
         if first:
-            done += len(batch.references) + len(batch.failures)
+            done += len(batch.references)
         first = first or time.perf_counter()
         last = time.perf_counter()
     return done / (last - first) if done else 0.0

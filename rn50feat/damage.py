@@ -12,6 +12,8 @@ from pathlib import Path
 
 from rn50feat.errors import StoreError
 
+REMEDY = "restore it from a backup, or delete it and extract anew"
+
 
 @contextmanager
 def damage_told(path: Path) -> Iterator[None]:
@@ -29,4 +31,4 @@ def damage_told(path: Path) -> Iterator[None]:
         ValueError,
     ) as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise StoreError(f"{path} is damaged ({reason}): restore it from a backup, or extract anew") from error
+        raise StoreError(f"{path} is damaged ({reason}): {REMEDY}") from error

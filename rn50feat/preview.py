@@ -17,10 +17,14 @@ from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree
 from rn50feat.places.selection import Selection, Sources
 from rn50feat.plan import Verdict, plan
-from rn50feat.store import WIDTH, FeatureStore, locate_output
+from rn50feat.store import ROWS, WIDTH, FeatureStore, locate_output
 from rn50feat.weights import Choices
 
-ROW_OVERHEAD = 150  # bytes of a row beside its features: path, numbers, and HDF5's own tables
+# Measured in bytes, on stores of 1 to 10,000 rows that `writer` made in batches of 32: what a file with one row takes
+# beside its chunk of features, which is tables and the first chunk of every other column, and what each row adds to
+# that: 73 and its path, which is often about as long.
+FIRST_ROW = 110_000
+ROW_OVERHEAD = 150
 
 
 @dataclass(frozen=True)
@@ -31,7 +35,8 @@ class Preview:
     among them, since they are told only by reading them. ``missing`` counts
     names in a list that lead to no file. ``seconds`` comes
     from the rate of the last run that computed anything, None without one;
-    ``bytes`` is the size that the store would have.
+    ``bytes`` is about the size that the store would have, in float16 where
+    only the run's precision will decide.
     """
 
     compute: int
@@ -84,7 +89,7 @@ def preview(
         removed = len(pruning.gone(old, selection, met, limit=prune_limit, force=force))
     rate = None if existing is None else _last_rate(existing)
     kind = np.dtype(dtype or "float16") if old is None else old.dtype
-    size = 0 if old is None else path.stat().st_size
+    size, rows = (0, 0) if old is None else (path.stat().st_size, len(old))
     return Preview(
         compute=counts[Verdict.COMPUTE],
         unchanged=counts[Verdict.UNCHANGED],
@@ -93,8 +98,16 @@ def preview(
         missing=counts[Verdict.MISSING],
         remove=removed,
         seconds=None if rate is None else counts[Verdict.COMPUTE] / rate,
-        bytes=size + counts[Verdict.COMPUTE] * (WIDTH * kind.itemsize + ROW_OVERHEAD),
+        bytes=size + _growth(rows, counts[Verdict.COMPUTE], kind.itemsize),
     )
+
+
+def _growth(rows: int, more: int, itemsize: int) -> int:
+    """Return about how many bytes `more` rows add to a store of some `rows`, whose features come in whole chunks."""
+    chunk = ROWS["features"][2]
+    chunks = -(-(rows + more) // chunk) - -(-rows // chunk)
+    fixed = FIRST_ROW if more and not rows else 0
+    return fixed + chunks * chunk * WIDTH * itemsize + more * ROW_OVERHEAD
 
 
 def _last_rate(store: FeatureStore) -> float | None:

@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import journal, lock
-from rn50feat.damage import damage_told
+from rn50feat.damage import REMEDY, damage_told
 from rn50feat.disk import DISK, Disk
 from rn50feat.errors import StoreError
 from rn50feat.places.archives import ArchiveRecord
@@ -328,8 +328,9 @@ def _open(path: Path) -> Iterator[h5py.File]:
             # HDF5 wants it all the same where this very process has the file open with it, as notebooks do.
             file = h5py.File(path, "r", rdcc_nbytes=0)
     except OSError as error:
-        fault = "is a damaged HDF5 file" if path.is_file() and h5py.is_hdf5(path) else "is no HDF5 file"
-        raise StoreError(f"{path} {fault}: name another store") from error
+        damaged = path.is_file() and h5py.is_hdf5(path)
+        fault = f"is a damaged HDF5 file: {REMEDY}" if damaged else "is no HDF5 file: name another store"
+        raise StoreError(f"{path} {fault}") from error
     with file:
         with damage_told(path):
             kind, schema = file.attrs.get("format"), file.attrs.get("schema", SCHEMA)

@@ -143,7 +143,8 @@ def _check_rows(store: FeatureStore, report: Report) -> None:
     """Read every chunk; no row may be NaN, infinite or all zero. A run may commit between two blocks."""
     count = len(store)
     for first in range(0, count, BLOCK):
-        with store.reading(), _reading(f"rows {first} to {min(count, first + BLOCK) - 1}", report):
+        rows_read = _reading(f"rows {first} to {min(count, first + BLOCK) - 1}", report)
+        with store.reading(), rows_read, np.errstate(invalid="ignore"):
             block: Any = store.block(first, BLOCK).astype(np.float32)
             for fault, rows in (("not finite", ~np.isfinite(block).all(axis=1)), ("all zero", ~block.any(axis=1))):
                 for row in np.flatnonzero(rows):

@@ -6,6 +6,7 @@ import base64
 import io
 import os
 import shutil
+import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from html.parser import HTMLParser
@@ -74,7 +75,7 @@ class Page(HTMLParser):
             self.figures[-1].alt = values["alt"]
             self.figures[-1].picture = base64.b64decode(values["src"].removeprefix("data:image/jpeg;base64,"))
         elif tag == "a" and "figure" in self._inside:
-            self.figures[-1].href = values.get("href", "")
+            self.figures[-1].href = values["href"]
 
     def handle_endtag(self, tag: str) -> None:
         while self._inside.pop() != tag:
@@ -169,6 +170,20 @@ def test_what_is_not_as_it_was_is_marked(store: FeatureStore, odd: list[Hit]) ->
     assert html.picture  # a picture, but a browser would take it for a page
     assert (gone.href, broken.href, html.href) == ("", "", "")
     assert figures["tall.png"].href.endswith("/a%20folder/tall.png")
+
+
+def test_a_file_that_is_named_like_a_member_is_linked_and_a_member_is_not(store: FeatureStore, tmp_path: Path) -> None:
+    picture = encoded(Image.new("RGB", (48, 36)), "PNG")
+    (tmp_path / "::weird.tar::x.png").write_bytes(picture)
+    (tmp_path / "x.png").write_bytes(picture)
+    with tarfile.open(tmp_path / "real.tar", "w") as archive:
+        archive.add(tmp_path / "x.png", "x.png")
+    names = ["::weird.tar::x.png", "real.tar::x.png"]
+    hits = [Hit(i, 0.5, name, str(tmp_path / name), i) for i, name in enumerate(names, 1)]
+    page = Page(searched(store, hits))
+    assert all(figure.picture for figure in page.figures)
+    assert [figure.href for figure in page.figures[1:]] == [(tmp_path / names[0]).as_uri(), ""]
+    assert page.source.count('<span class="frame"><img') == 1
 
 
 @pytest.mark.parametrize(("metric", "widths"), [("l2", ["50.00", "100.00"]), ("ip", ["50.00", "100.00"])])

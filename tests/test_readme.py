@@ -62,7 +62,7 @@ def test_the_python_block_runs(desk: Path) -> None:
     output = subprocess.run([sys.executable, "-c", block], cwd=desk, capture_output=True, encoding="utf-8", check=True)
     lines = output.stdout.splitlines()
     assert float(lines[0].split()[0]) == pytest.approx(1)
-    assert lines[0].split()[1] in ("images/coast.jpg", "images/again.jpg")
+    assert lines[0].split()[1] in ("'images/coast.jpg'", "'images/again.jpg'")
     assert lines[-1].startswith("13 random:0 ['images/coast-cropped.jpg'")
 
 
@@ -103,13 +103,13 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("find_similar.py", "images", "images/ridge.jpg", "random"), r"1\.0000  ridge\.jpg\n.* ridge-low"),
+        (("find_similar.py", "images", "images/ridge.jpg", "random"), r"1\.0000  'ridge\.jpg'\n.* 'ridge-low"),
         (
             ("read_with_h5py.py", "out.h5"),
-            r"13 pictures, 2048 features each, float(16|32)\nimages/coast-cropped\.jpg: mean",
+            r"13 pictures, 2048 features each, float(16|32)\n'images/coast-cropped\.jpg': mean",
         ),
-        (("use_faiss_directly.py", "out.h5"), r"1\.0000  images/again\.jpg  images/coast\.jpg"),
-        (("cluster_with_scikit_learn.py", "out.h5", "3"), r"(?s)0  images/.*1  images/.*2  images/"),
+        (("use_faiss_directly.py", "out.h5"), r"1\.0000  'images/again\.jpg'  'images/coast\.jpg'"),
+        (("cluster_with_scikit_learn.py", "out.h5", "3"), r"(?s)0  'images/.*1  'images/.*2  'images/"),
     ],
 )
 def test_the_examples_run(desk: Path, arguments: tuple[str, ...], expected: str) -> None:
@@ -118,6 +118,23 @@ def test_the_examples_run(desk: Path, arguments: tuple[str, ...], expected: str)
         [sys.executable, ROOT / "examples" / script, *rest], cwd=desk, capture_output=True, encoding="utf-8", check=True
     )
     assert re.search(expected, output.stdout), output.stdout
+
+
+def test_the_examples_and_blocks_take_names_that_are_not_utf8(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    shutil.copy(ROOT / "examples/images/coast.jpg", tmp_path / "query.jpg")
+    for i, name in enumerate(("coast", "ridge", "hills")):
+        shutil.copy(ROOT / f"examples/images/{name}.jpg", os.fsencode(tmp_path / "images") + b"/%d\xff.jpg" % i)
+    assert "3 new" in run("rn50feat extract images out.h5 --weights random && rn50feat index out.h5", tmp_path)
+    blocks = [["-c", block] for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)]
+    arguments = {"find_similar": ("images", "query.jpg", "random"), "cluster_with_scikit_learn": ("out.h5", "2")}
+    for script in (ROOT / "examples").glob("*.py"):
+        blocks.append([str(script), *arguments.get(script.stem, ("out.h5",))])
+    assert len(blocks) == 6
+    for block in blocks:
+        done = subprocess.run([sys.executable, *block], cwd=tmp_path, capture_output=True)
+        assert done.returncode == 0, done.stderr
+        assert rb"0\udcff.jpg'" in done.stdout or (block[0] == "-c" and "print" not in block[1])
 
 
 def test_every_example_is_mentioned_and_tested() -> None:

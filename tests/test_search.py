@@ -5,17 +5,20 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+import h5py
 import numpy as np
 import pytest
 from fake import FakeStart
 from PIL import Image
 from scenes import encoded
+from vectors import clusters, filled
 
 import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.errors import ProvenanceError, QueryError, WeightsError
 from rn50feat.indexing.exact import scan
 from rn50feat.search import search_stored
+from rn50feat.verify import verify
 from rn50feat.writer import create_store, open_store
 
 
@@ -180,3 +183,25 @@ def test_the_scan_in_blocks_equals_one_product(
         np.testing.assert_allclose(np.abs(given), np.abs(expected[order]), rtol=1e-5, atol=1e-5)
         assert set(rows) == set(order)
     assert found[0][0][:2].tolist() == [3, 500]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
+def test_damaged_rows_are_no_hits_and_crowd_out_none(tmp_path: Path, metric: str, dtype: str, indexed: bool) -> None:
+    store = filled(tmp_path / "out.h5", clusters(30), dtype)
+    if indexed:
+        rn50feat.index(store, metric=metric)
+    with h5py.File(store.path, "r+") as file:
+        features = file["features"][:]
+        features[3], features[4], features[5, 7], features[6, 7] = np.nan, np.inf, -np.inf, np.inf
+        signalling = (np.uint16, 0x7D01) if dtype == "float16" else (np.uint32, 0x7F800001)
+        features[7].view(signalling[0])[...] = signalling[1]
+        file["features"][...] = features
+    assert len(verify(store).findings) == 5
+    (result,) = search_stored(["00000.jpg"], store, k=25, metric=metric)
+    assert {hit.id for hit in result.hits} == set(range(30)) - {3, 4, 5, 6, 7}
+    assert all(np.isfinite(hit.score) for hit in result.hits)
+    assert len(search_stored(["00000.jpg"], store, k=3, metric=metric)[0].hits) == 3
+    assert search_stored(["00003.jpg"], store, metric=metric)[0].hits == ()

@@ -140,7 +140,9 @@ def test_a_full_disk_leaves_no_half_a_new_store(tmp_path: Path) -> None:
         assert not (tmp_path / "out.h5").exists()
 
 
-@pytest.mark.parametrize("name", ["nothing.h5", "text.h5", "other.h5", "newer.h5", "folder.h5", "pipe.h5", "loop.h5"])
+@pytest.mark.parametrize(
+    "name", ["nothing.h5", "text.h5", "other.h5", "newer.h5", "cut.h5", "folder.h5", "pipe.h5", "loop.h5"]
+)
 def test_a_file_that_is_no_store_says_so(tmp_path: Path, path: Path, name: str) -> None:
     (tmp_path / "folder.h5").mkdir()
     os.mkfifo(tmp_path / "pipe.h5")
@@ -150,9 +152,11 @@ def test_a_file_that_is_no_store_says_so(tmp_path: Path, path: Path, name: str) 
     (tmp_path / "newer.h5").write_bytes(path.read_bytes())
     with h5py.File(tmp_path / "newer.h5", "r+") as file:
         file.attrs["schema"] = 2
+    (tmp_path / "cut.h5").write_bytes(path.read_bytes()[:4000])
     reason = {
+        "cut.h5": "is a damaged HDF5 file: restore it from a backup, or delete it and extract anew",
         "nothing.h5": "No such file or directory: name an existing store",
-        "text.h5": "is no HDF5 file",
+        "text.h5": "is no HDF5 file: name another store",
         "other.h5": "not a store of rn50feat",
         "newer.h5": "has schema 2, this version reads 1: upgrade",
         "folder.h5": "is a folder: name a file for the store",

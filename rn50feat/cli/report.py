@@ -174,10 +174,13 @@ def counts(summary: dict[str, Any]) -> str:
 
 def preview_line(expected: Preview) -> str:
     """Return a preview in one line."""
-    found = f"{expected.compute} to compute, {expected.unchanged} unchanged, {expected.failed_before} failed before"
-    time = "" if expected.seconds is None else f" in about {duration(expected.seconds)}"
+    most = "at most " if expected.compute else ""  # copies take no computing, and are told only by reading them
+    found = f"{most}{expected.compute} to compute, {expected.unchanged} unchanged"
     missing = f", {expected.missing} listed but not there" if expected.missing else ""
-    return f"{found}, {expected.ignored} ignored{missing}, {expected.remove} to remove; {size(expected.bytes)}{time}\n"
+    others = f"{expected.failed_before} failed before, {expected.ignored} ignored{missing}, {expected.remove} to remove"
+    known = expected.seconds is not None or not expected.compute
+    time = f"in about {duration(expected.seconds or 0)}" if known else "time unknown before a first run"
+    return f"{found}, {others}; about {size(expected.bytes)}, {time}\n"
 
 
 def duration(seconds: float) -> str:
@@ -198,6 +201,8 @@ def benchmark_lines(result: Benchmark) -> str:
         ("together", result.together, f"pictures/s, {result.pictures} pictures over and over"),
     ]
     table = "".join(f"{name:9} {rate:9.1f}  {unit}\n" for name, rate, unit in lines)
+    if result.left_out:
+        table += f"{'left out':9} {result.left_out:9}  pictures that cannot be read or decoded\n"
     return f"{table}the bottleneck is {result.bottleneck}; what would help: {result.advice}\n"
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -13,6 +13,10 @@ from rn50feat.cli.options import engine_options, form_of, html_option, option
 from rn50feat.cli.stores import find_store, mark_random
 from rn50feat.cli.terminal import attended, write
 from rn50feat.engines import EngineOptions
+from rn50feat.unseen import as_it_was
+
+if TYPE_CHECKING:
+    from rn50feat.store import FeatureStore
 
 
 @click.command("search", no_args_is_help=True)
@@ -70,6 +74,7 @@ def command(
     if not pictures and not stored:
         raise click.UsageError("Give a QUERY picture, or --stored PATH.")
     store = FeatureStore(named[0] if named else find_store())
+    stored = _as_stored(stored, store)
     settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score}
     settings |= {"exclude_self": exclude_self, "exact": exact}
     results = by_path(stored, store, **settings) if stored else []
@@ -90,3 +95,10 @@ def command(
     else:
         default = report.table if sys.stdout.isatty() else report.tab_separated
         write({"csv": report.comma_separated, "null": report.nul_separated}.get(form or "", default)(results))
+
+
+def _as_stored(paths: tuple[str, ...], store: FeatureStore) -> tuple[str, ...]:
+    """Return stored paths for what a search printed of them: what no picture has as its path stands for its escapes."""
+    if not any("\\" in path for path in paths):
+        return paths
+    return tuple(as_it_was(path) if row is None else path for path, row in zip(paths, store.rows_of(paths)))

@@ -10,6 +10,7 @@ import click
 from rn50feat.cli.options import engine_options, option
 from rn50feat.cli.stores import find_store
 from rn50feat.cli.terminal import attended, say, write
+from rn50feat.damage import REMEDY
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import VerifyError
 from rn50feat.unseen import one_line
@@ -52,9 +53,7 @@ def _advice(store: Path, faults: int, index_fault: bool) -> str:
     """Return what helps against so many faults of a store, and against that of its index."""
     words = []
     if faults:
-        words.append(
-            f"{store} has {faults} {'fault' if faults == 1 else 'faults'}: restore it from a backup or extract anew"
-        )
+        words.append(f"{store} has {faults} {'fault' if faults == 1 else 'faults'}: {REMEDY}")
     if index_fault:
         words.append(f"the index of {store} has a fault: build it anew with rn50feat index {store} --rebuild")
     return "; ".join(words)

@@ -24,13 +24,14 @@ NO_ROWS: Rows = np.empty(0, np.int64)
 BLOCK = 4096  # rows: 32 MB as float32
 
 
+@np.errstate(invalid="ignore")  # of damaged rows, which are no hits
 def scan(
     queries: Vectors, own: Sequence[Rows], store: FeatureStore, k: int, metric: str, rows: Rows | None = None
 ) -> list[Ranking]:
     """Return the rows and scores, the best first, of the `k` best rows for each of `queries`, (m, 2048).
 
-    Looks at `rows`, ascending, or at all; `own` rows are left out. Equal
-    scores stand in the order of their rows.
+    Looks at `rows`, ascending, or at all; `own` rows are left out, and damaged
+    ones, that hold NaN or infinity. Equal scores stand in the order of their rows.
     """
     wanted = prepared(queries, metric)
     size = max(64, min(BLOCK, (1 << 22) // max(1, len(queries))))  # at most 16 MB of scores
@@ -59,6 +60,7 @@ def _blocks(store: FeatureStore, rows: Rows | None, size: int) -> Iterator[tuple
             yield rows[start : start + size], store.features(rows[start : start + size])
 
 
+@np.errstate(invalid="ignore")
 def rerank(queries: Vectors, rows: Sequence[Rows], store: FeatureStore, k: int, metric: str) -> list[Ranking]:
     """Return the `k` best of `rows`, ascending for each of `queries`, (m, 2048), as `scan` does.
 
@@ -80,11 +82,13 @@ def rerank(queries: Vectors, rows: Sequence[Rows], store: FeatureStore, k: int, 
             at = np.searchsorted(union, some)
             nearness = _nearness(prepared(query[None], metric), vectors[at], metric)[0]
             best = np.argsort(-nearness, kind="stable")[:k]
+            best = best[nearness[best] > -np.inf]
             results.append(_by_score(some[best], _scores(query, features[at[best]], metric), metric))
         start = stop
     return results
 
 
+@np.errstate(invalid="ignore")
 def prepared(vectors: Vectors, metric: str) -> NDArray[np.float32]:
     """Return `vectors`, (n, 2048), as `metric` compares them: of length 1 for cosine, else as they are."""
     if metric != "cosine":
@@ -95,10 +99,15 @@ def prepared(vectors: Vectors, metric: str) -> NDArray[np.float32]:
 
 
 def _nearness(queries: NDArray[np.float32], rows: NDArray[np.float32], metric: str) -> NDArray[np.float32]:
-    """Return (m, n) numbers that order `rows`, which are `prepared`, as `metric` does, more being nearer."""
+    """Return (m, n) numbers that order `rows`, which are `prepared`, as `metric` does, more being nearer.
+
+    It is -inf for rows that hold NaN or infinity.
+    """
     nearness: NDArray[np.float32] = queries @ rows.T
     if metric == "l2":  # -|q - f|^2, less |q|^2, which is the same for all rows
         nearness = 2 * nearness - np.einsum("ij,ij->i", rows, rows)
+    suspects = np.flatnonzero(~np.isfinite(nearness).all(axis=0))  # far fewer to look at than all rows
+    nearness[:, suspects[~np.isfinite(rows[suspects]).all(axis=1)]] = -np.inf
     return nearness
 
 

@@ -90,7 +90,8 @@ class Nearest:
         )
         for i, (old, excluded) in enumerate(zip(likely, own)):
             indexed = len(self._ids) - len(self._recent) - len(np.setdiff1d(excluded, self._recent))
-            if len(old) < min(k, indexed):  # the lists that it looks into hold too few
+            # The lists that it looks into hold too few, or too few that are not damaged.
+            if len(old) < min(k, indexed) or len(results[i][0]) < min(k, len(old)):
                 results[i : i + 1] = exact.scan(queries[i : i + 1], [excluded], self._store, k, self._metric)
         return results
 

@@ -152,15 +152,17 @@ def _bar(share: float) -> str:
 
 def _figure(thumbnail: Thumbnail, label: str, path: str, location: str, caption: str) -> str:
     """Return a picture with a caption and its path, and a link to its file if a `location` is given."""
-    # A browser would run what lies at a name such as x.html, even where it is a picture, too.
-    link = os.path.isabs(location) and named_as_picture(location) and split(location) is None
+    # A browser would run what lies at a name such as x.html, even where it is a picture, too; and a member is no file,
+    # but a file may be named like one.
+    link = os.path.isabs(location) and named_as_picture(location)
+    link = link and (split(location) is None or os.path.isfile(location))
     if not thumbnail.jpeg:
         shown = f'<span class="frame blank">The file {escape(thumbnail.reason)}</span>'
     else:
         data = base64.b64encode(thumbnail.jpeg).decode()
         image = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(f"{label}: {path}")}" decoding="async">'
-        href = f' href="{escape(Path(location).as_uri())}"' if link else ""
-        shown = f'<a class="frame"{href}>{image}</a>'
+        tag, href = ("a", f' href="{escape(Path(location).as_uri())}"') if link else ("span", "")
+        shown = f'<{tag} class="frame"{href}>{image}</{tag}>'
     return f'<figure>{shown}\n<figcaption>\n{caption}<p class="path">{_name(path)}</p>\n</figcaption>\n</figure>'
 
 
