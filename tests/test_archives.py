@@ -156,10 +156,13 @@ def test_ranges_of_names_are_written_out_as_in_a_shell(tmp_path: Path) -> None:
     names = [os.path.basename(root) for root in sources.roots([tmp_path / "s-{008..011}.tar"])]
     assert names == ["s-008.tar", "s-009.tar", "s-010.tar", "s-011.tar"]
     assert len(sources.roots([tmp_path / "t{8..11}.tar"])) == 4
+    falling = [os.path.basename(root) for root in sources.roots([tmp_path / "s-{011..008}.tar"])]
+    assert falling == names[::-1]
     with pytest.raises(SourceError, match=r"s-012.tar: No such file"):
         sources.roots([tmp_path / "s-{008..012}.tar"])
-    with pytest.raises(SourceError, match="stands for more than 1000000 sources"):
-        sources.roots(["s3://bucket/{0..9999999}.tar"])
+    for wide in ("{0..9999999}", "{9999999..0}"):
+        with pytest.raises(SourceError, match="stands for more than 1000000 sources"):
+            sources.roots([f"s3://bucket/{wide}.tar"])
     (tmp_path / "x{1..2}.tar").touch()
     assert sources.roots([tmp_path / "x{1..2}.tar"]) == [str(tmp_path / "x{1..2}.tar")]
 
