@@ -158,6 +158,16 @@ def test_a_remote_archive_that_has_not_changed_is_not_read(
     assert rn50feat.verify(tmp_path / "out.h5", sources=True).findings == []
 
 
+def test_a_member_of_a_remote_archive_is_a_source(
+    bucket: Proxy, pictures: Path, tmp_path: Path, start: FakeStart
+) -> None:
+    put(bucket, **{"a.tar": packed_folder(tmp_path / "a.tar", pictures).read_bytes()})
+    assert extract(start, tmp_path / "out.h5", "s3://bucket/a.tar::sub/blue.png").new == 1
+    assert FeatureStore(tmp_path / "out.h5").paths() == ["s3://bucket/a.tar::sub/blue.png"]
+    with pytest.raises(SourceError, match=r"s3://bucket/a.tar::none.png has vanished from its archive"):
+        extract(start, tmp_path / "out.h5", "s3://bucket/a.tar::none.png")
+
+
 def test_throttling_and_cut_connections_cost_time_alone(bucket: Proxy, tmp_path: Path, start: FakeStart) -> None:
     bucket.throttled.update(LIST=1, GET=2, HEAD=1)
     bucket.cut.update(GET=2, LIST=1)
