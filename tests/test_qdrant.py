@@ -167,7 +167,8 @@ def test_of_a_web_server_that_is_no_qdrant_only_the_status_is_told(filled: Featu
 def test_the_command_line(rn50feat: Run, filled: FeatureStore, tmp_path: Path) -> None:
     done = rn50feat("export", "db", "--to", "qdrant")
     assert (done.returncode, done.stderr.splitlines()[0]) == (0, "db: 5 upserted, 0 deleted, 0 unchanged")
-    assert rn50feat("export", "db", "--to", "qdrant", "-0").returncode == 2
+    for refused in ("-0", "--normalize"):
+        assert rn50feat("export", "db", "--to", "qdrant", refused).returncode == 2
     client = QdrantClient(path=str(tmp_path / "db"))
     try:
         done = rn50feat("export", "db", "--to", "qdrant")

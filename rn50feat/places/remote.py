@@ -37,6 +37,7 @@ PACKAGES = {
     "hf": "huggingface_hub",
 }
 _URL = re.compile(rf"({'|'.join(PACKAGES)})://[^/]", re.IGNORECASE)
+_OTHER = re.compile(r"/[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # in a path, where two slashes are one
 _SECRET = re.compile(  # a password, a name for a web server, a signature; abfs://container@account/ is none
     r"://[^/]*:[^/]*@|^https?://[^/]*@|[?&][^=&]*(?:sig|token|key|secret|passw|credential|auth|expires)[^=&]*=",
     re.IGNORECASE,
@@ -71,6 +72,11 @@ class Item:
 def is_url(location: str) -> bool:
     """Tell whether a location is a URL of a kind that is read here."""
     return _URL.match(location) is not None
+
+
+def other_scheme(location: str) -> str:
+    """Return what to tell of a location that was the URL of another kind before it was taken for a path."""
+    return f" (of URLs, {', '.join(PACKAGES)} are read)" if _OTHER.search(location) else ""
 
 
 def checked(url: str) -> str:

@@ -195,7 +195,7 @@ def obstacle(location: str) -> str:
     try:
         find(location)
     except SourceError as error:
-        return f"is listed, but {error}"
+        return f"is listed, but {error}{remote.other_scheme(location)}"
     return "is listed, but was not there a moment ago"
 
 
