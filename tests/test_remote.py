@@ -201,7 +201,7 @@ def test_thousands_of_objects_are_listed_in_pages(bucket: Proxy) -> None:
 
 def test_a_listing_takes_no_more_memory_for_ten_times_as_many_objects(tmp_path: Path) -> None:
     program = (
-        "import resource, sys; from rn50feat import sources\n"
+        "import resource, sys; from rn50feat.places import sources\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "found = sources.references(['s3://b/folder'])\n"
         "for _ in range(2000): next(found)\n"
