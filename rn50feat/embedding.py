@@ -22,23 +22,25 @@ from rn50feat.weights import Choices, Weights, settle
 _ANOTHER = "use another file or --overwrite"
 
 
-def agree(old: FeatureStore | None, choices: Choices, dtype: str | None) -> tuple[Weights, Provenance]:
+def agree(
+    old: FeatureStore | None, choices: Choices, dtype: str | None, *, remedy: str = _ANOTHER
+) -> tuple[Weights, Provenance]:
     """Return the weights and provenance of a run that is to write to `old`, or to a new store.
 
     What is not said is as in `old`. Raises `ProvenanceError` or `StoreError`
-    when what is said differs from it, and `WeightsError`.
+    when what is said differs from it, with `remedy`, and `WeightsError`.
     """
     agreed, provenance = settle(choices, None if old is None else old.provenance)
-    require(old, provenance)
+    require(old, provenance, remedy=remedy)
     if old is not None and dtype is not None and old.dtype != dtype:
-        raise StoreError(f"{old.path} holds {old.dtype}, you asked for {dtype}: {_ANOTHER}")
+        raise StoreError(f"{old.path} holds {old.dtype}, you asked for {dtype}: {remedy}")
     return agreed, provenance
 
 
-def require(old: FeatureStore | None, provenance: Provenance) -> None:
+def require(old: FeatureStore | None, provenance: Provenance, *, remedy: str = _ANOTHER) -> None:
     """Raise `ProvenanceError` when vectors of `provenance` do not belong in `old`."""
     if old is not None:
-        old.provenance.require(provenance, where=str(old.path), remedy=_ANOTHER)
+        old.provenance.require(provenance, where=str(old.path), remedy=remedy)
 
 
 def embed_like(

@@ -31,7 +31,7 @@ from rn50feat.plan import Step, Verdict, plan
 from rn50feat.store import FeatureStore, stored_path
 from rn50feat.summary import Progress, Summary, record
 from rn50feat.weights import Choices
-from rn50feat.writer import StoreWriter, create_store, open_store, storable
+from rn50feat.writer import StoreWriter, create_store, not_storable, open_store, storable
 
 logger = logging.getLogger(__name__)
 
@@ -198,7 +198,7 @@ class Run:
         for i, (reference, features) in enumerate(zip(batch.references, batch.features)):
             row = self._catalogue.row(stored_path(self.path, reference.location))
             if not good[i]:
-                self._fail(Failure(reference, f"has features that are not finite in {writer.dtype}"))
+                self._fail(Failure(reference, not_storable(features, writer.dtype)))
             elif row is None:
                 new.append(i)
             else:

@@ -8,6 +8,8 @@ for, and the preprocessing that they ask for. Nothing in a file is executed.
 from __future__ import annotations
 
 import json
+import pickle
+import zipfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,9 @@ if TYPE_CHECKING:
 
 # What `packed` puts beside the tensors, and `claims` reads; all values are strings, as safetensors has them.
 _VARIANT, _PREPROCESSING, _SOURCE = "rn50feat.variant", "rn50feat.preprocessing", "rn50feat.source"
+
+_TORCH = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")  # a zip archive; before torch 1.6, pickles
+_KNOWN = "give a ResNet50's state dict, safetensors, or a file of Keras' or TF-slim's weights"
 
 
 @dataclass(frozen=True)
@@ -143,19 +148,30 @@ def _read_torch(path: Path) -> Any:
     import torch
 
     with open(path, "rb") as file:
-        if file.read(262)[257:] == b"ustar":
-            raise WeightsError(
-                f"{path} has the tar form of torch 0.1, which torch no longer reads safely: take"
-                " resnet50-0676ba61.pth instead, which holds the same weights"
-            )
+        head = file.read(262)
+    if not head:
+        raise WeightsError(f"{path} is empty: fetch it again")
+    if head[257:] == b"ustar":
+        raise WeightsError(
+            f"{path} has the tar form of torch 0.1, which torch no longer reads safely: take"
+            " resnet50-0676ba61.pth instead, which holds the same weights"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of data that is none, torch's unpickler makes anything: IndexError for a text, say
+        raise WeightsError(f"{path} {_fault(path, head, error)}") from error
+
+
+def _fault(path: Path, head: bytes, error: Exception) -> str:
+    """Return what is wrong with a file that torch cannot read; torch's own text advises to execute what is in it."""
+    if not head.startswith(_TORCH):
+        return f"is no file of weights: {_KNOWN}"
+    if isinstance(error, pickle.UnpicklingError):
+        return "holds more than tensors, which is never executed: save model.state_dict()"
+    if head.startswith(b"PK") and zipfile.is_zipfile(path):
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise WeightsError(
-            f"{path} is no torch state dict or safetensors file ({reason}): give a ResNet50's state dict, or a file of"
-            " Keras' or TF-slim's weights"
-        ) from error
+        return f"is no file of weights ({reason}): {_KNOWN}"
+    return "is damaged or cut off: fetch it again"
 
 
 def _named_tensors(content: Any, path: Path) -> StateDict:

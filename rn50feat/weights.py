@@ -74,6 +74,8 @@ def find(spec: str) -> Weights:
     with suppress(OSError, RuntimeError):  # a circle of links; the home of a user that does not exist
         if path := formats.resolve(Path(spec).expanduser().resolve()):
             return Weights(path.name, path)
+        if Path(spec).expanduser().is_dir():
+            raise WeightsError(f"weights {spec} is a folder: name a file in it")
     known = ", ".join(PUBLISHED)
     raise WeightsError(f"weights {spec}: no such file: give {known}, random[:SEED] or the path of a file")
 
@@ -130,7 +132,7 @@ def _download(published: Published, path: Path, progress: bool) -> None:
     except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
         raise WeightsError(
             f"{published.url} cannot be downloaded ({error}): fetch it by hand and put it at {path},"
-            " or name other weights with --weights"
+            " or name other weights"
         ) from error
 
 

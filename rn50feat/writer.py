@@ -283,6 +283,12 @@ def storable(features: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> Any:
         return np.isfinite(features.astype(dtype)).all(axis=-1)
 
 
+def not_storable(row: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> str:
+    """Return the ledger's reason for a row that is not `storable`."""
+    remedy = ": a new store with --dtype float32 holds them" if np.isfinite(row).all() else ""
+    return f"has features that are not finite in {dtype}{remedy}"
+
+
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
     """Tell of a disk that does not take what is written."""

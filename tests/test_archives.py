@@ -25,6 +25,7 @@ from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import DamagedError, PruneError, QueryError, SourceError, VanishedError
 from rn50feat.places import archives, sources
+from rn50feat.places.selection import Selection, Shard
 from rn50feat.places.sources import Reference
 from rn50feat.preview import preview
 from rn50feat.provenance import Preprocessing
@@ -156,10 +157,13 @@ def test_ranges_of_names_are_written_out_as_in_a_shell(tmp_path: Path) -> None:
     names = [os.path.basename(root) for root in sources.roots([tmp_path / "s-{008..011}.tar"])]
     assert names == ["s-008.tar", "s-009.tar", "s-010.tar", "s-011.tar"]
     assert len(sources.roots([tmp_path / "t{8..11}.tar"])) == 4
+    falling = [os.path.basename(root) for root in sources.roots([tmp_path / "s-{011..008}.tar"])]
+    assert falling == names[::-1]
     with pytest.raises(SourceError, match=r"s-012.tar: No such file"):
         sources.roots([tmp_path / "s-{008..012}.tar"])
-    with pytest.raises(SourceError, match="stands for more than 1000000 sources"):
-        sources.roots(["s3://bucket/{0..9999999}.tar"])
+    for wide in ("{0..9999999}", "{9999999..0}"):
+        with pytest.raises(SourceError, match="stands for more than 1000000 sources"):
+            sources.roots([f"s3://bucket/{wide}.tar"])
     (tmp_path / "x{1..2}.tar").touch()
     assert sources.roots([tmp_path / "x{1..2}.tar"]) == [str(tmp_path / "x{1..2}.tar")]
 
@@ -303,6 +307,26 @@ def test_rows_of_members_are_those_of_their_files(pictures: Path, start: FakeSta
     assert [reference.size for reference in store.references(0, 9)] == [
         path.stat().st_size for path in sorted(pictures.rglob("*.png"))
     ]
+
+
+@KINDS
+def test_a_member_is_a_source_and_the_whole_scope_of_a_run(tmp_path: Path, start: FakeStart, kind: str) -> None:
+    path = packed(tmp_path / f"a.{kind}", [(f"sub/{i}.png", shade(i)) for i in range(4)])
+    first, second = (Path(f"{path}::sub/{i}.png") for i in (0, 1))
+    assert extract(start, path).new == 4
+    packed(path, [(f"sub/{i}.png", shade(i + 9)) for i in range(2)])
+    os.utime(path, ns=(1, 1))
+    summary = rn50feat.extract([first], tmp_path / "out.h5", start=start, prune=True)
+    assert (summary.changed, summary.removed, summary.found) == (1, 0, 1)
+    assert [row[0] for row in rows(tmp_path / "out.h5").values()] == [9, 1, 2, 3]
+    assert sources.roots([first, second, first]) == [str(first), str(second)]
+    assert sources.roots([first, path]) == [str(path)]
+    selections = [Selection(first, shard=Shard(number, 3)) for number in (1, 2, 3)]
+    for selection in selections:
+        assert selection.covers(str(first)) == bool(list(selection.references()))
+        assert not selection.covers(str(second))
+    with pytest.raises(SourceError, match=r"::none.png has vanished from its archive: name a member that is there"):
+        sources.roots([f"{path}::none.png"])
 
 
 @KINDS

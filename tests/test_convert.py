@@ -88,7 +88,7 @@ def test_nothing_is_replaced_by_mistake(tmp_path: Path, here: Callable[..., Resu
         (("random", "one.safetensors"), "nothing to convert"),
         (("no-such-file", "other.safetensors"), "no such file"),
         ((source, "missing/other.safetensors"), "cannot be written (No such file or directory)"),
-        ((target, "other.safetensors"), "is no torch state dict"),
+        ((target, "other.safetensors"), "is no file of weights"),
     ):
         done = here("convert", *arguments)
         assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr

@@ -188,6 +188,12 @@ def test_the_command_line(rn50feat: Run, tmp_path: Path) -> None:
         (["out.h5"], 1, "does not say what to write: name a file that ends in .npy, .csv, .parquet"),
         (["out.h5", "rows.npy"], 1, "rows.npy exists"),
         (["out.h5", "rows.xlsx"], 1, "does not say what to write"),
+        (
+            ["out.h5", "http://127.0.0.1:1"],
+            1,
+            "http://127.0.0.1:1 does not say what to write: name a file that ends in",
+        ),
+        (["out.h5", "http://127.0.0.1:1"], 1, ".parquet, or give --to qdrant"),
         (["a.npy", "b.npy"], 2, "Give a STORE that ends in .h5 or .hdf5, and one OUT."),
         (["out.h5", "rows.csv", "-0"], 1, "--null is about the list of paths"),
         (["out.h5", "rows.csv", "--collection", "x"], 2, "--collection is about --to"),

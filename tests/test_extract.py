@@ -187,7 +187,7 @@ def test_half_precision_that_cannot_hold_a_value_is_a_failure(pictures: Path, st
         summary = extract(pictures, start, dtype="float16")
     assert (summary.new, summary.failed) == (3, 2)
     store = FeatureStore(pictures.parent / "out.h5")
-    assert "not finite in float16" in store.failures()[0].reason
+    assert "not finite in float16: a new store with --dtype float32 holds them" in store.failures()[0].reason
     assert store.dtype == np.float16
 
 

@@ -96,7 +96,7 @@ def test_features_of_which_there_are_only_words_are_searched_by_path_alone(
             attempt()
     assert start.engines == []
     assert import_features("old.npy", "out.h5", made_by="our caffe model of 2016").unchanged == 3
-    with pytest.raises(ProvenanceError, match="you asked for another"):
+    with pytest.raises(ProvenanceError, match="you asked for another: import into another store$"):
         import_features("old.npy", "out.h5", made_by="another")
     assert "made by        our caffe model of 2016, as the import says" in rn50feat("info").stdout
 
@@ -125,7 +125,7 @@ def test_what_made_the_features_must_be_said_and_can_be_refuted(desk: Path) -> N
 
 def test_a_store_of_another_provenance_is_refused(desk: Path) -> None:
     store(desk / "out.h5", [])
-    with pytest.raises(ProvenanceError, match="random:0.*you asked for random:7"):
+    with pytest.raises(ProvenanceError, match="random:0.*you asked for random:7: import into another store$"):
         import_features("old.npy", "out.h5", weights="random:7")
     with pytest.raises(ProvenanceError, match="exif applied, you asked for ignored"):
         import_features("old.npy", "out.h5", weights="random", exif=False)
@@ -176,6 +176,13 @@ def test_rows_that_are_none_go_into_the_ledger(desk: Path) -> None:
         "pictures/red.png": "has features that are all zero",
         "pictures/sub/blue.png": "has features that are not finite in float32",
     }
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_rows_that_are_all_not_finite_are_not_taken_for_normalised_ones(desk: Path, value: float) -> None:
+    np.save("old.npy", np.full((3, 2048), value, np.float32))
+    summary = import_features("old.npy", "out.h5", weights="random")
+    assert (summary.new, summary.failed) == (0, 3)
 
 
 @pytest.mark.parametrize("kind", ["float16", "float32", "float64"])

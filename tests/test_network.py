@@ -171,7 +171,7 @@ class Evil:
 def test_nothing_in_a_weights_file_is_executed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"conv1.weight": Evil()}, "evil.pth")
-    with pytest.raises(WeightsError, match="no torch state dict"):
+    with pytest.raises(WeightsError, match=r"evil.pth holds more than tensors, .*: save model.state_dict\(\)$"):
         network.load(weights.find("evil.pth"))
     assert not Path("executed").exists()
 
@@ -179,9 +179,11 @@ def test_nothing_in_a_weights_file_is_executed(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "no torch state dict"),
-        (b"just a text", "no torch state dict"),
-        (b"root:x:0:0", "no torch state dict"),
+        (b"", "is empty: fetch it again$"),
+        (b"just a text", "is no file of weights: give a ResNet50's state dict, .*weights$"),
+        (b"root:x:0:0", "is no file of weights: give"),
+        (b"\xff\xd8\xff\xe0" + bytes(range(256)), "is no file of weights: give a ResNet50's state dict, .*weights$"),
+        (b"PK\3\4" + bytes(300), "is damaged or cut off: fetch it again$"),
         ((20).to_bytes(8, "little") + b'{"broken": ' + bytes(20), "damaged safetensors"),
         (bytes(257) + b"ustar" + bytes(250), "tar form of torch 0.1.*resnet50-0676ba61.pth instead"),
     ],
@@ -190,6 +192,15 @@ def test_a_damaged_file_is_told_from_weights(tmp_path: Path, content: bytes, rea
     (tmp_path / "weights").write_bytes(content)
     with pytest.raises(WeightsError, match=reason):
         network.load(weights.find(str(tmp_path / "weights")))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_state_dict_that_is_cut_off_is_told_as_that(tmp_path: Path, zipped: bool) -> None:
+    path = tmp_path / "cut.pth"
+    torch.save({"conv1.weight": torch.zeros(1000)}, path, _use_new_zipfile_serialization=zipped)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(WeightsError, match=r"cut.pth is damaged or cut off: fetch it again$"):
+        network.load(weights.find(str(path)))
 
 
 def test_random_weights_are_those_of_a_seeded_torchvision() -> None:
@@ -276,7 +287,9 @@ def test_without_a_network_connection_the_error_says_what_to_fetch(
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
     closed = weights.Published("http://127.0.0.1:9/resnet50-0676ba61.pth", "0676ba61", 256)
     monkeypatch.setitem(weights.PUBLISHED, "imagenet-v1", closed)
-    with pytest.raises(WeightsError, match="127.0.0.1:9/resnet50-0676ba61.pth cannot be downloaded .*put it at"):
+    with pytest.raises(
+        WeightsError, match="127.0.0.1:9/resnet50-0676ba61.pth cannot be downloaded .*, or name other weights$"
+    ):
         network.load(weights.find("imagenet-v1"))
 
 
@@ -295,6 +308,11 @@ def test_published_weights_are_torchvisions() -> None:
 def test_weights_that_do_not_exist_are_named(spec: str) -> None:
     with pytest.raises(WeightsError, match=f"{spec}: no such file: give imagenet-v1, imagenet-v2, random"):
         weights.find(spec)
+
+
+def test_a_folder_is_no_file_of_weights(tmp_path: Path) -> None:
+    with pytest.raises(WeightsError, match=f"weights {tmp_path} is a folder: name a file in it"):
+        weights.find(str(tmp_path))
 
 
 def backend(precision: str, device: str = "cpu") -> TorchBackend:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import re
 import sys
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 from conftest import Run
 from qdrant_client import QdrantClient
+from remotes import serving
 from stores import store
 
 from rn50feat import FeatureStore, snapshot
@@ -118,10 +122,53 @@ def test_a_server_that_is_not_there_is_told_in_one_line_without_the_password(
     assert "secret" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("place", "collection", "message"),
+    [
+        ("localhost:6333", None, "localhost:6333 looks like a server: give http://localhost:6333"),
+        ("me:secret@host:6333/", None, "host:6333/ looks like a server: give http://host:6333/"),
+        ("", None, "the place of Qdrant is empty: give the URL of a server, or a folder"),
+        ("out.h5", None, "out.h5 is a file: give the URL of a Qdrant server, or a folder"),
+        ("db", "a/b", "a/b cannot be the name of a collection: give one without any of "),
+        ("db", "..", ".. cannot be the name of a collection: "),
+    ],
+)
+def test_what_is_no_place_or_name_is_refused_before_anything_is_made(
+    filled: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str, collection: str, message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ExchangeError, match=f"^{re.escape(message)}"):
+        sync(filled, place, collection=collection)
+    assert os.listdir() == ["out.h5"]
+
+
+def test_a_folder_that_is_named_like_a_server_is_a_folder(
+    filled: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    os.mkdir("db:1")
+    assert sync(filled, "db:1").upserted == 5
+
+
+def test_of_a_web_server_that_is_no_qdrant_only_the_status_is_told(filled: FeatureStore) -> None:
+    class Web(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_error(404, "Nothing here", "a long page")
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
+    url = f"http://127.0.0.1:{server.server_address[1]}"
+    with serving(server), pytest.raises(ExchangeError, match=f"^{url}: 404 Nothing here: is this where Qdrant is"):
+        sync(filled, url)
+
+
 def test_the_command_line(rn50feat: Run, filled: FeatureStore, tmp_path: Path) -> None:
     done = rn50feat("export", "db", "--to", "qdrant")
     assert (done.returncode, done.stderr.splitlines()[0]) == (0, "db: 5 upserted, 0 deleted, 0 unchanged")
-    assert rn50feat("export", "db", "--to", "qdrant", "-0").returncode == 2
+    for refused in ("-0", "--normalize"):
+        assert rn50feat("export", "db", "--to", "qdrant", refused).returncode == 2
     client = QdrantClient(path=str(tmp_path / "db"))
     try:
         done = rn50feat("export", "db", "--to", "qdrant")

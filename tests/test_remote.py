@@ -18,7 +18,7 @@ from conftest import Run, rows
 from fake import FakeBackend, FakeStart
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
-from packing import packed_folder
+from packing import packed, packed_folder
 from PIL import Image
 from remotes import Proxy, pages, serving
 from scenes import encoded
@@ -156,6 +156,16 @@ def test_a_remote_archive_that_has_not_changed_is_not_read(
     assert extract(start, tmp_path / "out.h5", "s3://bucket/s-{00..01}.tar", prune=True).unchanged == 10
     assert bucket.counts["GET"] == 0
     assert rn50feat.verify(tmp_path / "out.h5", sources=True).findings == []
+
+
+def test_a_member_of_a_remote_archive_is_a_source(
+    bucket: Proxy, pictures: Path, tmp_path: Path, start: FakeStart
+) -> None:
+    put(bucket, **{"a.tar": packed_folder(tmp_path / "a.tar", pictures).read_bytes()})
+    assert extract(start, tmp_path / "out.h5", "s3://bucket/a.tar::sub/blue.png").new == 1
+    assert FeatureStore(tmp_path / "out.h5").paths() == ["s3://bucket/a.tar::sub/blue.png"]
+    with pytest.raises(SourceError, match=r"s3://bucket/a.tar::none.png has vanished from its archive"):
+        extract(start, tmp_path / "out.h5", "s3://bucket/a.tar::none.png")
 
 
 def test_throttling_and_cut_connections_cost_time_alone(bucket: Proxy, tmp_path: Path, start: FakeStart) -> None:
@@ -313,6 +323,20 @@ def test_files_of_a_web_server(
             assert extract(start, tmp_path / "one.h5", f"{url}/red.png").unchanged == 1
         assert sources.is_gone(f"{url}/none.png")
     assert not sources.is_gone(f"{url}/red.png")  # nobody answers
+
+
+@pytest.mark.parametrize("kind", ["tar", "zip"])
+def test_a_web_server_that_gives_no_parts_of_files_is_told_as_that(tmp_path: Path, start: FakeStart, kind: str) -> None:
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_: object) -> None:
+            pass
+
+    packed(tmp_path / f"a.{kind}", [(f"{i}.png", os.urandom(3 << 20)) for i in range(2)])
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path))
+    url = f"http://127.0.0.1:{server.server_address[1]}/a.{kind}"
+    reason = f"^{url} cannot be read: its server gives no parts of files: fetch the archive and name the copy$"
+    with serving(server), pytest.raises(SourceError, match=reason):
+        extract(start, tmp_path / "out.h5", url)
 
 
 def test_a_local_run_imports_nothing_remote() -> None:

@@ -19,6 +19,7 @@ from scenes import encoded
 import rn50feat
 from rn50feat import FeatureStore, Shard
 from rn50feat.errors import PruneError, SourceError
+from rn50feat.places import remote
 from rn50feat.places.selection import Selection
 from rn50feat.preview import preview
 
@@ -63,21 +64,23 @@ def test_a_list_comes_on_top_of_folders(desk: Path, start: FakeStart) -> None:
 
 def test_names_that_lead_nowhere_are_failures_until_they_do(desk: Path, start: FakeStart) -> None:
     os.mkfifo(desk / "pipe")
-    listing = listed("pictures/none.png", "pictures/red.png", "pipe", "nowhere", "pictures/red.png/x")
+    listing = listed("pictures/none.png", "pictures/red.png", "pipe", "nowhere", "pictures/red.png/x", "ftp://x/y.jpg")
     summary = extract(start, listing=listing, dtype=None)
-    assert (summary.new, summary.failed, summary.found) == (1, 4, 5)
+    assert (summary.new, summary.failed, summary.found) == (1, 5, 6)
     reasons = {failure.path: failure.reason for failure in FeatureStore("out.h5").failures()}
     assert reasons == {
         "pictures/none.png": "is listed, but cannot be found: No such file or directory",
         "nowhere": "is listed, but cannot be found: No such file or directory",
         "pictures/red.png/x": "is listed, but cannot be found: Not a directory",
         "pipe": "is listed, but is no regular file",
+        "ftp:/x/y.jpg": "is listed, but cannot be found: No such file or directory"
+        f" (of URLs, {', '.join(remote.PACKAGES)} are read)",
     }
     assert [os.path.basename(location) for location in start.engines[0].seen] == ["red.png"]
     shutil.copy("pictures/white.png", "nowhere")
     summary = extract(start, listing=listing)
-    assert (summary.unchanged, summary.failed_before, summary.new) == (1, 3, 1)
-    assert len(FeatureStore("out.h5").failures()) == 3
+    assert (summary.unchanged, summary.failed_before, summary.new) == (1, 4, 1)
+    assert len(FeatureStore("out.h5").failures()) == 4
 
 
 def test_a_picture_that_is_gone_but_listed_keeps_its_row(desk: Path, start: FakeStart) -> None:

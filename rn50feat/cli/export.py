@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from pathlib import Path
 
 import click
 
@@ -45,6 +44,8 @@ def command(
         raise click.UsageError("--collection is about --to: give both, or neither.")
     if database is not None and null:
         raise click.UsageError("--null is about .npy files: a database has no list of paths.")
+    if database is not None and normalize:
+        raise click.UsageError("--normalize is about files: a database compares by cosine, whatever the length.")
     store = FeatureStore(stores[0] if stores else find_store())
     with stages(quiet) as on_stage, signals() as should_stop:
 
@@ -56,13 +57,13 @@ def command(
         if database is not None:
             from rn50feat.exchange.qdrant import shown, sync
 
-            done = sync(store, out, collection=collection, normalize=normalize, overwrite=overwrite, on_stage=told)
+            done = sync(store, out, collection=collection, overwrite=overwrite, on_stage=told)
             out = shown(out)
             result = f"{done.upserted} upserted, {done.deleted} deleted, {done.unchanged} unchanged"
         else:
             from rn50feat.exchange.export import export as run
 
-            rows = run(store, Path(out), normalize=normalize, null=null, overwrite=overwrite, on_stage=told)
+            rows = run(store, out, normalize=normalize, null=null, overwrite=overwrite, on_stage=told)
             result = f"{rows} rows of 2048"
     if not quiet:
         say(f"{out}: {result}")

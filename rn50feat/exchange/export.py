@@ -57,7 +57,11 @@ def export(
         ".parquet": partial(parquet.write, normalized=normalize),
     }
     if path.suffix not in writers:
-        raise ExchangeError(f"{path} does not say what to write: name a file that ends in {', '.join(writers)}")
+        name = os.fspath(out)  # a path has lost a slash of a URL
+        database = ", or give --to qdrant" if "://" in name else ""
+        raise ExchangeError(
+            f"{name} does not say what to write: name a file that ends in {', '.join(writers)}{database}"
+        )
     if null and path.suffix != ".npy":
         raise ExchangeError(f"--null is about the list of paths beside a .npy file: {path} has none")
     places = [path, npy.path_list(path)] if path.suffix == ".npy" else [path]

@@ -38,6 +38,8 @@ from rn50feat.weights import Choices
 
 logger = logging.getLogger(__name__)
 
+_ANOTHER = "import into another store"
+
 
 class FeatureFile(Protocol):
     """A file of features: their number, dtype, paths and, in blocks, themselves."""
@@ -122,7 +124,7 @@ def _provenance(file: FeatureFile, old: FeatureStore | None, choices: Choices, m
     if choices.weights is not None and made_by is not None:
         raise ExchangeError("--weights and --made-by are two statements of what made the features: give one")
     if choices.weights is not None:
-        return agree(old, choices, None)[1]
+        return agree(old, choices, None, remedy=_ANOTHER)[1]
     if choices != Choices():
         raise ExchangeError("a variant and how pictures were prepared go together with weights: give --weights")
     if made_by is not None:
@@ -133,7 +135,7 @@ def _provenance(file: FeatureFile, old: FeatureStore | None, choices: Choices, m
         raise ExchangeError(
             f"{file.path} does not say what made its features: give --weights as for extract, or --made-by in words"
         )
-    require(old, provenance)
+    require(old, provenance, remedy=_ANOTHER)
     return provenance
 
 
@@ -192,6 +194,7 @@ def _reference(location: str) -> Reference:
 def _check(rows: NDArray[np.floating[Any]], path: Path) -> None:
     """Raise `ExchangeError` for rows that no average pool of a ResNet50 gives, whatever is said of them."""
     remedy = "give --made-by, in words, instead of --weights"
+    rows = rows[np.isfinite(rows).all(axis=1)]  # the others go into the ledger
     if (rows < 0).any():
         raise ExchangeError(f"{path} has negative values, which an average pool after a ReLU never gives: {remedy}")
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1)

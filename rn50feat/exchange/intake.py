@@ -21,7 +21,7 @@ from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
 from rn50feat.store import FeatureStore
 from rn50feat.summary import Progress, Summary, record
-from rn50feat.writer import StoreWriter, create_store, open_store, storable
+from rn50feat.writer import StoreWriter, create_store, not_storable, open_store, storable
 
 COMMIT_ROWS = 10_000  # new rows; each takes the disk's place beyond the committed end
 COMMIT_CHANGES = 1000  # changed rows: their pages are held in memory until the commit
@@ -76,8 +76,8 @@ class Intake:
             writer.append([references[i] for i in new], features[new])
         for i, reference in enumerate(references):
             if not good[i]:
-                fault = f"not finite in {self._dtype}" if features[i].any() else "all zero"
-                writer.fail(reference, f"has features that are {fault}")
+                zero = "has features that are all zero"
+                writer.fail(reference, not_storable(features[i], self._dtype) if features[i].any() else zero)
             elif rows[i] >= 0:
                 self._renew(int(rows[i]), reference, features[i])
         self.summary.new += len(new)

@@ -30,6 +30,7 @@ from rn50feat.store import WIDTH, FeatureStore
 PAGE = 10_000  # ids that are asked for, or deleted, at once
 UPSERT = 128  # points that are sent at once: 3 MB of JSON; a server takes 32 MB
 TIMEOUT = 60  # seconds for one request
+_NOT_IN_NAMES = '/\\<>:"|?*'  # what a server takes in no name of a collection
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,6 @@ def sync(
     url: str,
     *,
     collection: str | None = None,
-    normalize: bool = False,
     overwrite: bool = False,
     on_stage: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Sync:
@@ -62,13 +62,14 @@ def sync(
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     name = collection or store.path.stem
+    _check(url, name)
     with _connected(url) as (client, models):
         _prepare(client, models, name, store.id, overwrite)
         snapshot, present = Snapshot(store), _ids(client, name)
         lacking = ~np.isin(snapshot.ids, present)
         surplus = np.setdiff1d(present, snapshot.ids)
         total = int(lacking.sum())
-        for block in watched(snapshot.blocks(lacking), total, normalize, on_stage):
+        for block in watched(snapshot.blocks(lacking), total, False, on_stage):
             facts = [
                 {"store": store.id, "path": lists.readable(path), "digest": reference.digest.hex()}
                 for path, reference in zip(block.paths, block.references)
@@ -83,12 +84,27 @@ def sync(
     return Sync(total, len(surplus), len(snapshot) - total)
 
 
+def _check(url: str, name: str) -> None:
+    """Raise `ExchangeError` for a place that is none, and for a name that no collection can have."""
+    if not url:
+        raise ExchangeError("the place of Qdrant is empty: give the URL of a server, or a folder")
+    if re.fullmatch(r"[^/]+:\d{1,5}/?", url) and not os.path.isdir(url):
+        server = shown(f"http://{url}")
+        raise ExchangeError(f"{server.removeprefix('http://')} looks like a server: give {server}")
+    if os.path.isfile(url):
+        raise ExchangeError(f"{url} is a file: give the URL of a Qdrant server, or a folder")
+    if name in (".", "..") or any(sign in name for sign in _NOT_IN_NAMES):
+        raise ExchangeError(
+            f"{name} cannot be the name of a collection: give one without any of {_NOT_IN_NAMES} with --collection"
+        )
+
+
 @contextmanager
 def _connected(url: str) -> Iterator[tuple[Any, ModuleType]]:
     """Yield a client and its models; tell in one line of what it raises, which is of many kinds."""
     try:
         from qdrant_client import QdrantClient, models
-        from qdrant_client.http.exceptions import ApiException
+        from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
     except ImportError as error:
         raise ExchangeError("Qdrant needs its client: pip install 'rn50feat[qdrant]'") from error
     try:
@@ -100,7 +116,9 @@ def _connected(url: str) -> Iterator[tuple[Any, ModuleType]]:
         with closing(client):
             yield client, models
     except (ApiException, OSError, RuntimeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        # An unexpected response has the whole page that a server answered with in its text.
+        told = f"{error.status_code} {error.reason_phrase}" if isinstance(error, UnexpectedResponse) else str(error)
+        reason = " ".join(told.split())[:300] or type(error).__name__
         raise ExchangeError(f"{shown(url)}: {reason}: is this where Qdrant is, and does it take the key?") from error
 
 

@@ -82,10 +82,12 @@ def expanded(source: str) -> Iterator[str]:
         yield source
         return
     before, first, last, after = match.groups()
-    if int(last) - int(first) >= _MOST_IN_RANGE:
+    begin, end = int(first), int(last)
+    if abs(end - begin) >= _MOST_IN_RANGE:
         raise SourceError(f"{source} stands for more than {_MOST_IN_RANGE} sources: name a folder that holds them")
     width = max(len(first), len(last)) if "0" in (first[0], last[0]) else 0
-    for number in range(int(first), int(last) + 1):
+    step = 1 if begin <= end else -1
+    for number in range(begin, end + step, step):
         yield from expanded(f"{before}{number:0{width}}{after}")
 
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from datetime import datetime, timezone
 from email.utils import parsedate_to_datetime
 from functools import lru_cache, partial
+from io import SEEK_SET, RawIOBase
 from typing import Any, BinaryIO, TypeVar, cast
 
 from rn50feat.errors import SourceError, VanishedError
@@ -36,6 +37,7 @@ PACKAGES = {
     "hf": "huggingface_hub",
 }
 _URL = re.compile(rf"({'|'.join(PACKAGES)})://[^/]", re.IGNORECASE)
+_OTHER = re.compile(r"/[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # in a path, where two slashes are one
 _SECRET = re.compile(  # a password, a name for a web server, a signature; abfs://container@account/ is none
     r"://[^/]*:[^/]*@|^https?://[^/]*@|[?&][^=&]*(?:sig|token|key|secret|passw|credential|auth|expires)[^=&]*=",
     re.IGNORECASE,
@@ -44,6 +46,7 @@ _TELLTALE = re.compile(r"(?<=://)[^/\s@]+@|\?[^\s'\"]+|\b(?:AKIA|ASIA)[A-Z0-9]{1
 _PAGE = re.compile(r"^https?://[^/]+/(?:.*/)?[^/]*\.\w+$", re.IGNORECASE)  # a file, by its suffix
 _TIMES = ("LastModified", "last_modified", "updated", "mtime", "Last-Modified")
 _TAGS = ("ETag", "etag", "md5Hash", "blob_id", "Content-MD5")
+_NO_PARTS = re.compile(r"support range requests|streaming HTTP file")  # as fsspec says it
 # Botocore's own patience with a throttling server comes on top of s3fs's five attempts.
 _OPTIONS: dict[str, dict[str, Any]] = {
     "s3": {"max_concurrency": 1, "config_kwargs": {"retries": {"mode": "standard", "max_attempts": 3}}}
@@ -69,6 +72,11 @@ class Item:
 def is_url(location: str) -> bool:
     """Tell whether a location is a URL of a kind that is read here."""
     return _URL.match(location) is not None
+
+
+def other_scheme(location: str) -> str:
+    """Return what to tell of a location that was the URL of another kind before it was taken for a path."""
+    return f" (of URLs, {', '.join(PACKAGES)} are read)" if _OTHER.search(location) else ""
 
 
 def checked(url: str) -> str:
@@ -179,7 +187,25 @@ def opened(url: str) -> Iterator[BinaryIO]:
     """Open an object to read parts of it."""
     system, path, _ = _opened(url)
     with _told("cannot be read"), system.open(path, "rb", block_size=_BLOCK, cache_type="readahead") as file:
-        yield file
+        yield cast(BinaryIO, _Parts(file))
+
+
+class _Parts(RawIOBase):
+    """A file that tells of its server's failures as `SourceError`s: a `ValueError` is taken for a damaged archive."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, size: int = -1) -> bytes:
+        with _told("cannot be read"):
+            return cast(bytes, self._file.read(size))
+
+    def seek(self, offset: int, whence: int = SEEK_SET) -> int:
+        with _told("cannot be read"):
+            return cast(int, self._file.seek(offset, whence))
+
+    def tell(self) -> int:
+        return cast(int, self._file.tell())
 
 
 def _item(url: str, facts: Any) -> Item:
@@ -224,6 +250,8 @@ def _told(what: str) -> Iterator[None]:
             raise VanishedError("cannot be found: there is no such object") from error
         cause = error.__cause__ if isinstance(error, FileNotFoundError) and error.__cause__ else error
         reason = _without_secrets(" ".join(str(cause).split()))[:300] or type(cause).__name__
+        if _NO_PARTS.search(reason):
+            reason = "its server gives no parts of files: fetch the archive and name the copy"
         if "locate credentials" in reason:
             reason += ": set AWS_PROFILE or the like, or FSSPEC_S3_ANON=true for a public bucket"
         raise SourceError(f"{what}: {reason}") from error

@@ -107,8 +107,10 @@ class Selection:
     def covers(self, location: str) -> bool:
         """Tell whether a location lies below the folders and files of the run, and in its share."""
         root = sources.root_of(location, self._places)
+        if root is None:
+            return False
         place, _ = archives.split(location) or (location, "")  # the members of an archive are in one share
-        return root is not None and self._holds(_name(place, root))
+        return self._holds(_name(location if location == root else place, root))
 
     def _holds(self, name: str) -> bool:
         return self._shard is None or self._shard.holds(name)

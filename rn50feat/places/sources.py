@@ -68,13 +68,21 @@ def locate(path: str | os.PathLike[str], real: Callable[[str], str] = os.path.re
 def roots(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Return the locations of `sources`, without those that lie inside another.
 
-    Raises `SourceError` for a source that does not exist or is neither a
-    folder nor a regular file.
+    Raises `SourceError` for a source that does not exist or is no folder,
+    regular file or member of an archive.
     """
     found: dict[str, None] = {}
     for source in chain.from_iterable(archives.expanded(os.fspath(source)) for source in sources):
         if remote.is_url(source):
             found[locate(source)] = None
+            continue
+        if _member(source):
+            location = locate(source)
+            try:
+                find(location)
+            except SourceError as error:
+                raise SourceError(f"{source} {error}: name a member that is there, or the archive itself") from error
+            found[location] = None
             continue
         try:
             mode = os.stat(source).st_mode
@@ -86,7 +94,7 @@ def roots(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
         if stat.S_ISREG(mode) and archives.is_compressed_whole(source):
             raise SourceError(f"{source} {archives.COMPRESSED}")
         found[locate(source)] = None
-    return [root for root in found if root_of(os.path.dirname(root), found) is None]
+    return [root for root in found if root_of((archives.split(root) or (os.path.dirname(root),))[0], found) is None]
 
 
 def root_of(location: str, roots: Container[str]) -> str | None:
@@ -150,6 +158,9 @@ def walk(locations: Sequence[str], *, warn: bool = True) -> Iterator[os.DirEntry
 
 def _walk_remote(url: str) -> Iterator[Reference]:
     try:
+        if archives.split(url):
+            yield find(url)
+            return
         for item in remote.items(url):
             yield Reference(item.url, item.size, item.mtime_ns)
     except SourceError as error:
@@ -184,7 +195,7 @@ def obstacle(location: str) -> str:
     try:
         find(location)
     except SourceError as error:
-        return f"is listed, but {error}"
+        return f"is listed, but {error}{remote.other_scheme(location)}"
     return "is listed, but was not there a moment ago"
 
 
