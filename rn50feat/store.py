@@ -302,9 +302,8 @@ def shared(path: Path, disk: Disk = DISK) -> Iterator[None]:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise StoreError(
-            f"{path}: {error.strerror}: name an existing store, or make one with rn50feat extract"
-        ) from error
+        remedy = "name an existing store, or make one with rn50feat extract"
+        raise StoreError(f"{path}: {error.strerror}: {remedy}") from error
     try:
         while True:
             with lock.held(handle, path, alone=False):
@@ -322,8 +321,7 @@ def _open(path: Path) -> Iterator[h5py.File]:
     try:
         # rdcc_nbytes=0: a cache of chunks reads the whole 128 kB chunk for one row (100 rows: 4.1 ms, without it 1.4).
         try:
-            # HDF5's own lock would be a second one on the same file.
-            file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)
+            file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)  # its own lock would be a second one
         except OSError:
             # HDF5 wants it all the same where this very process has the file open with it, as notebooks do.
             file = h5py.File(path, "r", rdcc_nbytes=0)
