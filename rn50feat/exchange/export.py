@@ -16,11 +16,10 @@ from functools import partial
 from io import BufferedWriter
 from pathlib import Path
 
-import numpy as np
-
 from rn50feat import beside
 from rn50feat.errors import ExchangeError
 from rn50feat.exchange import npy, parquet
+from rn50feat.indexing.exact import prepared
 from rn50feat.snapshot import Block, Snapshot
 from rn50feat.store import WIDTH, FeatureStore
 
@@ -68,26 +67,23 @@ def export(
     if not overwrite:
         beside.refuse_existing(places)
     snapshot = Snapshot(store)
+    blocks = map(_of_unit_length, snapshot.blocks()) if normalize else snapshot.blocks()
     with beside.written(places) as files:
-        writers[path.suffix](files, snapshot, watched(snapshot.blocks(), len(snapshot), normalize, on_stage))
+        writers[path.suffix](files, snapshot, watched(blocks, len(snapshot), on_stage))
     return len(snapshot)
 
 
-def watched(
-    blocks: Iterable[Block], total: int, normalize: bool, on_stage: Callable[[str, int, int], None]
-) -> Iterator[Block]:
-    """Yield `blocks`, their rows of length 1 where that is wanted, and tell how far they are."""
+def watched(blocks: Iterable[Block], total: int, on_stage: Callable[[str, int, int], None]) -> Iterator[Block]:
+    """Yield `blocks`, and tell how far they are."""
     done = 0
     for block in blocks:
-        yield _of_unit_length(block) if normalize else block
+        yield block
         done += len(block.ids)
         on_stage("export", done, total)
 
 
 def _of_unit_length(block: Block) -> Block:
-    rows = block.features.astype(np.float32)
-    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), np.finfo(np.float32).tiny)
-    return replace(block, features=rows.astype(block.features.dtype))
+    return replace(block, features=prepared(block.features, "cosine").astype(block.features.dtype))
 
 
 def _write_csv(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[Block]) -> None:

@@ -69,7 +69,7 @@ def sync(
         lacking = ~np.isin(snapshot.ids, present)
         surplus = np.setdiff1d(present, snapshot.ids)
         total = int(lacking.sum())
-        for block in watched(snapshot.blocks(lacking), total, False, on_stage):
+        for block in watched(snapshot.blocks(lacking), total, on_stage):
             facts = [
                 {"store": store.id, "path": lists.readable(path), "digest": reference.digest.hex()}
                 for path, reference in zip(block.paths, block.references)
