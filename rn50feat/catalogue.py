@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rn50feat.places import archives
 from rn50feat.places.archives import ArchiveRecord
-from rn50feat.places.sources import Reference
+from rn50feat.places.sources import UNKNOWN, Reference
 from rn50feat.store import FailureRecord, FeatureStore
 
 _KEY = np.dtype([("high", ">u8"), ("low", ">u8")])
@@ -76,7 +76,8 @@ class Catalogue:
 
     def unchanged(self, row: int, reference: Reference) -> bool:
         """Tell whether a file has the size and time that it had when its row was made."""
-        return bool(self._sizes[row] == reference.size and self._mtimes[row] == reference.mtime_ns)
+        as_it_was = self._sizes[row] == reference.size and self._mtimes[row] == reference.mtime_ns
+        return bool(as_it_was) and self.digest(row) != UNKNOWN
 
     def as_new(self, row: int | None, mtime_ns: int) -> bool:
         """Tell whether there is a row, and its file was not older than a time."""
@@ -107,8 +108,8 @@ class Catalogue:
         return bytes(self._digest_of_row[row])
 
     def row_of_copy(self, digest: bytes) -> int | None:
-        """Return a row whose file had the bytes of `digest`, or None."""
-        return self._digests.get(digest)
+        """Return a row whose file had the bytes of `digest`, or None; what is not known equals nothing."""
+        return None if digest == UNKNOWN else self._digests.get(digest)
 
 
 def path_key(path: str) -> bytes:

@@ -6,7 +6,12 @@ Going from the largest file down, each picture that is in no group yet takes
 all others that are in none and whose cosine with it is at least the
 threshold. So every member is that similar to the first; chains, which would
 join two scenes over pictures in between, cannot form; and no picture is in two
-groups. Exact copies are found by their digests and compared with nothing.
+groups. Exact copies are found by their digests and compared with nothing; a
+file whose digest is not known is a copy of none.
+
+Last, every file of a group is looked up where it is now: several paths may
+lead to one file, and a file may be gone, or hold other bytes by now. Deleting
+what such a path names would free nothing, or lose an original.
 """
 
 from __future__ import annotations
@@ -14,7 +19,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +29,10 @@ from rn50feat.errors import QueryError, StoreError
 from rn50feat.indexing import exact as exactly
 from rn50feat.indexing.exact import BLOCK, Rows
 from rn50feat.indexing.nearest import Nearest, OpenIndex, open_index
+from rn50feat.places.remote import is_url
+from rn50feat.places.sources import Reference
+from rn50feat.presence import Identity, identity
+from rn50feat.presence import state as now
 from rn50feat.store import FeatureStore
 
 # Near-identical pictures were reported to stay above 0.95 with imagenet-v1 (pytorch/vision issue 8382). With random
@@ -34,6 +44,8 @@ _LEADERS = 1024  # pictures that the index is asked about at once
 _NEIGHBOURS = 16  # that are looked at first; more where all of them are near
 _ROUNDING = 1e-5  # what a cosine in float32 may be off
 Near = Iterator[tuple[int, Rows]]  # a row, and rows that may be near it
+State = Literal["present", "same file", "missing", "changed", "unchecked"]
+_FILES = ("present", "unchecked")  # the states of members that are files of their own
 
 
 @dataclass(frozen=True)
@@ -42,7 +54,10 @@ class Member:
 
     ``path`` is the stored one, ``location`` opens the picture, ``size`` is in
     bytes of the file. ``similarity`` is the cosine with the first member, and
-    ``exact`` tells whether the files are the same, byte for byte.
+    ``exact`` tells whether the files had the same bytes when their rows were
+    made. ``state`` tells what is at the path now: the file as its row knows it, a
+    path to the same file as that of a member before it, no file, or a file of
+    another size or time; objects in remote storage are not asked for.
     """
 
     path: str
@@ -51,13 +66,27 @@ class Member:
     size: int
     similarity: float
     exact: bool
+    state: State = "present"
+
+    @property
+    def is_copy(self) -> bool:
+        """Whether this is another file than the first, with its very bytes: true of the first itself, too."""
+        return self.exact and self.state in _FILES
 
 
 @dataclass(frozen=True)
 class Group:
-    """Two or more near-identical pictures: the largest file, then the others, the most similar first."""
+    """Two or more near-identical pictures: the largest file, then the others, the most similar first.
+
+    Of exact copies of the largest file, one that is there comes first.
+    """
 
     members: tuple[Member, ...]
+
+    @property
+    def redundant(self) -> int:
+        """How many files there are more than one: not paths to the same one, nor files that are gone or changed."""
+        return max(0, sum(member.state in _FILES for member in self.members) - 1)
 
 
 def duplicates(
@@ -92,7 +121,22 @@ def duplicates(
         for first, rows in near:
             groups.claim(first, rows)
     with files.held():
-        return groups.finished()
+        found = groups.finished()
+    return [_looked_up(group) for group in found]
+
+
+def _looked_up(group: list[tuple[Member, Reference]]) -> Group:
+    """Return a group with the state of each member; of the copies of its first, one that is there takes the lead."""
+    members = [replace(member, state="unchecked" if is_url(member.location) else now(known)) for member, known in group]
+    lead = next((i for i, member in enumerate(members) if member.is_copy), 0)
+    members.insert(0, members.pop(lead))
+    seen: set[Identity] = set()
+    for i, member in enumerate(members):
+        if (own := identity(member.location)) in seen:
+            members[i] = replace(member, state="same file")
+        elif own is not None:
+            seen.add(own)
+    return Group(tuple(members))
 
 
 def default_threshold(store: FeatureStore) -> float:
@@ -105,12 +149,17 @@ class _Files:
 
     def __init__(self, store: FeatureStore) -> None:
         with store.reading():
-            self.ids, self.sizes = store.column("ids"), store.column("size")
-            digests = np.ascontiguousarray(store.column("digest")).view("V16").reshape(-1)
+            self.ids, self.sizes, self.times = (store.column(name) for name in ("ids", "size", "mtime_ns"))
+            digests = np.ascontiguousarray(store.column("digest"))
         self._store = store
-        _, first, number = np.unique(digests, return_index=True, return_inverse=True)
+        keys = np.zeros(len(digests), [("digest", "V16"), ("row", np.int64)])
+        keys["digest"] = digests.view("V16").reshape(-1)
+        keys["row"] = np.where(
+            digests.any(axis=1), 0, np.arange(1, len(digests) + 1)
+        )  # unknown digests are never equal
+        _, first, number = np.unique(keys.view("V24"), return_index=True, return_inverse=True)
         self.order: Rows = first[np.lexsort((first, -self.sizes[first]))]
-        self.rank = np.full(len(digests), len(digests))
+        self.rank = np.full(len(keys), len(keys))
         self.rank[self.order] = np.arange(len(self.order))
         self._by_file = np.argsort(number, kind="stable")
         self._bounds = np.concatenate([[0], np.cumsum(np.bincount(number, minlength=len(first)))])
@@ -156,24 +205,24 @@ class _Groups:
             self._members.setdefault(first, []).extend(zip(rows[near].tolist(), scores[near].tolist()))
             self.free[rows[near]] = False
 
-    def finished(self) -> list[Group]:
-        """Return the groups, that of the largest file first, with the copies of all members."""
+    def finished(self) -> list[list[tuple[Member, Reference]]]:
+        """Return the groups, that of the largest file first, with the copies of all members, and their files."""
         for row in self._files.copied():
             if self.free[row]:
                 self._members.setdefault(row, [])
         return [self._group(first) for first in sorted(self._members, key=self._files.rank.__getitem__)
                 if self._members[first] or len(self._files.copies(first)) > 1]  # fmt: skip
 
-    def _group(self, first: int) -> Group:
+    def _group(self, first: int) -> list[tuple[Member, Reference]]:
         others = sorted(self._members[first], key=lambda member: (-member[1], member[0]))
         rows = [(row, 1.0, True) for row in self._files.copies(first).tolist()]
         rows += [(copy, score, False) for row, score in others for copy in self._files.copies(row).tolist()]
         members = []
         for row, similarity, same in rows:
-            path = self._store.path_of(row)
-            size = int(self._files.sizes[row])
-            members.append(Member(path, self._store.locate(path), int(self._files.ids[row]), size, similarity, same))
-        return Group(tuple(members))
+            path, size = self._store.path_of(row), int(self._files.sizes[row])
+            known = Reference(self._store.locate(path), size, int(self._files.times[row]))
+            members.append((Member(path, known.location, int(self._files.ids[row]), size, similarity, same), known))
+        return members
 
 
 def _by_scan(

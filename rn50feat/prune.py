@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from rn50feat.errors import PruneError, SourceError
 from rn50feat.places import sources
 from rn50feat.places.selection import Selection
+from rn50feat.presence import is_gone
 from rn50feat.store import FeatureStore
 
 LIMIT = 20.0  # percent of the rows under the sources
@@ -50,7 +51,7 @@ def gone(
                 location = store.locate(path)
                 if selection.covers(location):
                     under += 1
-                    if not met[row] and sources.is_gone(location):
+                    if not met[row] and is_gone(location):
                         rows.append(row)
     if not force and len(rows) > under * limit / 100:
         raise PruneError(
@@ -63,4 +64,4 @@ def gone(
 def gone_failures(store: FeatureStore, paths: Sequence[str], selection: Selection) -> list[str]:
     """Return which stored paths of the ledger, covered by `selection`, belong to files that are gone."""
     locations = {path: store.locate(path) for path in paths}
-    return [path for path, at in locations.items() if selection.covers(at) and sources.is_gone(at)]
+    return [path for path, at in locations.items() if selection.covers(at) and is_gone(at)]

@@ -11,7 +11,6 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -22,9 +21,8 @@ from rn50feat.indexing.exact import METRICS, NO_ROWS, Rows, Vectors
 from rn50feat.indexing.nearest import Nearest, open_index
 from rn50feat.places import sources
 from rn50feat.places.sources import Reference
+from rn50feat.presence import State, state
 from rn50feat.store import FeatureStore, stored_path
-
-State = Literal["present", "missing", "changed"]
 
 
 @dataclass(frozen=True)
@@ -176,15 +174,7 @@ def _rank(
             if min_score is None or score >= min_score:
                 path = store.path_of(row)
                 location = store.locate(path)
-                state = _state(location, facts["size"][row], facts["mtime_ns"][row])
-                hits.append(Hit(rank, score, path, location, int(facts["ids"][row]), state))
+                now = state(Reference(location, facts["size"][row], facts["mtime_ns"][row]))
+                hits.append(Hit(rank, score, path, location, int(facts["ids"][row]), now))
         results.append(Result(name, tuple(hits)))
     return results
-
-
-def _state(location: str, size: int, mtime_ns: int) -> State:
-    """Compare a file with what it was when its row was made."""
-    try:
-        return "present" if sources.as_known(Reference(location, size, mtime_ns)) else "changed"
-    except (SourceError, ValueError):
-        return "missing"

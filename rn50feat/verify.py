@@ -23,6 +23,7 @@ from rn50feat.indexing import index_file
 from rn50feat.places import archives, sources
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
+from rn50feat.presence import state
 from rn50feat.store import ARCHIVES, LEDGER, ROWS, RUNS, FeatureStore
 
 # Relative L2 between a stored row and the same row computed again. In fp32
@@ -231,17 +232,10 @@ def _drawn(store: FeatureStore, count: int) -> dict[str, NDArray[np.float32]]:
         rows = np.sort(np.random.default_rng().permutation(len(store))[:count])
         known = [store.references(int(row), 1)[0] for row in rows]
         features = store.features(rows).astype(np.float32)
-    return {reference.location: row for reference, row in zip(known, features) if _as_known(reference)}
+    return {reference.location: row for reference, row in zip(known, features) if state(reference) == "present"}
 
 
 def _computed_exactly(store: FeatureStore) -> bool:
     """Tell whether all rows were computed, and are stored, in fp32."""
     precisions = {run["precision"] for run in store.runs()}
     return store.dtype == np.float32 and precisions <= {None, "fp32"}
-
-
-def _as_known(known: Reference) -> bool:
-    try:
-        return sources.as_known(known)
-    except SourceError:
-        return False

@@ -28,7 +28,7 @@ from rn50feat.damage import damage_told
 from rn50feat.disk import DISK, Disk
 from rn50feat.errors import StoreBusyError, StoreError
 from rn50feat.places.archives import ArchiveRecord
-from rn50feat.places.sources import Reference
+from rn50feat.places.sources import UNKNOWN, Reference
 from rn50feat.provenance import Provenance
 from rn50feat.store import (
     ARCHIVES,
@@ -122,7 +122,7 @@ class StoreWriter:
 
     def copied(self, row: int, reference: Reference) -> NDArray[np.floating[Any]] | None:
         """Return the features of `row` if they are those of the file's digest, else None."""
-        if bytes(self._file["digest"][row]) != reference.digest:
+        if reference.digest == UNKNOWN or bytes(self._file["digest"][row]) != reference.digest:
             return None
         return np.asarray(self._file["features"][row])
 

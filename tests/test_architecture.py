@@ -26,7 +26,7 @@ LAYERS = [
     ["formats"],
     ["places.sources", "places.lists", "images", "journal", "lock", "tensors", "backends"],
     ["weights"],
-    ["network", "places.selection", "store"],
+    ["network", "places.selection", "presence", "store"],
     [
         "catalogue",
         "writer",

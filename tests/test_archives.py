@@ -27,6 +27,7 @@ from rn50feat.errors import DamagedError, PruneError, QueryError, SourceError, V
 from rn50feat.places import archives, sources
 from rn50feat.places.selection import Selection, Shard
 from rn50feat.places.sources import Reference
+from rn50feat.presence import is_gone
 from rn50feat.preview import preview
 from rn50feat.provenance import Preprocessing
 from rn50feat.search import search_stored
@@ -131,7 +132,7 @@ def test_a_member_is_found_by_name_alone(tmp_path: Path, kind: str) -> None:
     path.unlink()
     with pytest.raises(VanishedError):
         sources.read(Reference(location, -1, -1))
-    assert sources.is_gone(location)
+    assert is_gone(location)
 
 
 @KINDS

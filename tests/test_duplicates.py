@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -12,13 +13,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import Run
+from fake import FakeStart
+from packing import tar
 from scenes import encoded, scene
 from vectors import append, clusters, filled, remove, replace
 
 import rn50feat
-from rn50feat import EngineOptions, FeatureStore
+from rn50feat import EngineOptions, FeatureStore, duplicates, extract
 from rn50feat.duplicates import Group
 from rn50feat.errors import QueryError, StoreError
+from rn50feat.places import sources
+from rn50feat.places.sources import Reference
+from rn50feat.provenance import Provenance
+from rn50feat.writer import create_store
 
 KINDS = [None, "IDMap2,Flat", "IVF8,RaBitQ"]
 
@@ -118,6 +125,83 @@ def test_chains_join_nothing(tmp_path: Path) -> None:
         frozenset({"00000.jpg", "00001.jpg"}),
         frozenset({"00002.jpg", "00003.jpg"}),
     }
+
+
+def test_rows_whose_files_nobody_could_read_are_copies_of_nothing(tmp_path: Path) -> None:
+    np.save(tmp_path / "x.npy", clusters(50))
+    (tmp_path / "x.paths.txt").write_text("".join(f"gone/{i}.jpg\n" for i in range(50)))
+    rn50feat.import_features(tmp_path / "x.npy", tmp_path / "x.h5", made_by="gen")
+    rn50feat.merge([tmp_path / "x.h5"], tmp_path / "merged.h5")
+    for store in ("x.h5", "merged.h5"):
+        assert rn50feat.duplicates(tmp_path / store, exact=True) == []
+        groups = rn50feat.duplicates(tmp_path / store, threshold=0.999999)
+        assert not any(member.exact for group in groups for member in group.members[1:])
+
+
+def packed_twice(folder: Path) -> Path:
+    """Make an archive with one picture, and a second path to it."""
+    tar(folder / "a.tar", [("x.png", encoded(scene(1, 40, 30), "PNG"))])
+    (folder / "b.tar").symlink_to("a.tar")
+    return folder
+
+
+def linked(folder: Path, kind: str) -> None:
+    """Make one picture, and a second path to it."""
+    (folder / "one").mkdir()
+    (folder / "one/x.png").write_bytes(encoded(scene(0, 40, 30), "PNG"))
+    if kind == "folder":
+        (folder / "two").symlink_to("one")
+    else:
+        (folder / "two").mkdir()
+        {"hard link": os.link, "link": os.symlink}[kind](folder / "one/x.png", folder / "two/x.png")
+
+
+@pytest.mark.parametrize("kind", ["folder", "hard link", "link"])
+def test_paths_to_one_file_are_no_copies(tmp_path: Path, rn50feat: Run, kind: str) -> None:
+    linked(tmp_path, kind)
+    files = [f"{tmp_path}/one/x.png", f"{tmp_path}/two/x.png"]
+    for store, copies in (("out.h5", 0), ("more.h5", 1)):
+        if copies:
+            shutil.copy(tmp_path / "one/x.png", tmp_path / "copy.png")
+            files.append(f"{tmp_path}/copy.png")
+        with create_store(tmp_path / store, Provenance("random:0", "00"), np.dtype("float32")) as writer:
+            writer.append([sources.digest(Reference(file, 0, 0)) for file in files], clusters(len(files)))
+        (group,) = duplicates(tmp_path / store, exact=True)
+        assert [member.state for member in group.members] == ["present", "same file", *["present"] * copies]
+        assert group.redundant == copies
+        done = rn50feat("duplicates", store, "--exact")
+        assert [line.split("\t")[1] for line in done.stdout.splitlines()] == [
+            "1.000000",
+            "same file",
+            *["copy"] * copies,
+        ]
+        assert done.stderr.startswith(f"1 groups, {copies} pictures more than one of each; 1 other paths to the same")
+
+
+def test_members_of_an_archive_with_two_paths_are_no_copies(tmp_path: Path, start: FakeStart) -> None:
+    extract(packed_twice(tmp_path), tmp_path / "out.h5", weights="random", start=start)
+    (group,) = duplicates(tmp_path / "out.h5", exact=True)
+    assert [(member.path, member.state) for member in group.members] == [
+        ("a.tar::x.png", "present"),
+        ("b.tar::x.png", "same file"),
+    ]
+
+
+def test_what_is_gone_or_has_changed_is_no_copy_and_leads_no_group(tmp_path: Path, start: FakeStart) -> None:
+    data = encoded(scene(0, 40, 30), "PNG")
+    for name in "abcd":
+        (tmp_path / f"{name}.png").write_bytes(data)
+    extract(tmp_path, tmp_path / "out.h5", weights="random", start=start)
+    (tmp_path / "a.png").unlink()
+    (tmp_path / "c.png").write_bytes(encoded(scene(1, 50, 30), "PNG"))
+    (group,) = duplicates(tmp_path / "out.h5", exact=True)
+    assert [(member.path[0], member.state, member.is_copy) for member in group.members] == [
+        ("b", "present", True),
+        ("a", "missing", False),
+        ("c", "changed", False),
+        ("d", "present", True),
+    ]
+    assert group.redundant == 1
 
 
 def test_a_run_that_changes_rows_meanwhile_is_told_of(tmp_path: Path) -> None:

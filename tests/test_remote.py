@@ -29,6 +29,7 @@ from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import PruneError, QueryError, SourceError, VanishedError
 from rn50feat.places import remote, sources
+from rn50feat.presence import is_gone
 from rn50feat.preview import preview
 from rn50feat.provenance import Preprocessing
 
@@ -321,8 +322,8 @@ def test_files_of_a_web_server(
         with monkeypatch.context() as patch:
             patch.setattr(Quiet, "do_GET", None)
             assert extract(start, tmp_path / "one.h5", f"{url}/red.png").unchanged == 1
-        assert sources.is_gone(f"{url}/none.png")
-    assert not sources.is_gone(f"{url}/red.png")  # nobody answers
+        assert is_gone(f"{url}/none.png")
+    assert not is_gone(f"{url}/red.png")  # nobody answers
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])

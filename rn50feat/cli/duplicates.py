@@ -41,7 +41,9 @@ def command(
     STORE is as for search. Every picture of a group is at least as similar to
     its first, the one with the largest file, as the threshold says. Prints a
     table on a terminal, and tab-separated lines (group, similarity, size,
-    path; 'copy' for the same bytes) elsewhere.
+    path) elsewhere. The similarity is 'copy' for another file with the bytes
+    of the first, and 'same file' for another path to a file of the group;
+    files that are missing or have changed are marked, and are no copies.
     """
     from rn50feat.duplicates import default_threshold, duplicates
     from rn50feat.store import FeatureStore

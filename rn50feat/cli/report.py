@@ -21,13 +21,15 @@ from rn50feat.unseen import one_line
 
 if TYPE_CHECKING:
     from rn50feat.bench import Benchmark
-    from rn50feat.duplicates import Group
+    from rn50feat.duplicates import Group, Member
     from rn50feat.indexing.index import Report as IndexReport
     from rn50feat.indexing.index_plan import Plan
     from rn50feat.preview import Preview
     from rn50feat.provenance import Preprocessing, Provenance
     from rn50feat.search import Hit, Result
     from rn50feat.store import FailureRecord, FeatureStore
+
+MARKED = ("missing", "changed")  # states of a picture's file that are told of
 
 
 def table(results: Iterable[Result]) -> str:
@@ -40,8 +42,8 @@ def table(results: Iterable[Result]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _mark(hit: Hit) -> str:
-    return "" if hit.state == "present" else f"  ({hit.state})"
+def _mark(found: Hit | Member) -> str:
+    return f"  ({found.state})" if found.state in MARKED else ""
 
 
 def tab_separated(results: Iterable[Result]) -> str:
@@ -229,14 +231,20 @@ def index_facts(name: Path, done: IndexReport) -> dict[str, Any]:
     return {"file": str(name), **counts, **done.facts.as_dict()}
 
 
+def _likeness(member: Member, number: int) -> str:
+    """Return what a member is to the first of its group; only what may be deleted is called a copy."""
+    if member.state == "same file":
+        return member.state
+    return "copy" if number and member.is_copy else f"{member.similarity:.6f}"
+
+
 def group_table(groups: Sequence[Group]) -> str:
     """Return aligned columns, a block for each group."""
     blocks = []
     for number, group in enumerate(groups, 1):
         lines = [f"group {number}", "similarity      size  path"]
         lines += [
-            f"{'copy' if i and member.exact else f'{member.similarity:.6f}':>10}  {size(member.size):>8}"
-            f"  {one_line(member.path)}"
+            f"{_likeness(member, i):>10}  {size(member.size):>8}  {one_line(member.path)}{_mark(member)}"
             for i, member in enumerate(group.members)
         ]
         blocks.append("\n".join(lines) + "\n")
@@ -244,10 +252,10 @@ def group_table(groups: Sequence[Group]) -> str:
 
 
 def group_lines(groups: Sequence[Group]) -> str:
-    """Return a line for each picture: group, similarity or copy, size in bytes, path."""
+    """Return a line for each picture: group, similarity, copy or same file, size in bytes, path, and how it is now."""
     return "".join(
-        f"{number}\t{'copy' if i and member.exact else f'{member.similarity:.6f}'}\t{member.size}"
-        f"\t{one_line(member.path)}\n"
+        f"{number}\t{_likeness(member, i)}\t{member.size}\t{one_line(member.path)}"
+        f"{chr(9) + member.state if member.state in MARKED else ''}\n"
         for number, group in enumerate(groups, 1)
         for i, member in enumerate(group.members)
     )
@@ -257,7 +265,7 @@ def groups_csv(groups: Sequence[Group]) -> str:
     """Return CSV with a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["group", "path", "location", "id", "size", "similarity", "exact"])
+    writer.writerow(["group", "path", "location", "id", "size", "similarity", "exact", "state"])
     for number, group in enumerate(groups, 1):
         writer.writerows([number, *asdict(member).values()] for member in group.members)
     return text.getvalue()
@@ -271,8 +279,10 @@ def groups_json(groups: Sequence[Group], store: FeatureStore, threshold: float |
 
 def groups_line(groups: Sequence[Group]) -> str:
     """Return in one line how many groups there are."""
-    more = sum(len(group.members) - 1 for group in groups)
-    return f"{len(groups)} groups, {more} pictures more than one of each"
+    more = sum(group.redundant for group in groups)
+    same = sum(member.state == "same file" for group in groups for member in group.members)
+    paths = f"; {same} other paths to the same files" if same else ""
+    return f"{len(groups)} groups, {more} pictures more than one of each{paths}"
 
 
 def failure_lines(failures: Iterable[FailureRecord]) -> str:

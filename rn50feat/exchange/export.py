@@ -93,6 +93,6 @@ def _write_csv(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iter
     for block in blocks:
         for number, path, reference, row in zip(block.ids, block.paths, block.references, block.features):
             line = io.StringIO()
-            facts = [number, path, reference.location, reference.digest.hex()]
+            facts = [number, path, reference.location, reference.known_digest.hex()]
             csv.writer(line).writerow(facts)  # ended by \r\n: then names with either in them are quoted
             files[0].write(os.fsencode(line.getvalue()[:-2] + "," + numbers % tuple(row.tolist()) + "\n"))

@@ -4,7 +4,7 @@ In: a ``.npy`` or ``.parquet`` file of rows of 2048, the paths of their
 pictures, and a statement of what made them. Out: a row for each picture that
 the store lacks, and the record of the import. Files that are there get their
 size, time and digest, as if extracted; of others the row is kept, with a size
-and time of 0 and a digest of zeros, which no picture has: should the file
+and time of 0 and an unknown digest, all zeros: should the file
 turn up one day, `extract` computes it anew.
 """
 
@@ -29,7 +29,7 @@ from rn50feat.exchange.intake import Intake, settle_dtype
 from rn50feat.exchange.npy import NpyFile, path_list
 from rn50feat.exchange.parquet import ParquetFile
 from rn50feat.places import lists, sources
-from rn50feat.places.sources import Reference
+from rn50feat.places.sources import UNKNOWN, Reference
 from rn50feat.provenance import Provenance
 from rn50feat.snapshot import BLOCK
 from rn50feat.store import FeatureStore, locate_output, stored_path
@@ -176,7 +176,7 @@ def _take(
         intake.leave(len(here) - len(new))
         if new:
             references = [_reference(here[i]) for i in new]
-            absent += sum(reference.digest == bytes(16) for reference in references)
+            absent += sum(reference.digest == UNKNOWN for reference in references)
             with np.errstate(over="ignore"):  # of float64: what becomes infinite goes into the ledger
                 narrow = rows[new].astype(np.float32)
             intake.take(references, narrow, np.full(len(new), -1))
@@ -188,7 +188,7 @@ def _reference(location: str) -> Reference:
     try:
         return sources.digest(Reference(location, 0, 0))
     except SourceError:
-        return Reference(location, 0, 0, bytes(16))
+        return Reference(location, 0, 0, UNKNOWN)
 
 
 def _check(rows: NDArray[np.floating[Any]], path: Path) -> None:

@@ -68,7 +68,7 @@ def write(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[
                 [lists.readable(reference.location) for reference in block.references],
                 [reference.size for reference in block.references],
                 [reference.mtime_ns for reference in block.references],
-                [reference.digest for reference in block.references],
+                [reference.known_digest or None for reference in block.references],
             ]
             arrays = [arrow.array(values, kind) for values, kind in zip(facts, columns.values())]
             arrays.append(arrow.FixedSizeListArray.from_arrays(values, WIDTH))

@@ -71,7 +71,7 @@ def sync(
         total = int(lacking.sum())
         for block in watched(snapshot.blocks(lacking), total, on_stage):
             facts = [
-                {"store": store.id, "path": lists.readable(path), "digest": reference.digest.hex()}
+                {"store": store.id, "path": lists.readable(path), "digest": reference.known_digest.hex()}
                 for path, reference in zip(block.paths, block.references)
             ]
             for at in range(0, len(facts), UPSERT):

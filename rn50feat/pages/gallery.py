@@ -28,7 +28,11 @@ _SCORES = {
     "l2": "l2, a distance, 0 for the same features",
     "ip": "inner product, more is nearer",
 }
-_STATES = {"missing": "its file is gone", "changed": "its file has changed since it was extracted"}
+_STATES = {
+    "missing": "its file is gone",
+    "changed": "its file has changed since it was extracted",
+    "same file": "another path to a file shown before, no copy",
+}
 
 
 def search_page(
@@ -130,11 +134,12 @@ def _groups_body(groups: Iterable[Group], pictures: Iterator[Thumbnail]) -> Iter
 
 def _membership(member: Member, number: int) -> str:
     size = f'<span class="size">{member.size / 1000:,.0f} kB</span>'
+    mark = f'<p class="mark"><b>{member.state}:</b> {_STATES[member.state]}</p>\n' if member.state in _STATES else ""
     if number == 1:
-        return f'<p class="score"><b>largest</b> {size}</p>\n'
-    same = '<p class="same">the same bytes as the first</p>\n' if member.exact else ""
+        return f'<p class="score"><b>largest</b> {size}</p>\n{mark}'
+    same = '<p class="same">the same bytes as the first</p>\n' if member.is_copy else ""
     similarity = f"<b>{_spoken('similarity')}{member.similarity:.4f}</b>"
-    return f'<p class="score">{similarity} {size}</p>\n{_bar(member.similarity)}{same}'
+    return f'<p class="score">{similarity} {size}</p>\n{_bar(member.similarity)}{same}{mark}'
 
 
 def _spoken(word: str) -> str:

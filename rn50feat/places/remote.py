@@ -36,6 +36,7 @@ PACKAGES = {
     "https": "aiohttp",
     "hf": "huggingface_hub",
 }
+_ALIASES = {"gcs": "gs", "abfs": "az", "abfss": "az"}
 _URL = re.compile(rf"({'|'.join(PACKAGES)})://[^/]", re.IGNORECASE)
 _OTHER = re.compile(r"/[a-z][a-z0-9+.-]+:/", re.IGNORECASE)  # in a path, where two slashes are one
 _SECRET = re.compile(  # a password, a name for a web server, a signature; abfs://container@account/ is none
@@ -72,6 +73,12 @@ class Item:
 def is_url(location: str) -> bool:
     """Tell whether a location is a URL of a kind that is read here."""
     return _URL.match(location) is not None
+
+
+def one_scheme(url: str) -> str:
+    """Return a URL under the one name of its scheme, where it has two."""
+    scheme, _, rest = url.partition("://")
+    return f"{_ALIASES.get(scheme, scheme)}://{rest}"
 
 
 def other_scheme(location: str) -> str:

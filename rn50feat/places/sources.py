@@ -24,13 +24,16 @@ from typing import BinaryIO, cast
 from rn50feat.errors import DamagedError, SourceError, VanishedError
 from rn50feat.places import archives, folders, remote
 
+UNKNOWN = bytes(16)  # the digest of a file that nobody could read: equal to none, not even to another such one
+
 
 @dataclass(frozen=True)
 class Reference:
     """One file: its absolute path and what is known of its bytes.
 
     ``size`` is in bytes, ``mtime_ns`` in nanoseconds since 1970, ``digest``
-    the BLAKE2b-128 of the bytes, empty until they were read. A name in a list
+    the BLAKE2b-128 of the bytes, empty until they were read, `UNKNOWN` for a
+    row whose file could not be read. A name in a list
     that leads to no file has a ``size`` of -1. Bytes of a name that are not
     UTF-8 are surrogate escapes in ``location``. A member of an archive has
     its own size and the archive's time; ``offset`` is where it begins in the
@@ -44,6 +47,11 @@ class Reference:
     digest: bytes = b""
     offset: int = field(default=-1, compare=False)
 
+    @property
+    def known_digest(self) -> bytes:
+        """The digest, empty where it is not known: programs that compare digests take two empty ones for no match."""
+        return b"" if self.digest == UNKNOWN else self.digest
+
     def __fspath__(self) -> str:
         return self.location
 
@@ -55,7 +63,7 @@ def locate(path: str | os.PathLike[str], real: Callable[[str], str] = os.path.re
     name; the parts above are made `real`, so that one folder has one name
     however the working directory was reached.
     """
-    if member := _member(os.fspath(path)):
+    if member := as_member(os.fspath(path)):
         return archives.join(locate(member[0]), member[1])
     if remote.is_url(os.fspath(path)):
         return remote.checked(os.fspath(path))
@@ -76,7 +84,7 @@ def roots(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
         if remote.is_url(source):
             found[locate(source)] = None
             continue
-        if _member(source):
+        if as_member(source):
             location = locate(source)
             try:
                 find(location)
@@ -107,37 +115,6 @@ def root_of(location: str, roots: Container[str]) -> str | None:
         if place in ("", within):
             return None
     return place
-
-
-def is_gone(location: str) -> bool:
-    """Tell whether there surely is no file at `location`.
-
-    A folder that cannot be searched proves nothing, and neither does a
-    damaged archive, or a server that does not answer.
-    """
-    if remote.is_url(location) and not archives.split(location):
-        try:
-            remote.item(location)
-        except VanishedError:
-            return True
-        except SourceError:
-            return False
-        return False
-    if member := _member(location):
-        try:
-            contents = listing(find(member[0]))
-        except VanishedError:
-            return True
-        except SourceError:
-            return False
-        return member[1] not in contents.members and not contents.fault
-    try:
-        os.stat(location)
-    except (FileNotFoundError, NotADirectoryError):
-        return True
-    except OSError:
-        return False
-    return False
 
 
 def walk(locations: Sequence[str], *, warn: bool = True) -> Iterator[os.DirEntry[str] | Reference | str]:
@@ -201,7 +178,7 @@ def obstacle(location: str) -> str:
 
 def find(location: str) -> Reference:
     """Return what is known of a file, or a member, without reading it; raise `SourceError` with the reason."""
-    if member := _member(location):
+    if member := as_member(location):
         archive = find(member[0])
         entry = _find(archive, member[1])
         return Reference(location, entry.size, archive.mtime_ns, offset=entry.offset)
@@ -219,17 +196,8 @@ def find(location: str) -> Reference:
     return Reference(location, status.st_size, status.st_mtime_ns)
 
 
-def as_known(known: Reference) -> bool:
-    """Tell whether a file is there with the size and time of `known`; raise `SourceError` when there is none."""
-    member = _member(known.location)
-    if member and find(member[0]).mtime_ns == known.mtime_ns:  # an archive that has not changed need not be listed
-        return True
-    now = find(known.location)
-    return (now.size, now.mtime_ns) == (known.size, known.mtime_ns)
-
-
-def _member(location: str) -> tuple[str, str] | None:
-    """Return the archive and the name of a member, None for a location that is none."""
+def as_member(location: str) -> tuple[str, str] | None:
+    """Return the archive and the name of the member at a location, None where it is none's."""
     member = archives.split(location)
     return member if member and (remote.is_url(location) or os.path.isfile(member[0])) else None
 
@@ -296,7 +264,7 @@ def _content(reference: Reference, block: int) -> Iterator[tuple[Reference, Iter
     The size and time are taken before the first byte is read: a file that
     changes meanwhile shows as changed in the next run.
     """
-    member = _member(reference.location)
+    member = as_member(reference.location)
     if member is None and remote.is_url(reference.location):
         now = reference if block < 0 and reference.mtime_ns > 0 else find(reference.location)
         yield now, iter((remote.read(reference.location),))
