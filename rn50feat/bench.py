@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from rn50feat import images
+from rn50feat import images, limits
 from rn50feat.engines import EngineOptions, local
 from rn50feat.errors import ImageError, SourceError
 from rn50feat.places import sources
@@ -94,12 +94,12 @@ def bench(
         network = size * backend.lanes * _rate(compute, [None])
     with local.engine(backend, origin.preprocessing, options) as engine:
         together = _together(engine, [reference for reference, _ in sound])
-    stages = {"reading": reading, "decoding": decoding * local.cores(), "network": network}
+    stages = {"reading": reading, "decoding": decoding * limits.cores(), "network": network}
     bottleneck = min(stages, key=stages.__getitem__)
     return Benchmark(
         pictures=len(sound),
         left_out=len(pictures) - len(sound),
-        cores=local.cores(),
+        cores=limits.cores(),
         backend=backend.name,
         device=backend.device,
         precision=backend.precision,
@@ -130,7 +130,7 @@ def _sound(
     folder: str | os.PathLike[str],
 ) -> list[tuple[Reference, bytes]]:
     """Return the pictures for which `decode` gives no reason against them; raise `SourceError` where none is left."""
-    with ThreadPoolExecutor(local.cores()) as threads:
+    with ThreadPoolExecutor(limits.cores()) as threads:
         reasons = list(threads.map(decode, contents))
     sound = [content for content, reason in zip(contents, reasons) if not reason]
     if not sound:

@@ -12,8 +12,8 @@ from dataclasses import replace
 
 from rn50feat.backends import CPU_BATCH
 from rn50feat.engines import Batch, EngineOptions, StartEngine
-from rn50feat.engines.local import cores
 from rn50feat.errors import StoreError
+from rn50feat.limits import cores
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
 from rn50feat.store import FeatureStore

@@ -6,11 +6,13 @@ each of them into one ``Error:`` line::
     RN50FeatError                exit code 1
     ├── SourceError              a source folder or file that cannot be used
     │   ├── VanishedError        a file that was there when its folder was listed
+    │   ├── TooLargeError        a file with more bytes than any image that is allowed
     │   └── DamagedError         an archive, or bytes in one, that are not as they were packed
     ├── ImageError               one picture that cannot be decoded (a ledger entry, not an exit)
     ├── WeightsError             weights that are missing, damaged or no ResNet50
     ├── PreprocessingError       a preprocessing that this machine, or its own definition, does not allow
     ├── DeviceError              a device or precision that this machine lacks
+    ├── LimitError               a limit of the process, its container or machine that is too low
     ├── ClusterError             a Ray cluster that cannot be reached, or is of no use
     ├── StoreError               a store that cannot be read or written
     │   ├── ProvenanceError      a store whose vectors are of another kind
@@ -45,6 +47,15 @@ class VanishedError(SourceError):
     """A file is gone that was there when its folder was listed."""
 
 
+class TooLargeError(SourceError):
+    """A file, or a member, has more bytes than any image that is allowed; the message is the ledger's reason."""
+
+    def __init__(self, size: int, most: int) -> None:
+        super().__init__(
+            f"has {size:,} bytes, more than an image may have ({most:,}): raise --max-megapixels, with --retry-failed"
+        )
+
+
 class DamagedError(SourceError):
     """An archive, or the bytes of a member, cannot be read; the message is the ledger's reason."""
 
@@ -63,6 +74,10 @@ class PreprocessingError(RN50FeatError):
 
 class DeviceError(RN50FeatError):
     """This machine lacks the device or the precision asked for."""
+
+
+class LimitError(RN50FeatError):
+    """A limit of this process, its container or its machine (open files, memory) is too low."""
 
 
 class ClusterError(RN50FeatError):

@@ -150,12 +150,10 @@ def _reasons(data: bytes) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's doubts about odd metadata; the pixels decide
             yield
-    except ImageError:
+    except (ImageError, MemoryError):
         raise
     except UnidentifiedImageError as error:
         raise ImageError("is no picture in a format that Pillow reads") from error
-    except MemoryError as error:
-        raise ImageError("needs more memory to decode than one picture is allowed") from error
     except Exception as error:  # Pillow's decoders raise anything from struct.error to SyntaxError on broken data
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ImageError(f"cannot be decoded: {reason}") from error

@@ -16,7 +16,7 @@ PACKAGE = Path(rn50feat.__file__).parent
 # The journey of one picture, from the bottom: a module imports only from rows above its own.
 LAYERS = [
     ["errors", "exchange", "indexing", "pages", "places"],
-    ["damage", "disk", "unseen", "places.zips", "places.folders", "places.remote"],
+    ["damage", "disk", "limits", "unseen", "engines.allowance", "places.zips", "places.folders", "places.remote"],
     ["places.archives", "beside"],
     ["provenance", "pages.page", "variants", "resampling", "formats.crc32c", "formats.protobuf", "formats.names"],
     ["formats.table", "formats.translation"],

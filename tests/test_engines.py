@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import time
+import zipfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -19,9 +19,10 @@ from PIL import Image
 from scenes import encoded
 
 import rn50feat
-from rn50feat.engines import Batch, Engine, EngineOptions, Failure, ray
+from rn50feat.engines import Batch, Engine, EngineOptions, Failure, pool, ray
 from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
+from rn50feat.engines.worker import LEFT_TO_PARENT
 from rn50feat.errors import RN50FeatError
 from rn50feat.places import sources
 from rn50feat.places.sources import Reference
@@ -127,9 +128,9 @@ def test_a_disk_that_hangs_is_not_the_pictures_fault(odd: Path) -> None:
     with open(odd / "path/rn50feat/places/sources.py", "a") as file:
         file.write(
             "\nimport time\n\n_true = read\n\n"
-            "def read(reference):\n"
+            "def read(reference, *more):\n"
             "    if reference.size: time.sleep(9)\n"
-            "    return _true(reference)\n"
+            "    return _true(reference, *more)\n"
         )
     (odd / "a.png").write_bytes(encoded(Image.new("RGB", (30, 30)), "PNG"))
     pool = DecoderPool(Preprocessing(), **{**LIMITS, "workers": 1}, seconds=30, patience=0.5)
@@ -172,7 +173,7 @@ def test_a_signal_from_outside_is_not_the_pictures_fault(odd: Path) -> None:
         (future,) = pool.decode(0, [Reference(str(odd / "0.png"), 0, 0)])
         while not worker._ready:
             time.sleep(0.01)
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in LEFT_TO_PARENT:
             worker._process.send_signal(number)
         time.sleep(0.1)
         assert not future.done()
@@ -182,6 +183,39 @@ def test_a_signal_from_outside_is_not_the_pictures_fault(odd: Path) -> None:
         assert (failure.reason, failure.cause) == ("ended its decoding process (SIGKILL)", "access")
         (odd / "1.png").write_bytes(encoded(Image.new("RGB", (30, 30)), "PNG"))
         assert len(next(iter(engine.embed([Reference(str(odd / "1.png"), 0, 0)]))).references) == 1
+
+
+@pytest.mark.parametrize(("whole", "cause"), [(1 << 30, None), (500 << 20, None), (12 << 20, "access")])
+def test_a_large_image_has_its_turn_with_more_memory_than_a_share(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: int, cause: str | None
+) -> None:
+    monkeypatch.setattr(pool, "shares", lambda *_: (10 << 20, whole))
+    names = [tmp_path / f"{i}.png" for i in range(4)]
+    for i, name in enumerate(names):
+        name.write_bytes(encoded(Image.new("RGB", (3000, 2000) if i % 2 else (30, 30), (i, 0, 0)), "PNG"))
+    with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), 4) as engine:
+        (batch,) = engine.embed([Reference(str(name), 0, 0) for name in names])
+    assert [failure.cause for failure in batch.failures] == ([cause] * 2 if cause else [])
+    assert all("more memory to decode than one image may take" in failure.reason for failure in batch.failures)
+    assert [row[0] for row in batch.features] == ([0, 2] if cause else [0, 1, 2, 3])
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path, packed: bool) -> None:
+    if packed:
+        with zipfile.ZipFile(tmp_path / "a.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+            archive.writestr("big.png", bytes(300 << 20))
+    else:
+        with open(tmp_path / "big.png", "wb") as file:
+            file.truncate(1 << 40)
+    location = str(tmp_path / "a.zip::big.png" if packed else tmp_path / "big.png")
+    with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), 1) as engine:
+        (batch,) = engine.embed([sources.find(location)])
+    (failure,) = batch.failures
+    assert (failure.cause, failure.reason.partition(" bytes, more than an image may have (")[2]) == (
+        "content",
+        "214,217,728): raise --max-megapixels, with --retry-failed",
+    )
 
 
 def test_a_process_that_cannot_start_is_an_error_not_a_failure_of_every_picture(

@@ -13,7 +13,7 @@ from typing import Any
 
 import click
 
-from rn50feat import __version__
+from rn50feat import __version__, limits
 from rn50feat.cli import (
     bench,
     convert,
@@ -48,7 +48,8 @@ class _Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with limits.told():
+                return super().invoke(ctx)
         except RN50FeatError as error:
             raise _Failed(error) from error
 

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rn50feat import images, variants
+from rn50feat import images, limits, variants
 from rn50feat.backends import Backend
 from rn50feat.engines import Batch, EngineOptions, Failure
 from rn50feat.engines.gpu_decoder import GpuDecoder
@@ -34,9 +34,6 @@ if TYPE_CHECKING:
     from rn50feat.network import Network
 
 BUFFERS = 4  # for each lane: two batches being decoded, one at the network, one waiting for it
-# Crops that the decoders can be given at once, where the number of lanes shows only when the backend runs: the
-# memory of a slot is taken when it is first used.
-RESERVED = 8192
 
 
 @dataclass(frozen=True)
@@ -134,7 +131,9 @@ def engine(backend: Backend, preprocessing: Preprocessing, options: EngineOption
 def _started(backend: Callable[[], Backend], preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:
     pool = _pool(preprocessing, options)
     try:  # the processes start while the backend is imported: torch and torchvision take 4 s
-        return _joined(backend(), pool, preprocessing, options)
+        ready = backend()
+        pool.reserve(BUFFERS * ready.lanes * (options.batch_size or ready.batch_size))
+        return _joined(ready, pool, preprocessing, options)
     except BaseException:
         pool.close()
         raise
@@ -172,10 +171,9 @@ def _pool(preprocessing: Preprocessing, options: EngineOptions) -> DecoderPool:
     images.require_decoder(preprocessing)
     return DecoderPool(
         preprocessing,
-        slots=max(RESERVED, BUFFERS * options.batch_size),
         # As many as cores: the scheduler shares them better than a guess (86 against 81 images/s with one of
         # two cores left to the network, 50 against 39 for 12-megapixel photographs).
-        workers=options.workers or cores(),
+        workers=options.workers or limits.cores(),
         max_pixels=options.max_megapixels * 1_000_000,
     )
 
@@ -210,8 +208,3 @@ def _wants_openvino(options: EngineOptions) -> bool:
 def _may_have_gpu() -> bool:
     """Tell whether CUDA is worth asking torch for, without importing it: its devices show in /dev on Linux."""
     return any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
-
-
-def cores() -> int:
-    """Return how many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -8,6 +8,7 @@ A process that crashes or hangs costs its picture, nothing else.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import os
 import queue
@@ -25,8 +26,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from rn50feat import limits
 from rn50feat.engines import Failure
-from rn50feat.engines.worker import as_request
+from rn50feat.engines.allowance import shares
+from rn50feat.engines.worker import LEFT_TO_PARENT, as_request
 from rn50feat.errors import RN50FeatError
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing
@@ -61,28 +64,30 @@ class DecoderPool:
         self,
         preprocessing: Preprocessing,
         *,
-        slots: int,
         workers: int,
         max_pixels: int,
+        slots: int = 0,
         seconds: float = PICTURE_SECONDS,
         patience: float = PATIENCE,
         thumbnails: bool = False,
     ) -> None:
-        """Start `workers` processes.
+        """Start `workers` processes, with room for `slots` crops, or as many as `reserve` makes later.
 
         A picture may have `max_pixels`, and take `seconds` of a core, and
         `patience` seconds on the clock together with the reading of its file.
         With `thumbnails`, a slot takes the bytes of a JPEG of the whole
         picture, at most crop pixels in width and height, and then zeros.
         """
-        shape = (slots, preprocessing.crop, preprocessing.crop, 3)
-        dtype = np.dtype(preprocessing.crop_dtype)
-        self.buffer = _shared_file(int(np.prod(shape)) * dtype.itemsize)
-        self.crops: NDArray[Any] = np.frombuffer(mmap.mmap(self.buffer, 0), dtype).reshape(shape)
-        # Pillow takes 4 bytes a pixel and as many for each conversion; 512 MB for the file itself and the rest.
-        limits = {"memory": 12 * max_pixels + (512 << 20), "max_pixels": max_pixels}
+        self._shape = (preprocessing.crop, preprocessing.crop, 3)
+        self._dtype = np.dtype(preprocessing.crop_dtype)
+        self.buffer = _shared_file()
+        if slots:
+            self.reserve(slots)
+        share, whole = shares(workers, max_pixels, limits.memory())
         self._arguments = {
-            **limits,
+            "share": share,
+            "whole": whole,
+            "max_pixels": max_pixels,
             "seconds": seconds,
             "patience": patience,
             "preprocessing": asdict(preprocessing),
@@ -91,11 +96,24 @@ class DecoderPool:
         self._workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._alive: set[Worker] = set()
         self._closing = False
-        for _ in range(workers):
-            self._workers.put(self._start())
         self._threads = ThreadPoolExecutor(workers, thread_name_prefix="decoder")
         self.workers = workers
         self._busy = 0.0  # seconds, added up over all processes
+        limits.raise_open_files()
+        try:
+            with limits.told():
+                for _ in range(workers):
+                    self._workers.put(self._start())
+        except BaseException:
+            self.close()
+            raise
+
+    def reserve(self, slots: int) -> None:
+        """Make room for `slots` crops, before the first call of `decode`."""
+        shape = (slots, *self._shape)
+        with limits.told():
+            os.ftruncate(self.buffer, math.prod(shape) * self._dtype.itemsize)
+        self.crops = np.frombuffer(mmap.mmap(self.buffer, 0), self._dtype).reshape(shape)
 
     @property
     def seconds(self) -> float:
@@ -152,8 +170,8 @@ class WorkerDied(Exception):
             -signal.SIGALRM: "could not be read in time: is its disk or network there?",
         }
         super().__init__(known.get(code, f"ended its decoding process ({how})"))
-        # Sent by a slow disk, a person, systemd, the kernel when memory ran out: not by the picture.
-        outside = code in (-signal.SIGALRM, -signal.SIGTERM, -signal.SIGKILL, -signal.SIGHUP, -signal.SIGINT)
+        # Sent by a slow disk, a person, systemd, a batch system, the kernel when memory ran out: not by the picture.
+        outside = code in (-signal.SIGALRM, -signal.SIGKILL, *(-number for number in LEFT_TO_PARENT))
         self.cause: Literal["content", "access"] = "access" if outside else "content"
 
 
@@ -212,12 +230,9 @@ def outcome(reference: Reference, answer: dict[str, Any]) -> Outcome:
     return Failure(reference, answer["reason"], answer["cause"]) if answer["reason"] else reference
 
 
-def _shared_file(size: int) -> int:
-    """Return a descriptor of `size` zero bytes in memory, for processes that inherit it."""
+def _shared_file() -> int:
+    """Return a descriptor of an empty file in memory, for processes that inherit it."""
     if hasattr(os, "memfd_create"):
-        handle = os.memfd_create("rn50feat")
-    else:
-        with tempfile.TemporaryFile() as file:
-            handle = os.dup(file.fileno())
-    os.ftruncate(handle, size)
-    return handle
+        return os.memfd_create("rn50feat")
+    with tempfile.TemporaryFile() as file:
+        return os.dup(file.fileno())

@@ -12,10 +12,10 @@ import json
 import logging
 import mmap
 import os
-import resource
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import images
-from rn50feat.errors import DamagedError, ImageError, SourceError, VanishedError
+from rn50feat.engines.allowance import Allowance, largest_file, needed
+from rn50feat.errors import DamagedError, ImageError, SourceError, TooLargeError, VanishedError
 from rn50feat.places import sources
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing
@@ -32,13 +33,23 @@ from rn50feat.provenance import Preprocessing
 # The network's threads wait for each other, and so for whoever has one of their cores; decoding, a batch ahead, takes
 # the gaps: 49.4 against 47.7 images/s with OpenVINO on 2 cores, 42.8 against 41.5 with torch.
 NICENESS = 5
+# Sent to all processes of a terminal, a service or a job, to stop it or to announce that.
+LEFT_TO_PARENT = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
 
 
 def main(
     *,
     channel: int,
     buffer: int,
-    memory: int,
+    share: int,
+    whole: int,
     max_pixels: int,
     seconds: float,
     patience: float,
@@ -47,35 +58,64 @@ def main(
 ) -> None:
     """Serve requests until the other end of the socket `channel` closes.
 
-    `buffer` is a file of crops, or with `thumbnails` of JPEGs, `memory` the
-    number of bytes that this process may take beyond what it has at the start.
-    A picture may take `seconds` of this process's time before SIGPROF ends it,
-    and with its reading `patience` on the clock before SIGALRM does: a disk
-    that hangs, or a machine that sleeps, is not the picture's fault.
+    `buffer` is a file of crops, or with `thumbnails` of JPEGs; `share` and
+    `whole` are bytes, as in `Allowance`. An image may take `seconds` of this
+    process's time before SIGPROF ends it, and with its reading `patience` on
+    the clock before SIGALRM does: a disk that hangs, or a machine that
+    sleeps, is not the image's fault.
     """
     leave_signals()
     os.nice(NICENESS)
     connection = Connection(channel)
     settings = Preprocessing(**preprocessing)
     fill = partial(_thumbnail if thumbnails else _crop, settings=settings, max_pixels=max_pixels)
-    crops = np.frombuffer(mmap.mmap(buffer, 0), settings.crop_dtype).reshape(-1, settings.crop, settings.crop, 3)
+    timed = partial(_timed, seconds, patience)
     images.lift_pillow_limit()
     silence_libraries()
-    _limit_memory(memory)
     connection.send_bytes(b"ready")
+    crops, allowance = None, Allowance(share, whole, buffer, enough=whole >= needed(max_pixels))
     while True:
         try:
             requests = json.loads(connection.recv_bytes())
         except (EOFError, ConnectionResetError):
             return
-        answers = []
-        for slot, reference in map(from_request, requests):
-            signal.setitimer(signal.ITIMER_REAL, patience)
-            signal.setitimer(signal.ITIMER_PROF, seconds)
-            answers.append(_decode(reference, partial(fill, crops[slot])))
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            signal.setitimer(signal.ITIMER_REAL, 0)
+        if crops is None:  # the parent makes room in the buffer while this process starts
+            crops = np.frombuffer(mmap.mmap(buffer, 0), settings.crop_dtype)
+            crops = crops.reshape(-1, settings.crop, settings.crop, 3)
+            allowance.begin()
+        answers = [
+            _answered(partial(_decode, reference, partial(fill, crops[slot]), max_pixels), allowance, timed)
+            for slot, reference in map(from_request, requests)
+        ]
         connection.send_bytes(json.dumps(answers).encode())
+
+
+def _answered(
+    attempt: Callable[[], dict[str, Any]], allowance: Allowance, timed: Callable[[], AbstractContextManager[None]]
+) -> dict[str, Any]:
+    """Return the answer of an attempt, or of a second one, with more memory, where the first may have lacked some.
+
+    Decoders in C say all sorts of things when they get no memory, so that any failure may be of that kind.
+    """
+    with timed():
+        said = attempt()
+    if said["reason"] and said["cause"] in ("content", "memory") and allowance.more:
+        with allowance.turn(), timed():
+            said = attempt()
+    if said["cause"] == "memory":  # with more memory here, another run may decode it
+        said["cause"] = "content" if allowance.enough else "access"
+        said["reason"] = f"needs more memory to decode than one image may take ({allowance.whole / 1e9:.2g} GB)"
+    return said
+
+
+@contextmanager
+def _timed(seconds: float, patience: float) -> Iterator[None]:
+    """End this process when the block takes longer."""
+    signal.setitimer(signal.ITIMER_REAL, patience)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    yield
+    signal.setitimer(signal.ITIMER_PROF, 0)
+    signal.setitimer(signal.ITIMER_REAL, 0)
 
 
 def _crop(slot: NDArray[Any], data: bytes, suffix: str, *, settings: Preprocessing, max_pixels: int) -> None:
@@ -87,19 +127,19 @@ def _thumbnail(slot: NDArray[np.uint8], data: bytes, suffix: str, *, settings: P
     slot.reshape(-1)[:] = np.frombuffer(jpeg.ljust(slot.size, b"\0"), np.uint8)
 
 
-def _decode(reference: Reference, fill: Callable[[bytes, str], None]) -> dict[str, Any]:
+def _decode(reference: Reference, fill: Callable[[bytes, str], None], max_pixels: int) -> dict[str, Any]:
     reason, cause = None, "content"
     try:
-        reference, data = sources.read(reference)
+        reference, data = sources.read(reference, largest_file(max_pixels))
         fill(data, os.path.splitext(reference.location)[1])
-    except (ImageError, DamagedError) as error:
+    except (ImageError, DamagedError, TooLargeError) as error:
         reason = str(error)
     except VanishedError as error:
         reason, cause = str(error), "vanished"
     except SourceError as error:
         reason, cause = str(error), "access"
     except MemoryError:
-        reason = "is larger than the memory that one picture is allowed"
+        reason, cause = "no memory", "memory"
     return answer(reference, reason, cause)
 
 
@@ -122,7 +162,7 @@ def answer(reference: Reference, reason: str | None = None, cause: str = "conten
 
 def leave_signals() -> None:
     """Leave it to the parent what a signal to all of them means: systemd sends SIGTERM to a whole service."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    for number in LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
 
 
@@ -131,11 +171,3 @@ def silence_libraries() -> None:
     logging.disable()
     sys.stderr = os.fdopen(os.dup(2), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)
-
-
-def _limit_memory(beyond: int) -> None:
-    if sys.platform != "linux":  # elsewhere the limit is not enforced
-        return
-    with open("/proc/self/statm", "rb") as file:
-        taken = int(file.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (taken + beyond, resource.getrlimit(resource.RLIMIT_AS)[1]))

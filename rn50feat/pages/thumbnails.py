@@ -13,8 +13,8 @@ from concurrent.futures import Future
 from dataclasses import dataclass
 
 from rn50feat.engines import EngineOptions, Failure
-from rn50feat.engines.local import cores
 from rn50feat.engines.pool import DecoderPool, Outcome
+from rn50feat.limits import cores
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing
 

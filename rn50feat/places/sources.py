@@ -21,7 +21,7 @@ from io import FileIO
 from itertools import chain
 from typing import BinaryIO, cast
 
-from rn50feat.errors import DamagedError, SourceError, VanishedError
+from rn50feat.errors import DamagedError, SourceError, TooLargeError, VanishedError
 from rn50feat.places import archives, folders, remote
 
 UNKNOWN = bytes(16)  # the digest of a file that nobody could read: equal to none, not even to another such one
@@ -267,7 +267,7 @@ def _content(reference: Reference, block: int) -> Iterator[tuple[Reference, Iter
     member = as_member(reference.location)
     if member is None and remote.is_url(reference.location):
         now = reference if block < 0 and reference.mtime_ns > 0 else find(reference.location)
-        yield now, iter((remote.read(reference.location),))
+        yield now, (remote.read(url) for url in (reference.location,))  # read when it is asked for
         return
     if member is None:
         with _open(reference.location) as (file, status):
@@ -299,8 +299,10 @@ def digest(reference: Reference) -> Reference:
     return replace(now, digest=state.digest())
 
 
-def read(reference: Reference) -> tuple[Reference, bytes]:
-    """Return what `digest` returns, and the bytes that it belongs to."""
+def read(reference: Reference, most: int = 0) -> tuple[Reference, bytes]:
+    """Return what `digest` returns, and the bytes; raise `TooLargeError` unread for more than `most` (0: any)."""
     with _content(reference, -1) as (now, blocks):
+        if 0 < most < now.size:
+            raise TooLargeError(now.size, most)
         data = b"".join(blocks)
     return replace(now, digest=hashlib.blake2b(data, digest_size=16).digest()), data

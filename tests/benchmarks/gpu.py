@@ -29,7 +29,7 @@ import torch
 import torchvision
 
 import rn50feat
-from rn50feat import EngineOptions, FeatureStore, network, weights
+from rn50feat import EngineOptions, FeatureStore, limits, network, weights
 from rn50feat.backends import cuda
 from rn50feat.backends.fused import Fused, fused
 from rn50feat.backends.torch import TorchBackend
@@ -223,7 +223,7 @@ def measure_extract(report: Report, folder: Path, out: Path, device: str, loop_c
     module = torchvision.models.resnet50().eval().to(device)
     module.fc = torch.nn.Identity()
     paths = sorted(folder.iterdir())[:loop_count]
-    for workers in sorted({2, local.cores()}):
+    for workers in sorted({2, limits.cores()}):
         seconds = loop(paths, out / "loop.h5", module, device, workers)
         report.add(f"common loop, {workers} workers, {len(paths)} pictures", len(paths) / seconds, "images/s")
     name = f"common loop, 2 workers, {len(paths)} pictures"
@@ -265,7 +265,7 @@ def tell_profile(report: Report, best: dict[str, Any], gpus: int) -> None:
     alone = max((v for k, v in report.figures.items() if "at once" in k), default=0.0)
     report.add("of the backend's own rate", best["rate"] / alone if alone else 0.0, "")
     busiest = max((s for s in best["stages"] if s != "start"), key=best["stages"].__getitem__)
-    print(f"  {gpus} GPUs, {local.cores()} cores: {busiest} was busy longest")
+    print(f"  {gpus} GPUs, {limits.cores()} cores: {busiest} was busy longest")
     print("  decode: the mean of the cores' processes; network: the mean of its lanes, waiting for the device included")
 
 
@@ -284,7 +284,7 @@ def main() -> None:
     batches = (32, 64, 128, 256, 512) if gpus else (min(32, arguments.count),)
     report = Report()
     name = torch.cuda.get_device_name(first) if gpus else "CPU"
-    print(f"{gpus} x {name}, {local.cores()} cores; torch {torch.__version__}, torchvision {torchvision.__version__}")
+    print(f"{gpus} x {name}, {limits.cores()} cores; torch {torch.__version__}, torchvision {torchvision.__version__}")
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         report.title(f"drawing {arguments.count} pictures")
@@ -300,7 +300,7 @@ def main() -> None:
         measure_cosines(report, out / "pictures", out, arguments.device)
         tell_profile(report, best, gpus)
     if arguments.json:
-        facts = {"gpus": gpus, "name": name, "cores": local.cores(), "torch": torch.__version__}
+        facts = {"gpus": gpus, "name": name, "cores": limits.cores(), "torch": torch.__version__}
         arguments.json.write_text(json.dumps({**facts, "figures": report.figures, "best": best}, indent=2))
 
 

@@ -1,0 +1,137 @@
+"""What this process may take of its machine: cores, memory, open files.
+
+In: the affinity of the process, its control groups (v1 and v2) and its
+``ulimit``s. Out: the number of cores and of bytes that it may use; and for an
+error that comes of a limit, the words for it. A container sees all cores and
+all memory of its host: what it may use of them is in its control groups.
+"""
+
+from __future__ import annotations
+
+import errno
+import math
+import os
+import re
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from rn50feat.errors import LimitError
+
+GROUPS = Path("/sys/fs/cgroup")
+MEMBERSHIP = Path("/proc/self/cgroup")
+MEMINFO = Path("/proc/meminfo")
+
+# How libraries in C and C++ say that they got no memory.
+_NO_MEMORY = re.compile(r"bad_?\s?alloc|cannot allocate|can't allocate|out of memory|failed to map segment", re.I)
+
+
+def cores() -> int:
+    """Return how many cores this process may use: those of its affinity, or the quota of its groups, rounded up."""
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quotas = (_quota(group) for group in _groups("cpu"))
+    return max(1, min([count, *(math.ceil(quota) for quota in quotas if quota is not None)]))
+
+
+def memory() -> int | None:
+    """Return how many bytes this process may take besides what is in use, by its machine and groups; None: unknown."""
+    found = [_available(), *map(_left, _groups("memory"))]
+    known = [size for size in found if size is not None]
+    return max(0, min(known)) if known else None
+
+
+def raise_open_files() -> None:
+    """Raise the limit on open files as far as it goes: each decoding process takes one here."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        with suppress(OSError, ValueError):  # macOS has a lower limit of its own
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """Raise `LimitError` for what the block raises because of a limit."""
+    try:
+        yield
+    except (OSError, RuntimeError, MemoryError, ImportError) as error:
+        if (limit := exceeded(error)) is None:
+            raise
+        raise limit from error
+
+
+def exceeded(error: BaseException) -> LimitError | None:
+    """Return what to tell of an error that comes of a limit of this process or its machine, None for another."""
+    number = error.errno if isinstance(error, OSError) else None
+    text = str(error)
+    if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
+        return _worded("open files", "n", resource.RLIMIT_NOFILE, "raise it, or use fewer --workers")
+    if number == errno.EFBIG:
+        return _worded("the size of a file", "f", resource.RLIMIT_FSIZE, "raise it", 1024)
+    if isinstance(error, BlockingIOError) or "can't start new thread" in text:
+        return _worded("processes and threads", "u", resource.RLIMIT_NPROC, "raise it, or use fewer --workers")
+    if isinstance(error, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(text):
+        return _worded("memory", "v", resource.RLIMIT_AS, "raise it", 1024)
+    return None
+
+
+def _worded(what: str, option: str, kind: int, remedy: str, unit: int = 1) -> LimitError:
+    soft = resource.getrlimit(kind)[0]
+    if soft == resource.RLIM_INFINITY:
+        return LimitError(
+            f"this machine or container has no more {what} to give: use fewer --workers, or stop other programs"
+        )
+    return LimitError(f"the limit on {what} (ulimit -{option} {soft // unit}) is too low: {remedy}")
+
+
+def _groups(controller: str) -> Iterator[Path]:
+    """Yield the folders of this process's control groups, each from its own up to the root that is seen here."""
+    for line in (_text(MEMBERSHIP) or "").splitlines():
+        _, controllers, path = line.split(":", 2)
+        if controllers and controller not in controllers.split(","):
+            continue
+        # A container that sees the path of its host finds its limits in the root.
+        for base in [GROUPS / controllers, GROUPS / controller] if controllers else [GROUPS, GROUPS / "unified"]:
+            group = base / path.lstrip("/")
+            yield from [group, *(above for above in group.parents if above.is_relative_to(base))]
+
+
+def _quota(group: Path) -> float | None:
+    """Return the cores that a group may use, None for any number."""
+    both = (_text(group / "cpu.max") or "").split()  # version 2
+    quota, period = both if len(both) == 2 else (_text(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
+    with suppress(TypeError, ValueError, ZeroDivisionError):  # "max", or no such file
+        if (cores := int(quota) / int(period)) > 0:  # type: ignore[arg-type]
+            return cores
+    return None
+
+
+def _left(group: Path) -> int | None:
+    """Return the bytes that a group may take besides those in use; files that are only cached are not."""
+    for limit, usage, cached in (
+        ("memory.max", "memory.current", "inactive_file"),
+        ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    ):
+        with suppress(TypeError, ValueError):  # "max", or no such file
+            most, used = (int(_text(group / name)) for name in (limit, usage))  # type: ignore[arg-type]
+            return most - used + _field(group / "memory.stat", cached)
+    return None
+
+
+def _available() -> int | None:
+    """Return the bytes that programs can have on this machine, as its kernel estimates."""
+    kilobytes = _field(MEMINFO, "MemAvailable:")
+    return 1024 * kilobytes if kilobytes else None
+
+
+def _field(path: Path, name: str) -> int:
+    """Return the number behind a name in a file, 0 where there is none."""
+    match = re.search(rf"^{name}\s+(\d+)", _text(path) or "", re.M)
+    return int(match[1]) if match else 0
+
+
+def _text(path: Path) -> str | None:
+    try:
+        return path.read_text()
+    except OSError:
+        return None
