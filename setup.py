@@ -14,7 +14,6 @@ OPENVINO = ["openvino>=2025.0"]
 PARQUET = ["pyarrow>=17"]
 QDRANT = ["qdrant-client>=1.12"]
 RAY = ["ray>=2.52"]  # the first with tokens
-SLIM = ["simplejpeg>=1.8"]  # JPEGs as TensorFlow decodes them, for TF-slim's preprocessing
 # keras and google-crc32c are what the readers of weight files are held against.
 TEST = [
     "pytest>=8",
@@ -30,7 +29,6 @@ TEST = [
     *QDRANT,
     *REMOTE,
     *RAY,
-    *SLIM,
     "moto[server]>=5",
 ]
 
@@ -49,6 +47,7 @@ setup(
         "torchvision>=0.26",
         "numpy>=1.26",
         "Pillow>=11.3",  # the first with AVIF
+        "simplejpeg>=1.8",
         "click>=8.1",
         "h5py>=3.12",
         "faiss-cpu>=1.12",  # the first with RaBitQ in inverted lists and in factory strings
@@ -62,7 +61,7 @@ setup(
         "qdrant": QDRANT,
         "remote": REMOTE,
         "ray": RAY,
-        "slim": SLIM,
+        "slim": [],  # what it brought comes with rn50feat by now
         "test": TEST,
     },
     entry_points={"console_scripts": ["rn50feat=rn50feat.cli.main:main"]},

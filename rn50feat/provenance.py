@@ -26,8 +26,12 @@ class Preprocessing:
     ``mean`` and ``std`` are per channel, in the order of ``channels``, for
     values scaled to [0, ``white``]. ``decoding`` is scaled when large JPEGs
     are decoded at a half, quarter or eighth of their size (never below twice
-    ``resize``), exact, or fast DCT as TensorFlow decodes JPEGs. The defaults
-    are torchvision's, also of records made before there were others.
+    ``resize``), exact, or fast DCT as TensorFlow decodes JPEGs. ``profile``
+    is what becomes of an embedded colour profile, ``value_range`` what numbers
+    of more than 8 bits are taken over: type (what integers of up to 16 bits
+    can hold, 0 to 65535 for larger ones, 0 to 1 for floats), own (the image's
+    smallest to its largest), or LOW:HIGH. The defaults are torchvision's,
+    also of records made before there were others.
     """
 
     name: str = "torchvision"
@@ -41,6 +45,8 @@ class Preprocessing:
     transparency: str = "over white"
     exif: str = "applied"
     decoding: str = "scaled"
+    profile: str = "ignored"
+    value_range: str = "type"
 
     @property
     def crop_dtype(self) -> str:
@@ -65,7 +71,20 @@ class Preprocessing:
             cls.named(found.name)  # what goes by another name is done in a way that this version does not know
         return found
 
+    def as_record(self) -> dict[str, Any]:
+        """Return what `from_record` reads.
 
+        Settings that are younger than others are left out where they have
+        their defaults, so that older versions read the record too.
+        """
+        record = asdict(self)
+        for part in fields(self):
+            if part.name in _YOUNGER and record[part.name] == part.default:
+                del record[part.name]
+        return record
+
+
+_YOUNGER = ("profile", "value_range")
 _SLIM = Preprocessing(
     name="slim",
     interpolation="bilinear of TensorFlow 1, not rounded",
@@ -120,11 +139,12 @@ class Provenance:
     def unstated_but_for(cls, made_by: str) -> Provenance:
         """Return what is known of features of which there are only words: everything else is unstated."""
         blank = {"int": 0, "float": 0.0, "str": UNSTATED}
-        picture: dict[str, Any] = {part.name: blank.get(str(part.type), ()) for part in fields(Preprocessing)}
+        older = (part for part in fields(Preprocessing) if part.name not in _YOUNGER)
+        picture: dict[str, Any] = {part.name: blank.get(str(part.type), ()) for part in older}
         return cls(weights=UNSTATED, network=made_by, layer=UNSTATED, preprocessing=Preprocessing(**picture))
 
     def to_json(self) -> str:
-        return json.dumps(asdict(self))
+        return json.dumps({**asdict(self), "preprocessing": self.preprocessing.as_record()})
 
     @classmethod
     def from_json(cls, text: str) -> Provenance:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import pickle
 import zipfile
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,7 +95,7 @@ def packed(state: StateDict, variant: Variant, preprocessing: Preprocessing, *, 
     metadata = {
         "format": "pt",
         _VARIANT: variant.name,
-        _PREPROCESSING: json.dumps(asdict(preprocessing)),
+        _PREPROCESSING: json.dumps(preprocessing.as_record()),
         _SOURCE: source,
     }
     return bytes(save({name: tensor.contiguous() for name, tensor in state.items()}, metadata))

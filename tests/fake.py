@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 
@@ -62,8 +62,9 @@ class FakeEngine:
                 try:
                     read, data = sources.read(reference)
                     suffix = os.path.splitext(reference.location)[1]
-                    crops.append(images.decode(data, self._preprocessing, suffix=suffix, max_pixels=10**8))
-                    good.append(read)
+                    decoded = images.decode(data, self._preprocessing, suffix=suffix, max_pixels=10**8)
+                    crops.append(decoded.crop)
+                    good.append(replace(read, damage=decoded.damage))
                 except (ImageError, DamagedError) as error:
                     failures.append(Failure(reference, str(error)))
                 except SourceError as error:

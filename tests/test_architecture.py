@@ -24,6 +24,9 @@ LAYERS = [
     ["formats.keras", "formats.slim"],
     ["formats.apart"],
     ["formats"],
+    ["images.kinds", "images.numbers", "images.png", "images.jpeg", "images.colors"],
+    ["images.tiff"],
+    ["images.samples"],
     ["places.sources", "places.lists", "images", "journal", "lock", "tensors", "backends"],
     ["weights"],
     ["network", "places.selection", "presence", "store"],
@@ -101,8 +104,8 @@ OWNERS = {
     "qdrant_client": {"exchange.qdrant"},
     "faiss": {"indexing.faiss_index"},
     "torchvision": {"network", "engines.gpu_worker"},
-    "PIL": {"images", "resampling"},
-    "pillow_heif": {"images"},
+    "PIL": {name for name in MODULES if name.startswith("images")} - {"images.kinds"} | {"resampling"},
+    "pillow_heif": {"images.kinds"},
     "tqdm": {"cli.terminal"},
     "openvino": {"backends.openvino"},
     "torch": {
@@ -118,7 +121,7 @@ OWNERS = {
     },
     "ray": {"engines.cluster", "engines.member", "engines.ray"},
     "safetensors": {"tensors"},
-    "simplejpeg": {"images"},
+    "simplejpeg": {"images.jpeg"},
     "fsspec": {"places.remote"},
 }
 

@@ -109,9 +109,9 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Make the decoding processes do odd things for pictures of odd sizes."""
     package = tmp_path / "path" / "rn50feat"
     shutil.copytree(Path(rn50feat.__file__).parent, package)
-    with open(package / "images.py", "a") as file:
+    with open(package / "images" / "__init__.py", "a") as file:
         file.write(
-            "\n_true = decode\n\n"
+            "\nimport os\n\n_true = decode\n\n"
             "def decode(data, *settings, **more):\n"
             "    width = Image.open(io.BytesIO(data)).width\n"
             "    if width == 13: os.kill(os.getpid(), 11)\n"

@@ -14,13 +14,14 @@ from torchvision import transforms
 
 from rn50feat import images
 from rn50feat.errors import ImageError
+from rn50feat.images import kinds
 from rn50feat.provenance import Preprocessing
 
 PLAIN = Preprocessing()
 
 
 def decode(data: bytes, settings: Preprocessing = PLAIN, suffix: str = ".png") -> np.ndarray:
-    return images.decode(data, settings, suffix=suffix, max_pixels=10**7)
+    return images.decode(data, settings, suffix=suffix, max_pixels=10**7).crop
 
 
 def middle(data: bytes, **settings: str) -> tuple[int, ...]:
@@ -189,7 +190,7 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(monkeypatch
 
 
 def test_heic_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(images, "HEIC", False)
+    monkeypatch.setattr(kinds, "HEIC", False)
     with pytest.raises(ImageError, match="pip install 'rn50feat\\[heic\\]'"):
         decode(b"\0\0\0\x18ftypheic" + bytes(50))
 
@@ -210,7 +211,7 @@ def test_large_jpegs_are_decoded_at_a_smaller_scale(
     monkeypatch.setattr(images, "_crop", watch)
     data = encoded(scene(9, *size), quality=95)
     scaled, exact = (
-        images.decode(data, replace(PLAIN, decoding=how), suffix=".jpg", max_pixels=10**8)
+        images.decode(data, replace(PLAIN, decoding=how), suffix=".jpg", max_pixels=10**8).crop
         for how in ("scaled", "exact")
     )
     assert loaded == [tuple(-(-side // scale) for side in size), size]

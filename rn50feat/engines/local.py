@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rn50feat import images, limits, variants
+from rn50feat import limits, variants
 from rn50feat.backends import Backend
 from rn50feat.engines import Batch, EngineOptions, Failure
 from rn50feat.engines.gpu_decoder import GpuDecoder
@@ -168,7 +168,6 @@ def _joined(backend: Backend, pool: DecoderPool, preprocessing: Preprocessing, o
 
 
 def _pool(preprocessing: Preprocessing, options: EngineOptions) -> DecoderPool:
-    images.require_decoder(preprocessing)
     return DecoderPool(
         preprocessing,
         # As many as cores: the scheduler shares them better than a guess (86 against 81 images/s with one of

@@ -225,7 +225,11 @@ class Worker:
 def outcome(reference: Reference, answer: dict[str, Any]) -> Outcome:
     """Return what a process's answer says of `reference`."""
     reference = replace(
-        reference, size=answer["size"], mtime_ns=answer["mtime_ns"], digest=bytes.fromhex(answer["digest"])
+        reference,
+        size=answer["size"],
+        mtime_ns=answer["mtime_ns"],
+        digest=bytes.fromhex(answer["digest"]),
+        damage=answer["damage"],
     )
     return Failure(reference, answer["reason"], answer["cause"]) if answer["reason"] else reference
 

@@ -16,6 +16,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any
@@ -118,20 +119,23 @@ def _timed(seconds: float, patience: float) -> Iterator[None]:
     signal.setitimer(signal.ITIMER_REAL, 0)
 
 
-def _crop(slot: NDArray[Any], data: bytes, suffix: str, *, settings: Preprocessing, max_pixels: int) -> None:
-    slot[:] = images.decode(data, settings, suffix=suffix, max_pixels=max_pixels)
+def _crop(slot: NDArray[Any], data: bytes, suffix: str, *, settings: Preprocessing, max_pixels: int) -> str:
+    decoded = images.decode(data, settings, suffix=suffix, max_pixels=max_pixels)
+    slot[:] = decoded.crop
+    return decoded.damage
 
 
-def _thumbnail(slot: NDArray[np.uint8], data: bytes, suffix: str, *, settings: Preprocessing, max_pixels: int) -> None:
+def _thumbnail(slot: NDArray[np.uint8], data: bytes, suffix: str, *, settings: Preprocessing, max_pixels: int) -> str:
     jpeg = images.thumbnail(data, settings.crop, suffix=suffix, max_pixels=max_pixels)
     slot.reshape(-1)[:] = np.frombuffer(jpeg.ljust(slot.size, b"\0"), np.uint8)
+    return ""
 
 
-def _decode(reference: Reference, fill: Callable[[bytes, str], None], max_pixels: int) -> dict[str, Any]:
+def _decode(reference: Reference, fill: Callable[[bytes, str], str], max_pixels: int) -> dict[str, Any]:
     reason, cause = None, "content"
     try:
         reference, data = sources.read(reference, largest_file(max_pixels))
-        fill(data, os.path.splitext(reference.location)[1])
+        reference = replace(reference, damage=fill(data, os.path.splitext(reference.location)[1]))
     except (ImageError, DamagedError, TooLargeError) as error:
         reason = str(error)
     except VanishedError as error:
@@ -156,7 +160,8 @@ def from_request(request: Sequence[Any]) -> tuple[int, Reference]:
 
 def answer(reference: Reference, reason: str | None = None, cause: str = "content") -> dict[str, Any]:
     """Return what the parent is told of a file: its facts, and the reason and cause of its failure, if it is one."""
-    facts = {"size": reference.size, "mtime_ns": reference.mtime_ns, "digest": reference.digest.hex()}
+    facts: dict[str, Any] = {"size": reference.size, "mtime_ns": reference.mtime_ns, "digest": reference.digest.hex()}
+    facts["damage"] = reference.damage
     return {**facts, "reason": reason, "cause": cause}
 
 

@@ -37,7 +37,8 @@ class Reference:
     that leads to no file has a ``size`` of -1. Bytes of a name that are not
     UTF-8 are surrogate escapes in ``location``. A member of an archive has
     its own size and the archive's time; ``offset`` is where it begins in the
-    archive, -1 where that is not known. The location of an object in remote
+    archive, -1 where that is not known. ``damage`` is what is wrong with the
+    image, "" for nothing that is known. The location of an object in remote
     storage is its URL, its time that of `remote.Item`.
     """
 
@@ -46,6 +47,7 @@ class Reference:
     mtime_ns: int
     digest: bytes = b""
     offset: int = field(default=-1, compare=False)
+    damage: str = field(default="", compare=False)
 
     @property
     def known_digest(self) -> bytes:

@@ -1,0 +1,133 @@
+"""Decode JPEGs, and notice what is wrong with one that still gives pixels.
+
+In: the bytes of a JPEG, and its header as Pillow opened it. Out: the pixels
+that Pillow gives, and the warning of libjpeg, which Pillow drops. simplejpeg
+decodes (the same pixels on every photograph tried, at a half, quarter and
+eighth of their size too); what it refuses is for Pillow.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+from PIL import Image
+
+from rn50feat.errors import ImageError
+
+_END = b"\xff\xd9"
+_ENDS_EARLY = "premature end of data segment"  # in libjpeg's words
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither a stuffed byte, nor a restart, nor padding
+_PROGRESSIVE, _SCAN = (0xC2, 0xCA), 0xDA
+_LOSSY = (0xC0, 0xC1, 0xC2)
+_FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
+
+
+def load(data: bytes, image: Image.Image, *, fast_dct: bool = False) -> tuple[Image.Image, str]:
+    """Return a JPEG, decoded at the size of `image`, its header, and what is wrong with it, "" for a sound one.
+
+    `fast_dct` decodes as TensorFlow does by default, to the bit: 1.2 of 255
+    from Pillow's pixels on average. Raises `ImageError` for a JPEG whose
+    pixels are cut off, and whatever Pillow does where it cannot decode one.
+    """
+    try:
+        return _decode(data, image, fast_dct), ""
+    except ValueError as error:
+        fault = str(error)
+    try:
+        if not _has_end(data):
+            data, fault = _ended(data, image)
+        return _decode(data, image, fast_dct, strict=False), fault
+    except ValueError:  # simplejpeg refuses it: some subsamplings of CMYK, for one
+        image.load()
+        return image, ""
+
+
+def size(data: bytes) -> tuple[int, int] | None:
+    """Return the width and height of a JPEG; None for other data, and for the lossless kind, which holds raw images."""
+    if not data.startswith(b"\xff\xd8"):
+        return None
+    for marker, segment in _segments(data):
+        if marker in _FRAMES:
+            height, width = (int.from_bytes(segment[i : i + 2], "big") for i in (1, 3))
+            return (width, height) if marker in _LOSSY else None
+    return None
+
+
+def _decode(data: bytes, image: Image.Image, fast_dct: bool = False, strict: bool = True) -> Image.Image:
+    """Decode with simplejpeg; ValueError for what it refuses and, if `strict`, for what libjpeg warns of."""
+    colors = "CMYK" if image.mode == "CMYK" else "RGB"
+    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+        data, colors, fastdct=fast_dct, min_height=image.height, min_width=image.width, strict=strict
+    )
+    if pixels.shape[:2] != (image.height, image.width):
+        raise ValueError(f"decoded to {pixels.shape[1]}x{pixels.shape[0]}")
+    # Inverted, as Adobe's programs write them: Pillow takes all for such.
+    return Image.fromarray(255 - pixels, "CMYK") if colors == "CMYK" else Image.fromarray(pixels)
+
+
+def _fault(data: bytes, image: Image.Image) -> str:
+    """Return the first warning of libjpeg, or why simplejpeg refuses a JPEG; "" for a sound one."""
+    try:
+        _decode(data, image)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _has_end(data: bytes) -> bool:
+    return data.rstrip(b"\0").endswith(_END) or any(marker == _END[1] for marker, _ in _segments(data))
+
+
+def _ended(data: bytes, image: Image.Image) -> tuple[bytes, str]:
+    """Return a JPEG with the end marker that it lacks, and its fault; raise `ImageError` where more is missing.
+
+    Zeros that fill up the last block on a disk are no pixels, though one may
+    be the last byte of them.
+    """
+    found = data.rstrip(b"\0")
+    for whole in (found + _END, found + b"\0" + _END):
+        fault = _fault(whole, image)
+        if _ENDS_EARLY not in fault and _all_scans(whole):
+            return whole, fault or "has no end marker"
+    raise ImageError("is truncated: part of its pixels is missing")
+
+
+def _all_scans(data: bytes) -> bool:
+    """Check whether the scans of a JPEG hold all of its image.
+
+    Without the end of a progressive JPEG all pixels are there, but coarse:
+    complete is one that gives every coefficient of every component down to
+    its last bit (ITU-T T.81, G.1.1.1).
+    """
+    components: list[int] = []
+    progressive = False
+    lowest: defaultdict[int, dict[int, int]] = defaultdict(dict)  # component -> coefficient -> its lowest bit
+    for marker, segment in _segments(data):
+        if marker in _FRAMES:
+            components = list(segment[6::3][: segment[5]])
+            progressive = marker in _PROGRESSIVE
+        elif marker == _SCAN:
+            count = segment[0]
+            first, last, bits = segment[2 * count + 1 : 2 * count + 4]
+            for component in segment[1 : 2 * count : 2]:
+                lowest[component].update(dict.fromkeys(range(first, last + 1), bits & 15))
+    wanted = range(64) if progressive else range(1)
+    return all(lowest[component].get(k, 1) == 0 for component in components for k in wanted)
+
+
+def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
+    """Yield the marker of each segment, and what it holds, without what is between them."""
+    at = 2
+    while match := _MARKER.search(data, at):
+        at, marker = match.end(), match[0][1]
+        if marker == _END[1]:
+            yield marker, b""
+            return
+        length = int.from_bytes(data[at : at + 2], "big")
+        yield marker, data[at + 2 : at + length]
+        at += length
