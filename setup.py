@@ -51,6 +51,7 @@ setup(
         "click>=8.1",
         "h5py>=3.12",
         "faiss-cpu>=1.12",  # the first with RaBitQ in inverted lists and in factory strings
+        "pathspec>=1.0",  # .gitignore rules as git follows them
         "tqdm>=4.66",
         "safetensors>=0.5",
     ],

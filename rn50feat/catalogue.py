@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rn50feat.places import archives
 from rn50feat.places.archives import ArchiveRecord
+from rn50feat.places.selection import Selection
 from rn50feat.places.sources import UNKNOWN, Reference
 from rn50feat.store import FailureRecord, FeatureStore
 
@@ -33,9 +34,13 @@ class KnownArchive:
 
 
 class Catalogue:
-    """The rows and failures of a store by path, size and digest; empty for None."""
+    """The rows and failures of a store by path, size and digest; empty for None.
 
-    def __init__(self, store: FeatureStore | None) -> None:
+    Members that `selection` leaves out are not among the known ones of their archives.
+    """
+
+    def __init__(self, store: FeatureStore | None, selection: Selection | None = None) -> None:
+        self._store, self._selection = store, selection
         self._sizes = self._mtimes = np.empty(0, np.int64)
         self._digest_of_row: NDArray[np.uint8] = np.empty((0, 16), np.uint8)
         self._paths = self._digests = _Lookup(self._digest_of_row)
@@ -50,9 +55,8 @@ class Catalogue:
                 self._archives = {archive.path: archive for archive in store.archives()}
                 self._paths = _Lookup(self._path_keys(store))
                 self.failures = {failure.path: failure for failure in store.failures()}
-        failed = (archives.split(path) for path in self.failures)
         self._failed = Counter(
-            (member[0], failure.mtime_ns) for member, failure in zip(failed, self.failures.values()) if member
+            (member[0], failure.mtime_ns) for path, failure in self.failures.items() if (member := self._member(path))
         )
         self._known_sizes = np.unique(self._sizes)
 
@@ -63,9 +67,16 @@ class Catalogue:
             paths = store.paths(first, first + block)
             keys.append(b"".join(map(path_key, paths)))
             for row, path in enumerate(paths, first) if self._archives else ():
-                if member := archives.split(path):
+                if member := self._member(path):
                     self._members.setdefault(member[0], array("q")).append(row)
         return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16)
+
+    def _member(self, path: str) -> tuple[str, str] | None:
+        """Return the archive and the member of a stored path, None for another, and for a member that is left out."""
+        member = archives.split(path)
+        if member and self._store and self._selection and self._selection.rule(self._store.locate(path)):
+            return None
+        return member
 
     def __len__(self) -> int:
         return len(self._sizes)

@@ -16,6 +16,7 @@ from itertools import chain
 from rn50feat import lock
 from rn50feat import prune as pruning
 from rn50feat.engines import EngineOptions, StartEngine, local
+from rn50feat.places.exclusion import Excluded
 from rn50feat.places.selection import Selection, Sources
 from rn50feat.run import Run
 from rn50feat.store import locate_output
@@ -48,6 +49,7 @@ def extract(
     start: StartEngine = local.start,
     should_stop: Callable[[], str | None] = lambda: None,
     on_progress: Callable[[Progress], None] | None = None,
+    on_excluded: Callable[[Excluded], None] = lambda excluded: None,
 ) -> Summary:
     """Give every picture in `pictures`, folders, files or a `Selection`, a row in `store`.
 
@@ -56,7 +58,8 @@ def extract(
     and float32 when computed in fp32, else float16. `overwrite` replaces the
     store; `retry_failed` tries pictures again that failed and have not changed.
 
-    `prune` removes the rows of pictures that are gone from these sources,
+    `prune` removes the rows of pictures that are gone from these sources, or
+    that the selection leaves out (`on_excluded` gets what it does),
     though not when a source is empty or more than `prune_limit` percent of
     its rows would go, unless `force` is given.
 
@@ -73,11 +76,11 @@ def extract(
     def stop() -> str | None:
         return "time budget" if deadline is not None and time.monotonic() > deadline else should_stop()
 
-    with lock.run_lock(path), Run(path, overwrite, stop, commit_rows, commit_seconds) as run:
+    with lock.run_lock(path), Run(path, selection, overwrite, stop, commit_rows, commit_seconds, on_excluded) as run:
         run.agree(Choices(weights, variant, preprocess, exif, exact_decode), dtype)
         run.watch(selection, on_progress)
-        references = selection.references()
-        todo = run.todo(references, retry_failed)
+        found = selection.found()
+        todo = run.todo(found, retry_failed)
         if (first := next(todo, None)) is not None:
             with run.timed("start"):
                 engine = start(run.weights, run.provenance, options, progress=on_progress is not None)
@@ -85,7 +88,7 @@ def extract(
                 run.compute(engine, chain([first], todo))
         run.finish()
         if run.summary.stopped == "time budget":
-            run.count_left(references, retry_failed)
+            run.count_left(found, retry_failed)
         if prune and not run.summary.stopped:
             run.prune(selection, prune_limit, force)
         return run.summary

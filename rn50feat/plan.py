@@ -21,6 +21,7 @@ from rn50feat.catalogue import Catalogue, KnownArchive
 from rn50feat.errors import DamagedError, SourceError
 from rn50feat.places import archives, sources
 from rn50feat.places.archives import ArchiveRecord
+from rn50feat.places.exclusion import Excluded
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
 from rn50feat.store import stored_path
@@ -35,6 +36,8 @@ class Verdict(Enum):
     COMPUTE = "it goes through the network"
     FAILED_BEFORE = "it failed, and has not changed"
     IGNORED = "it is no picture"
+    EXCLUDED = "a pattern leaves it out"
+    PACKED = "an archive that is compressed as a whole"
     MISSING = "it is listed, but not there"
     KNOWN = "an archive, whose members are all as they were"
     OPENED = "an archive, whose members follow"
@@ -47,7 +50,8 @@ class Step:
     """A file, what to do with it, its own row (None for a new picture) and the row that it is a copy of.
 
     For an archive: what is ``known`` of it, the number of ``members`` that
-    follow, its ``fault``, or the ``record`` for the store.
+    follow, its ``fault``, or the ``record`` for the store; for what is
+    excluded, the ``pattern``, and no size or time.
     """
 
     verdict: Verdict
@@ -58,22 +62,41 @@ class Step:
     members: int = 0
     fault: str = ""
     record: ArchiveRecord | None = None
+    pattern: str = ""
 
 
 def plan(
-    references: Iterable[Reference], store: Path, catalogue: Catalogue, *, retry_failed: bool, hashing: bool = True
+    found: Iterable[Reference | Excluded],
+    store: Path,
+    catalogue: Catalogue,
+    *,
+    retry_failed: bool,
+    hashing: bool = True,
+    rule: Callable[[str], str | None] = lambda member: None,
 ) -> Iterator[Step]:
-    """Yield a step for each of `references`, by what `catalogue` knows of the store at `store`.
+    """Yield a step for each file that was `found`, by what `catalogue` knows of the store at `store`.
 
-    Without `hashing` no file is read whole, and copies are not told from new pictures.
+    Without `hashing` no file is read whole, and copies are not told from new
+    pictures. `rule` gives the pattern that leaves out a member of an archive.
     """
-    step = partial(_step, store=store, catalogue=catalogue, retry_failed=retry_failed, hashing=hashing)
-    for reference in references:
-        if archives.is_archive(reference.location) and reference.size >= 0:
+    known = partial(_step, store=store, catalogue=catalogue, retry_failed=retry_failed, hashing=hashing)
+
+    def step(member: Reference) -> Step:
+        pattern = rule(member.location)
+        return known(member) if pattern is None else _excluded(Excluded(member.location, pattern))
+
+    for reference in found:
+        if isinstance(reference, Excluded):
+            yield _excluded(reference)
+        elif archives.is_archive(reference.location) and reference.size >= 0:
             path = stored_path(store, reference.location)
             yield from _archive(reference, path, catalogue, retry_failed, step)
         else:
-            yield step(reference)
+            yield known(reference)
+
+
+def _excluded(found: Excluded) -> Step:
+    return Step(Verdict.EXCLUDED, Reference(found.location, -1, -1), pattern=found.pattern)
 
 
 def _step(reference: Reference, *, store: Path, catalogue: Catalogue, retry_failed: bool, hashing: bool) -> Step:
@@ -85,6 +108,8 @@ def _step(reference: Reference, *, store: Path, catalogue: Catalogue, retry_fail
         return Step(Verdict.FAILED_BEFORE, reference, row)
     if reference.size < 0:
         return Step(Verdict.MISSING, reference, row)
+    if archives.is_compressed_whole(reference.location):
+        return Step(Verdict.PACKED, reference, row)
     if row is None and path not in catalogue.failures and not _is_picture(reference):
         return Step(Verdict.IGNORED, reference)
     if not hashing or not catalogue.may_hold_copy(reference.size):

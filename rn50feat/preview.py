@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from rn50feat import prune as pruning
 from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree
+from rn50feat.places.exclusion import Excluded
 from rn50feat.places.selection import Selection, Sources
 from rn50feat.plan import Verdict, plan
 from rn50feat.store import ROWS, WIDTH, FeatureStore, locate_output
@@ -43,6 +45,7 @@ class Preview:
     unchanged: int
     failed_before: int
     ignored: int
+    excluded: int
     missing: int
     remove: int
     seconds: float | None
@@ -64,6 +67,7 @@ def preview(
     prune: bool = False,
     prune_limit: float = pruning.LIMIT,
     force: bool = False,
+    on_excluded: Callable[[Excluded], None] = lambda excluded: None,
 ) -> Preview:
     """Return what `extract` would do with the same arguments; raises what it would raise before it begins."""
     selection = Selection.of(pictures)
@@ -72,11 +76,14 @@ def preview(
     existing = FeatureStore(path) if path.exists() else None
     old = None if overwrite else existing
     agree(old, Choices(weights, variant, preprocess, exif, exact_decode), dtype)
-    catalogue = Catalogue(old)
+    catalogue = Catalogue(old, selection)
     met = np.zeros(len(catalogue), bool)
     counts: Counter[Verdict] = Counter()
-    for step in plan(selection.references(), path, catalogue, retry_failed=retry_failed, hashing=False):
+    found = selection.found()
+    for step in plan(found, path, catalogue, retry_failed=retry_failed, hashing=False, rule=selection.rule):
         counts[step.verdict] += 1
+        if step.verdict is Verdict.EXCLUDED:
+            on_excluded(Excluded(step.reference.location, step.pattern))
         if step.row is not None:
             met[step.row] = True
         if step.known is not None:
@@ -95,6 +102,7 @@ def preview(
         unchanged=counts[Verdict.UNCHANGED],
         failed_before=counts[Verdict.FAILED_BEFORE],
         ignored=counts[Verdict.IGNORED],
+        excluded=counts[Verdict.EXCLUDED],
         missing=counts[Verdict.MISSING],
         remove=removed,
         seconds=None if rate is None else counts[Verdict.COMPUTE] / rate,

@@ -24,7 +24,9 @@ from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree, require
 from rn50feat.engines import Batch, Engine, Failure
 from rn50feat.errors import PruneError, SourceError
+from rn50feat.nothing import nothing_found
 from rn50feat.places import archives, sources
+from rn50feat.places.exclusion import Excluded
 from rn50feat.places.selection import Selection
 from rn50feat.places.sources import Reference
 from rn50feat.plan import Step, Verdict, plan
@@ -43,14 +45,22 @@ class Run:
     """One run over one store: what it agreed to, what it counted, and its writer once there is something to write."""
 
     def __init__(
-        self, path: Path, overwrite: bool, stop: Callable[[], str | None], commit_rows: float, commit_seconds: float
+        self,
+        path: Path,
+        selection: Selection,
+        overwrite: bool,
+        stop: Callable[[], str | None],
+        commit_rows: float,
+        commit_seconds: float,
+        on_excluded: Callable[[Excluded], None] = lambda excluded: None,
     ) -> None:
         self.path = path
+        self._selection, self._on_excluded = selection, on_excluded
         self.summary = Summary()
         self._started, self._clock = datetime.now(timezone.utc), time.monotonic()
         old = FeatureStore(path) if path.exists() else None  # raises for a file that is not ours to overwrite
         self._old = None if overwrite else old
-        self._catalogue = Catalogue(self._old)
+        self._catalogue = Catalogue(self._old, selection)
         self._met = np.zeros(len(self._catalogue), bool)
         self._stop, self._commit_rows, self._commit_seconds = stop, commit_rows, commit_seconds
         self._writer: StoreWriter | None = None
@@ -79,9 +89,9 @@ class Run:
             self._writer = create_store(self.path, self.provenance, dtype)
         return self._writer
 
-    def todo(self, references: Iterator[Reference], retry_failed: bool) -> Iterator[Reference]:
+    def todo(self, found: Iterator[Reference | Excluded], retry_failed: bool) -> Iterator[Reference]:
         """Yield the pictures that the network must see; deal with all other files on the way."""
-        steps = plan(references, self.path, self._catalogue, retry_failed=retry_failed)
+        steps = plan(found, self.path, self._catalogue, retry_failed=retry_failed, rule=self._selection.rule)
         while not self._stopped():
             with self.timed("find"):
                 step = next(steps, None)
@@ -104,7 +114,13 @@ class Run:
         if step.verdict is Verdict.COPY:
             return self._copy(step)
         if step.verdict is Verdict.MISSING:
-            self._miss(step.reference)
+            self._miss(Failure(step.reference, sources.obstacle(step.reference.location), "access"))
+        elif step.verdict is Verdict.PACKED:
+            logger.warning("%s %s", step.reference.location, archives.COMPRESSED)
+            self._miss(Failure(step.reference, archives.COMPRESSED))
+        elif step.verdict is Verdict.EXCLUDED:
+            summary.excluded += 1
+            self._on_excluded(Excluded(step.reference.location, step.pattern))
         elif archives.is_archive(step.reference.location):
             self._take_archive(step)
         if step.verdict is Verdict.TOUCHED and step.row is not None:
@@ -166,9 +182,9 @@ class Run:
             self._open().append(references, np.stack(features))
             self._count(len(references))
 
-    def _miss(self, reference: Reference) -> None:
-        """Keep a listed file that is not there for the ledger, until it is known what kind of store that is in."""
-        self._missing.append(Failure(reference, sources.obstacle(reference.location), "access"))
+    def _miss(self, failure: Failure) -> None:
+        """Keep a file that no engine will see for the ledger, until it is known what kind of store that is in."""
+        self._missing.append(failure)
         if len(self._missing) >= PORTION and (self._old or self._engine):
             self._write_missing()
 
@@ -238,12 +254,13 @@ class Run:
         self._open().commit(last=ended)
         self._uncommitted, self._last_commit = 0, time.monotonic()
 
-    def count_left(self, rest: Iterator[Reference], retry_failed: bool) -> None:
+    def count_left(self, rest: Iterator[Reference | Excluded], retry_failed: bool) -> None:
         """Count what a run that ran out of time leaves undone: what the engine had in hand, and the rest.
 
         Not counted to the end where that takes longer than `COUNT_SECONDS`.
         """
-        steps = plan(rest, self.path, self._catalogue, retry_failed=retry_failed, hashing=False)
+        rule = self._selection.rule
+        steps = plan(rest, self.path, self._catalogue, retry_failed=retry_failed, hashing=False, rule=rule)
         left, stop = self._handed, time.monotonic() + COUNT_SECONDS
         for step in steps:
             left += step.verdict is Verdict.COMPUTE
@@ -260,15 +277,7 @@ class Run:
         if old is None and self._writer is None:
             if self.summary.stopped:
                 return
-            for missing in self._missing:
-                raise SourceError(
-                    f"{missing.reference.location} {missing.reason}, and no other picture was found for {self.path}:"
-                    " name pictures that are there; names in a list are relative to the working folder"
-                )
-            for step in self._archives:
-                if step.fault:
-                    raise SourceError(f"{step.reference.location} {step.fault}")
-            raise SourceError(f"there is no picture in the sources of {self.path}: name folders that hold some")
+            raise nothing_found(self.path, self._missing, self._archives, self.summary.excluded)
         self._write_missing()
         if old is not None and old.provenance.weights_path != self.provenance.weights_path:
             self._open().update_provenance(self.provenance)

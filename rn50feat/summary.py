@@ -38,6 +38,7 @@ class Summary:
     failed: int = 0
     failed_before: int = 0  # not tried again
     ignored: int = 0  # no pictures
+    excluded: int = 0  # folders and files that a pattern leaves out
     vanished: int = 0  # gone between their listing and their reading
     removed: int = 0  # rows pruned
     seconds: float = 0.0
@@ -58,7 +59,7 @@ class Summary:
     @property
     def files(self) -> int:
         """How many files were dealt with."""
-        return self.found + self.ignored + self.vanished
+        return self.found + self.ignored + self.excluded + self.vanished
 
     @property
     def bottleneck(self) -> str | None:

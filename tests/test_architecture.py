@@ -18,6 +18,7 @@ LAYERS = [
     ["errors", "exchange", "indexing", "pages", "places"],
     ["damage", "disk", "limits", "unseen", "engines.allowance", "places.zips", "places.folders", "places.remote"],
     ["places.archives", "beside"],
+    ["places.exclusion"],
     ["provenance", "pages.page", "variants", "resampling", "formats.crc32c", "formats.protobuf", "formats.names"],
     ["formats.table", "formats.translation"],
     ["formats.hdf5", "formats.checkpoint"],
@@ -52,7 +53,7 @@ LAYERS = [
         "engines.worker",
         "indexing.faiss_index",
     ],
-    ["pages.figures", "summary", "exchange.export", "indexing.index_file"],
+    ["nothing", "pages.figures", "summary", "exchange.export", "indexing.index_file"],
     ["pages.diagram", "engines.pool", "engines.gpu_worker", "exchange.intake", "exchange.qdrant", "indexing.nearest"],
     ["engines.gpu_decoder"],
     ["engines.helped_decoder"],
@@ -123,6 +124,7 @@ OWNERS = {
     "safetensors": {"tensors"},
     "simplejpeg": {"images.jpeg"},
     "fsspec": {"places.remote"},
+    "pathspec": {"places.exclusion"},
 }
 
 

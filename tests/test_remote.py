@@ -18,7 +18,7 @@ from conftest import Run, rows
 from fake import FakeBackend, FakeStart
 from moto.s3.models import s3_backends
 from moto.server import ThreadedMotoServer
-from packing import packed, packed_folder
+from packing import packed, packed_folder, zipped
 from PIL import Image
 from remotes import Proxy, pages, serving
 from scenes import encoded
@@ -29,6 +29,7 @@ from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import PruneError, QueryError, SourceError, VanishedError
 from rn50feat.places import remote, sources
+from rn50feat.places.selection import Selection
 from rn50feat.presence import is_gone
 from rn50feat.preview import preview
 from rn50feat.provenance import Preprocessing
@@ -112,6 +113,16 @@ def test_a_night_in_which_nothing_changed_reads_no_object(bucket: Proxy, tmp_pat
     expected = preview(["s3://bucket/photos/"], tmp_path / "out.h5")
     assert (expected.unchanged, expected.compute) == (5, 0)
     assert set(bucket.counts) == {"LIST"}
+
+
+def test_objects_and_members_of_remote_archives_are_left_out(bucket: Proxy, tmp_path: Path, start: FakeStart) -> None:
+    extract(start, tmp_path / "out.h5")
+    members = [("@eaDir/x.png", b""), ("x.png", b"x")]
+    put(bucket, **{"photos/@eaDir/a.png": b"", "photos/a.zip": zipped(tmp_path / "a.zip", members).read_bytes()})
+    selection = Selection("s3://bucket/photos", exclude=["/sub/", "/a.zip/x.png"])
+    summary = rn50feat.extract(selection, tmp_path / "out.h5", start=start, prune=True)
+    assert (summary.unchanged, summary.excluded, summary.removed, summary.failed) == (3, 5, 2, 0)
+    assert not [path for path in rows(tmp_path / "out.h5") if "/sub/" in path]
 
 
 def test_changed_moved_and_deleted_objects(bucket: Proxy, tmp_path: Path, start: FakeStart) -> None:

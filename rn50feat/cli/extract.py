@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 from rn50feat.cli import report
 from rn50feat.cli.index import update
 from rn50feat.cli.options import (
+    PATTERN,
     commit_interval,
     duration,
     engine_at,
@@ -24,9 +26,10 @@ from rn50feat.cli.options import (
     typed,
 )
 from rn50feat.cli.outcome import tell
-from rn50feat.cli.terminal import progress, signals, write
+from rn50feat.cli.terminal import progress, say, signals, write
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import PruneError
+from rn50feat.places.exclusion import Excluded
 from rn50feat.places.selection import Selection, Shard
 
 
@@ -40,6 +43,15 @@ from rn50feat.places.selection import Selection, Shard
     help="Take the pictures and folders that LIST names, one a line, too; - is standard input.",
 )
 @option("-0", "--null", is_flag=True, help="The names in LIST are ended by NULs, not by lines.")
+@option(
+    "--exclude",
+    type=PATTERN,
+    multiple=True,
+    metavar="PATTERN",
+    help="Leave out what matches a .gitignore pattern, 'raw/' say; can be given several times. Trash, thumbnails and"
+    " snapshots of NAS systems and desktops are left out unless '!PATTERN' takes them back.",
+)
+@option("--list-excluded", is_flag=True, help="Print what is left out, and the pattern that matches it.")
 @option("--shard", type=shard_of, metavar="I/N", help="Take share I of N of the pictures only, 1/8 say.")
 @option("--weights", help="imagenet-v1, imagenet-v2, a file, or random[:SEED].  [default: the store's, or imagenet-v1]")
 @network_options
@@ -86,6 +98,8 @@ def command(
     out: Path,
     from_file: Path | None,
     null: bool,
+    exclude: tuple[str, ...],
+    list_excluded: bool,
     shard: Shard | None,
     commit_every: tuple[float, float],
     max_failures: tuple[float, bool] | None,
@@ -114,8 +128,10 @@ def command(
     if typed("prune_limit") and not settings["prune"]:
         raise click.UsageError("--prune-limit is about --prune: give both, or neither.")
     place = engine_at(engine, ray_address)
-    selection = Selection(sources, listing=from_file, null=null, shard=shard)
+    selection = Selection(sources, listing=from_file, null=null, shard=shard, exclude=exclude)
     options = EngineOptions(**{field.name: settings.pop(field.name) for field in dataclasses.fields(EngineOptions)})
+    if list_excluded:
+        settings["on_excluded"] = partial(_list, as_json)
     if dry_run:
         del settings["time_budget"]
         _show_preview(selection, out, as_json, **settings)
@@ -143,6 +159,12 @@ def command(
         raise refused
     if max_failures is not None:
         summary.check_failures(*max_failures)
+
+
+def _list(as_json: bool, excluded: Excluded) -> None:
+    """Print what is left out: on stderr where stdout is for JSON."""
+    line = report.excluded_line(excluded)
+    say(line) if as_json else write(f"{line}\n")
 
 
 def _show_preview(selection: Selection, out: Path, as_json: bool, **settings: Any) -> None:

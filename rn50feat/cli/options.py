@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import click
 from click.core import ParameterSource
+from click.types import StringParamType
 
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import SourceError
@@ -57,6 +58,15 @@ def memory(text: str) -> int:
     if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s?([kMGT]?)B?", text)):
         raise click.BadParameter(f"{text!r} is no amount of memory: give 2G or 500M")
     return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2]])
+
+
+class _Pattern(StringParamType):
+    """A pattern; several in a variable are lines, as in a .gitignore file."""
+
+    envvar_list_splitter = "\n"
+
+
+PATTERN = _Pattern()
 
 
 def failure_limit(text: str) -> tuple[float, bool]:

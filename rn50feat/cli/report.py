@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rn50feat.duplicates import Group, Member
     from rn50feat.indexing.index import Report as IndexReport
     from rn50feat.indexing.index_plan import Plan
+    from rn50feat.places.exclusion import Excluded
     from rn50feat.preview import Preview
     from rn50feat.provenance import Preprocessing, Provenance
     from rn50feat.search import Hit, Result
@@ -169,7 +170,18 @@ def run_line(run: dict[str, Any]) -> str:
 
 def counts(summary: dict[str, Any]) -> str:
     """Return a summary's counts in one line, without those that are zero."""
-    names = ("new", "changed", "reused", "unchanged", "removed", "failed", "failed_before", "vanished", "ignored")
+    names = (
+        "new",
+        "changed",
+        "reused",
+        "unchanged",
+        "removed",
+        "failed",
+        "failed_before",
+        "vanished",
+        "ignored",
+        "excluded",
+    )
     parts = [f"{summary[name]} {name.replace('_', ' ')}" for name in names if summary.get(name)]
     return ", ".join(parts) or "nothing"
 
@@ -178,11 +190,12 @@ def preview_line(expected: Preview) -> str:
     """Return a preview in one line."""
     most = "at most " if expected.compute else ""  # copies take no computing, and are told only by reading them
     found = f"{most}{expected.compute} to compute, {expected.unchanged} unchanged"
+    excluded = f", {expected.excluded} excluded" if expected.excluded else ""
     missing = f", {expected.missing} listed but not there" if expected.missing else ""
-    others = f"{expected.failed_before} failed before, {expected.ignored} ignored{missing}, {expected.remove} to remove"
+    others = f"{expected.failed_before} failed before, {expected.ignored} ignored{excluded}{missing}"
     known = expected.seconds is not None or not expected.compute
     time = f"in about {duration(expected.seconds or 0)}" if known else "time unknown before a first run"
-    return f"{found}, {others}; about {size(expected.bytes)}, {time}\n"
+    return f"{found}, {others}, {expected.remove} to remove; about {size(expected.bytes)}, {time}\n"
 
 
 def duration(seconds: float) -> str:
@@ -288,6 +301,11 @@ def groups_line(groups: Sequence[Group]) -> str:
 def failure_lines(failures: Iterable[FailureRecord]) -> str:
     """Return a line for each failure: path, reason, attempts."""
     return "".join(f"{one_line(f.path)}\t{one_line(f.reason)}\t{f.attempts}\n" for f in failures)
+
+
+def excluded_line(excluded: Excluded) -> str:
+    """Return a line for a folder or file that is left out: its location, and the pattern."""
+    return f"{one_line(excluded.location)}\t{one_line(excluded.pattern)}"
 
 
 def size(length: float) -> str:

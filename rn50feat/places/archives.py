@@ -71,8 +71,8 @@ def is_archive(location: str) -> bool:
 
 
 def is_compressed_whole(location: str) -> bool:
-    """Tell by its name whether a file is a tar archive that is compressed as a whole, not to be read in parts."""
-    return _WHOLE.search(location) is not None
+    """Tell by its name whether a file is a tar archive that is compressed as a whole: a member counts as none."""
+    return _WHOLE.search(location) is not None and split(location) is None
 
 
 def expanded(source: str) -> Iterator[str]:

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 logger = logging.getLogger(__name__)
 
 
-def walk(location: str, warn: bool) -> Iterator[os.DirEntry[str]]:
-    """Yield every entry below the folder at `location` that is no folder.
+def walk(location: str, warn: bool, enters: Callable[[str], bool]) -> Iterator[os.DirEntry[str]]:
+    """Yield every entry below the folder at `location` that is no folder, or one that `enters` says not to enter.
 
     Links to folders are followed, but never into a folder that is being
     walked already. Folders that cannot be listed are passed over, and warned
@@ -28,7 +28,7 @@ def walk(location: str, warn: bool) -> Iterator[os.DirEntry[str]]:
             below = None
         identity = next(reversed(trail))
         for entry in trail[identity]:
-            if _is_folder(entry):
+            if is_folder(entry) and enters(entry.path):
                 below = entry.path
                 break
             yield entry
@@ -49,7 +49,8 @@ def _list(folder: str, warn: bool) -> tuple[tuple[int, int], Iterator[os.DirEntr
     return (status.st_dev, status.st_ino), iter(listing)
 
 
-def _is_folder(entry: os.DirEntry[str]) -> bool:
+def is_folder(entry: os.DirEntry[str]) -> bool:
+    """Tell whether an entry is a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link that cannot be resolved: a circle of links, say

@@ -1,7 +1,8 @@
 """Say which files a run looks at: folders, files, a list of either, or one share of all these.
 
-In: sources, a list and a shard. Out: a stream of `Reference`s, each file
-once, and the answer to which locations belong to the run.
+In: sources, a list, a shard, and patterns of what to leave out. Out: a stream
+of `Reference`s, each file once, and the answer to which locations belong to
+the run.
 """
 
 from __future__ import annotations
@@ -9,17 +10,20 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import Union
 
 from rn50feat.errors import SourceError
-from rn50feat.places import archives, lists, sources
+from rn50feat.places import archives, folders, lists, sources
+from rn50feat.places.exclusion import Excluded, Exclusion
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
 
 Sources = Iterable[str | os.PathLike[str]] | str | os.PathLike[str]
+_Entry = Union["os.DirEntry[str]", Reference, str]
 
 
 @dataclass(frozen=True)
@@ -54,8 +58,10 @@ class Selection:
     working folder, and ended by NULs when `null` says so. Of a list, files
     that are named twice come once; names that lead nowhere come too, with a
     size of -1, and end in the ledger. `shard` takes one share of all these,
-    by the names of files below their source, or in the list. Raises
-    `SourceError` for sources that cannot be used.
+    by the names of files below their source, or in the list. By the same
+    names, what `exclude` matches is left out: patterns of ``.gitignore``
+    files, on top of `exclusion.LEFTOVERS`. Raises `SourceError` for sources
+    and patterns that cannot be used.
     """
 
     def __init__(
@@ -65,6 +71,7 @@ class Selection:
         listing: str | os.PathLike[str] | None = None,
         null: bool = False,
         shard: Shard | None = None,
+        exclude: Sequence[str] = (),
     ) -> None:
         if isinstance(pictures, (str, os.PathLike)):
             pictures = [pictures]
@@ -73,6 +80,7 @@ class Selection:
         self.listing = None if listing is None else Path(listing)
         self._null = null
         self._shard = shard
+        self._exclusion = Exclusion(exclude, self.roots)
 
     @classmethod
     def of(cls, pictures: Sources | Selection) -> Selection:
@@ -81,17 +89,25 @@ class Selection:
 
     def references(self) -> Iterator[Reference]:
         """Yield a `Reference` for each file, folders in sorted order; without `listing`, regular files only."""
+        return (found for found in self.found() if isinstance(found, Reference))
+
+    def found(self) -> Iterator[Reference | Excluded]:
+        """Yield what `references` does, and an `Excluded` for each folder and file that is left out."""
         for entry in self._rooted(warn=True):
-            if reference := sources.reference(entry):
+            if isinstance(entry, Excluded):
+                yield entry
+            elif reference := sources.reference(entry):
                 yield reference
         if self.listing is None:
             return
         met = lists.Names()
         for entry in self._listed(warn=True):
-            location = os.fspath(entry)
+            location = entry.location if isinstance(entry, Excluded) else os.fspath(entry)
             if sources.root_of(location, self._places) or not met.add(location):
                 continue
-            if reference := sources.reference(entry):
+            if isinstance(entry, Excluded):
+                yield entry
+            elif reference := sources.reference(entry):
                 yield reference
             elif isinstance(entry, str):
                 yield Reference(location, -1, -1)
@@ -112,16 +128,28 @@ class Selection:
         place, _ = archives.split(location) or (location, "")  # the members of an archive are in one share
         return self._holds(_name(location if location == root else place, root))
 
+    def holds_any(self, root: str) -> bool:
+        """Tell whether there is a file in one of the `roots`, in any share, that is not left out."""
+        entries = sources.walk([root], warn=False, enters=self._enters(root, None))
+        names = ((_name(os.fspath(entry), root), entry) for entry in entries)
+        return any(self._exclusion.rule(name) is None and sources.reference(entry) for name, entry in names)
+
+    def rule(self, location: str) -> str | None:
+        """Return the pattern that leaves out a location below the sources, or a member of a listed archive."""
+        root = sources.root_of(location, self._places)
+        archive, member = archives.split(location) or (location, "")
+        if root is None or (member and root == archive):  # patterns start in the archive then, as in a folder
+            return self._exclusion.rule(os.path.basename(archive)) or (self._exclusion.rule(member) if member else None)
+        return self._exclusion.rule(_name(location, root))
+
     def _holds(self, name: str) -> bool:
         return self._shard is None or self._shard.holds(name)
 
-    def _rooted(self, *, warn: bool) -> Iterator[os.DirEntry[str] | Reference | str]:
+    def _rooted(self, *, warn: bool) -> Iterator[_Entry | Excluded]:
         for root in self.roots:
-            for entry in sources.walk([root], warn=warn):
-                if self._holds(_name(os.fspath(entry), root)):
-                    yield entry
+            yield from self._taken(sources.walk([root], warn=warn, enters=self._enters(root, None)), root, None)
 
-    def _listed(self, *, warn: bool) -> Iterator[os.DirEntry[str] | Reference | str]:
+    def _listed(self, *, warn: bool) -> Iterator[_Entry | Excluded]:
         """Yield the files of the list; what a list names is a string, what lies below a folder of it an entry."""
         if self.listing is None:
             return
@@ -129,12 +157,31 @@ class Selection:
         for name in lists.names(self.listing, null=self._null):
             root = sources.locate(name, real)
             alone = is_url(root) or archives.split(root)  # what a list names there is one file
-            for entry in [root] if alone else sources.walk([root], warn=warn):
-                location = os.fspath(entry)
-                if self._holds(name if location == root else os.path.join(name, _name(location, root))):
-                    yield entry
+            walk = [root] if alone else sources.walk([root], warn=warn, enters=self._enters(root, name))
+            yield from self._taken(walk, root, name)
+
+    def _enters(self, root: str, listed: str | None) -> Callable[[str], bool]:
+        """Return what tells whether to enter a folder below `root`, which a list names `listed`."""
+        return lambda folder: self._exclusion.rule_of_folder(_name(folder, root, listed)) is None
+
+    def _taken(self, entries: Iterable[_Entry], root: str, listed: str | None) -> Iterator[_Entry | Excluded]:
+        """Yield those of the entries below `root` that are in the share; what is left out as such."""
+        for entry in entries:
+            location = os.fspath(entry)
+            name = _name(location, root, listed)
+            if not self._holds(name):
+                continue
+            if isinstance(entry, os.DirEntry) and folders.is_folder(entry):
+                yield Excluded(f"{location}/", self._exclusion.rule_of_folder(name) or "")
+            elif pattern := self._exclusion.rule(name):
+                yield Excluded(location, pattern)
+            else:
+                yield entry
 
 
-def _name(location: str, root: str) -> str:
-    """Return the path of a file below its source, or its own name where it is the source."""
-    return os.path.basename(location) if location == root else location[len(os.path.join(root, "")) :]
+def _name(location: str, root: str, listed: str | None = None) -> str:
+    """Return the path of a file below its source, or its own name where it is the source; in a list, as named there."""
+    if location == root:
+        return os.path.basename(location) if listed is None else listed
+    below = location[len(os.path.join(root, "")) :]
+    return below if listed is None else os.path.join(listed, below)

@@ -119,8 +119,10 @@ def root_of(location: str, roots: Container[str]) -> str | None:
     return place
 
 
-def walk(locations: Sequence[str], *, warn: bool = True) -> Iterator[os.DirEntry[str] | Reference | str]:
-    """Yield every entry below `locations` that is no folder, in sorted order.
+def walk(
+    locations: Sequence[str], *, warn: bool = True, enters: Callable[[str], bool] = lambda folder: True
+) -> Iterator[os.DirEntry[str] | Reference | str]:
+    """Yield every entry below `locations` that is no folder, or one that `enters` says not to enter, in sorted order.
 
     A single file is yielded as its location, an object in remote storage as
     its `Reference`. Folders that cannot be listed are passed over, and warned
@@ -130,7 +132,7 @@ def walk(locations: Sequence[str], *, warn: bool = True) -> Iterator[os.DirEntry
         if remote.is_url(location):
             yield from _walk_remote(location)
         elif os.path.isdir(location):
-            yield from folders.walk(location, warn)
+            yield from folders.walk(location, warn, enters)
         else:
             yield location
 
