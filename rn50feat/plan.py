@@ -50,8 +50,8 @@ class Step:
     """A file, what to do with it, its own row (None for a new picture) and the row that it is a copy of.
 
     For an archive: what is ``known`` of it, the number of ``members`` that
-    follow, its ``fault``, or the ``record`` for the store; for what is
-    excluded, the ``pattern``, and no size or time.
+    follow, its ``fault``, the ``doubt`` about its names, or the ``record`` for
+    the store; for what is excluded, the ``pattern``, and no size or time.
     """
 
     verdict: Verdict
@@ -61,6 +61,7 @@ class Step:
     known: KnownArchive | None = None
     members: int = 0
     fault: str = ""
+    doubt: str = ""
     record: ArchiveRecord | None = None
     pattern: str = ""
 
@@ -137,7 +138,7 @@ def _archive(
         return
     else:
         fault = listing.fault
-        yield Step(Verdict.OPENED, archive, members=len(listing.members))
+        yield Step(Verdict.OPENED, archive, members=len(listing.members), doubt=listing.doubt)
         for member in sources.members(archive):
             yield (one := step(member))
             counts[one.verdict] += 1

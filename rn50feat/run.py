@@ -145,6 +145,8 @@ class Run:
             self._members += len(known.rows) + known.failed + known.others - 1
         elif step.verdict is Verdict.OPENED:
             self._members += step.members - 1
+            if step.doubt:
+                logger.warning("%s %s", step.reference.location, step.doubt)
         elif step.verdict in (Verdict.LISTED, Verdict.UNREADABLE):
             self._archives.append(step)
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import io
+import struct
 import tarfile
 import zipfile
-from collections.abc import Iterable
+import zlib
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 
@@ -24,6 +26,19 @@ def zipped(path: Path, members: Iterable[tuple[str, bytes]], method: int = zipfi
     with zipfile.ZipFile(path, "w", method) as archive:
         for name, data in members:
             archive.writestr(name, data)
+    return path
+
+
+def zip_of(path: Path, members: Sequence[tuple[bytes, bytes, int, bytes]], made_by: int = 0x0014) -> Path:
+    """Write a zip archive of members given as raw name, extra field, flags and content, by the system `made_by`."""
+    local, central, count = b"", b"", len(members)
+    for raw, extra, flags, data in members:
+        head = (20, flags, 0, 0, 0, zlib.crc32(data), len(data), len(data), len(raw), len(extra))
+        more = (0, 0, 0, 0, len(local))
+        central += struct.pack("<4sHHHHHHLLLHHHHHLL", b"PK\1\2", made_by, *head, *more) + raw + extra
+        local += struct.pack("<4sHHHHHLLLHH", b"PK\3\4", *head) + raw + extra + data
+    end = struct.pack("<4sHHHHLLH", b"PK\5\6", 0, 0, count, count, len(central), len(local), 0)
+    path.write_bytes(local + central + end)
     return path
 
 

@@ -16,7 +16,9 @@ PACKAGE = Path(rn50feat.__file__).parent
 # The journey of one picture, from the bottom: a module imports only from rows above its own.
 LAYERS = [
     ["errors", "exchange", "indexing", "pages", "places"],
-    ["damage", "disk", "limits", "unseen", "engines.allowance", "places.zips", "places.folders", "places.remote"],
+    ["damage", "disk", "limits", "unseen", "engines.allowance"],
+    ["places.zip_names", "places.folders", "places.remote", "places.lists"],
+    ["places.zips"],
     ["places.archives", "beside"],
     ["places.exclusion"],
     ["provenance", "pages.page", "variants", "resampling", "formats.crc32c", "formats.protobuf", "formats.names"],
@@ -28,7 +30,7 @@ LAYERS = [
     ["images.kinds", "images.numbers", "images.png", "images.jpeg", "images.colors"],
     ["images.tiff"],
     ["images.samples"],
-    ["places.sources", "places.lists", "images", "journal", "lock", "tensors", "backends"],
+    ["places.sources", "images", "journal", "lock", "tensors", "backends"],
     ["weights"],
     ["network", "places.selection", "presence", "store"],
     [

@@ -9,13 +9,14 @@ import struct
 import tarfile
 import tracemalloc
 import zipfile
+import zlib
 from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pytest
 from conftest import Run, rows
 from fake import FakeBackend, FakeStart
-from packing import packed, packed_folder, tar, zipped
+from packing import packed, packed_folder, tar, zip_of, zipped
 from PIL import Image
 from scenes import encoded
 
@@ -68,6 +69,81 @@ def test_tar_archives_of_all_formats(tmp_path: Path, format: int) -> None:
     if format != tarfile.USTAR_FORMAT:
         content.append(("very" * 100, b"3"))
     assert list(members(tar(tmp_path / "a.tar", content, format)).items()) == content
+
+
+DOS, NTFS, UNIX, MACOS, PKZIP_25 = 0x0014, 0x0B14, 0x0314, 0x1314, 0x0019
+KÖLN = "Köln_花.jpg"
+
+
+def unicode_path(raw: bytes, name: str, checksum: int | None = None) -> bytes:
+    """Return Info-ZIP's field for the name in UTF-8 of a member with a `raw` one."""
+    checksum = zlib.crc32(raw) if checksum is None else checksum
+    field = b"\1" + checksum.to_bytes(4, "little") + name.encode()
+    return struct.pack("<HHHHHH", 0x5455, 1, 0, 0, 0, 0)[:5] + struct.pack("<HH", 0x7075, len(field)) + field
+
+
+@pytest.mark.parametrize(
+    ("raw", "extra", "flags", "made_by", "name", "guessed"),
+    [
+        (KÖLN.encode(), b"", 0x800, DOS, KÖLN, ""),
+        (KÖLN.encode(), b"", 0, UNIX, KÖLN, ""),  # macOS, and Info-ZIP before 3.0
+        (KÖLN.encode(), b"", 0, MACOS, KÖLN, ""),
+        (KÖLN.encode(), b"", 0, DOS, KÖLN, ""),
+        ("Köln_?.jpg".encode("cp437"), unicode_path("Köln_?.jpg".encode("cp437"), KÖLN), 0, DOS, KÖLN, ""),
+        (b"K\x94ln.jpg", unicode_path(b"", KÖLN, checksum=7), 0, DOS, "Köln.jpg", "CP437"),  # renamed since
+        (b"K\x94ln.jpg", struct.pack("<HH", 0x7075, 900) + b"\1", 0, DOS, "Köln.jpg", "CP437"),  # cut off
+        (b"K\x94ln.jpg", b"", 0, DOS, "Köln.jpg", "CP437"),
+        (b"K\xf6ln.jpg", b"", 0, NTFS, "Köln.jpg", "CP1252"),
+        (b"K\xf6ln.jpg", b"", 0, PKZIP_25, "Köln.jpg", "CP1252"),
+        (b"K\xf6ln\x81.jpg", b"", 0, NTFS, "Köln\udc81.jpg", "CP1252"),
+        (b"K\xf6ln.jpg", b"", 0, UNIX, "K\udcf6ln.jpg", "some are not UTF-8"),
+        (b"K\xf6ln.jpg", b"", 0x800, DOS, "K\udcf6ln.jpg", "some are not UTF-8"),
+        (b"plain.jpg", b"", 0, DOS, "plain.jpg", ""),
+    ],
+)
+def test_names_in_a_zip_are_read_as_their_program_meant_them(
+    tmp_path: Path, raw: bytes, extra: bytes, flags: int, made_by: int, name: str, guessed: str
+) -> None:
+    path = zip_of(tmp_path / "a.zip", [(raw, extra, flags, b"data")], made_by)
+    assert members(path) == {name: b"data"}
+    doubt = sources.listing(sources.find(str(path))).doubt
+    assert guessed in doubt if guessed else doubt == ""
+
+
+def test_one_name_that_cannot_be_utf8_settles_the_code_page_of_all(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "a.zip", [(raw, b"", 0, b"x") for raw in (b"\xc3\xa4.jpg", b"\x94.jpg")])
+    assert list(members(path)) == ["├ñ.jpg", "ö.jpg"]
+
+
+def test_members_with_names_of_earlier_versions_are_still_found(tmp_path: Path) -> None:
+    path = zip_of(tmp_path / "a.zip", [(KÖLN.encode(), b"", 0, b"data")], UNIX)
+    for name in (KÖLN, KÖLN.encode().decode("cp437")):
+        assert sources.read(sources.find(f"{path}::{name}"))[1] == b"data"
+    with pytest.raises(VanishedError):
+        sources.find(f"{path}::other.jpg")
+
+
+@pytest.mark.parametrize("kind", ["pax", "gnu", "gnu long", "pax binary"])
+def test_tar_names_that_are_not_utf8_keep_their_bytes_and_are_told_of(tmp_path: Path, kind: str) -> None:
+    name = "K\udcf6ln.jpg" if kind != "gnu long" else "K\udcf6ln" + "x" * 200
+    made = tar(tmp_path / "a.tar", [(name, b"1")], tarfile.PAX_FORMAT if "pax" in kind else tarfile.GNU_FORMAT)
+    if kind == "pax":  # as star and old versions of bsdtar write it: Latin-1, where the format wants UTF-8
+        made.write_bytes(made.read_bytes().replace(b"hdrcharset=BINARY", b"hdrcharsex=BINARY"))
+    assert members(made) == {name: b"1"}
+    assert "some are not UTF-8: their bytes are kept" in sources.listing(sources.find(str(made))).doubt
+    assert sources.listing(sources.find(str(tar(tmp_path / "b.tar", [(KÖLN, b"")])))).doubt == ""
+
+
+def test_a_run_tells_of_names_that_it_had_to_guess(
+    tmp_path: Path, start: FakeStart, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = zip_of(tmp_path / "a.zip", [(b"K\x94ln.png", b"", 0, shade(9))])
+    assert extract(start, path).new == 1
+    assert list(rows(tmp_path / "out.h5")) == ["a.zip::Köln.png"]
+    assert "a.zip does not say which code page its names are in: taken for CP437" in caplog.text
+    caplog.clear()
+    assert extract(start, path).unchanged == 1
+    assert caplog.text == ""
 
 
 class Pipe(io.BytesIO):

@@ -65,6 +65,13 @@ def test_names_with_line_breaks_need_nuls(tmp_path: Path) -> None:
     assert list(lists.names(tmp_path / "rows.paths.txt", null=True)) == ODD
 
 
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize("first", ["\ufeffx.jpg", os.fsdecode(b"\xff\xfex.jpg")])
+def test_a_first_name_like_a_byte_order_mark_comes_back(tmp_path: Path, first: str, null: bool) -> None:
+    export(made(tmp_path, [first, "y.jpg"]), tmp_path / "rows.npy", null=null)
+    assert list(lists.names(tmp_path / "rows.paths.txt", null=null)) == [first, "y.jpg"]
+
+
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
 def test_csv_gives_back_every_number_and_name(tmp_path: Path, dtype: str) -> None:
     opened = made(tmp_path, ODD, dtype)

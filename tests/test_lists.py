@@ -25,6 +25,36 @@ def test_lines_come_as_they_are(tmp_path: Path) -> None:
     assert list(lists.names(written(tmp_path, content))) == [*ODD, "windows", "last"]
 
 
+@pytest.mark.parametrize("null", [False, True])
+@pytest.mark.parametrize(
+    ("mark", "encoding"),
+    [("\ufeff", "utf-8"), ("\ufeff", "utf-16-le"), ("\ufeff", "utf-16-be"), ("", "utf-16"), ("", "utf-32")],
+)
+def test_a_byte_order_mark_says_how_a_list_is_coded(tmp_path: Path, mark: str, encoding: str, null: bool) -> None:
+    names = ["Köln 🦜.jpg", "\ufeffa", *(f"花/{i}" for i in range(20_000))]
+    content = "".join(name + ("\0" if null else "\r\n") for name in names)
+    assert list(lists.names(written(tmp_path, (mark + content).encode(encoding)), null=null)) == names
+
+
+def test_a_list_that_is_not_what_its_mark_says_is_refused(tmp_path: Path) -> None:
+    content = "first\nsecond\n".encode("utf-16")
+    for odd, reason in (
+        (content[:-1], "begins as UTF-16, but is damaged"),
+        (content[:2] + b"\x00\xd8a\0", "begins as UTF-16, but is damaged"),
+        (content[2:], "looks like UTF-16 without a byte order mark: save it as UTF-8"),
+        (content[3:], "looks like UTF-16 without a byte order mark: save it as UTF-8"),
+    ):
+        with pytest.raises(SourceError, match=reason):
+            list(lists.names(written(tmp_path, odd)))
+
+
+def test_line_ends_of_both_kinds_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    assert list(lists.names(written(tmp_path, b"a\r\nb\r\n"))) == ["a", "b"]
+    assert not caplog.records
+    assert list(lists.names(written(tmp_path, b"a\r\nb\n"))) == ["a", "b"]
+    assert "ends only some of its lines in CR LF" in caplog.text
+
+
 def test_nuls_end_names_with_line_breaks(tmp_path: Path) -> None:
     odd = [*ODD, "line\nbreak", "end\r"]
     content = b"".join(os.fsencode(name) + b"\0" for name in odd)

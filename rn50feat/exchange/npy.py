@@ -36,7 +36,8 @@ def write(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[
         for path in block.paths:
             if not null and not lists.fits_a_line(path):
                 raise ExchangeError(f"{path} has a line break in its name: give -0, for a list of names ended by NULs")
-            paths.write(os.fsencode(path) + (b"\0" if null else b"\n"))
+            mark = lists.marked(path) if paths.tell() == 0 else b""
+            paths.write(mark + os.fsencode(path) + (b"\0" if null else b"\n"))
 
 
 class NpyFile:

@@ -20,6 +20,7 @@ from typing import BinaryIO, cast
 
 from rn50feat.errors import DamagedError, SourceError
 from rn50feat.places import zips
+from rn50feat.places.lists import is_utf8
 
 _LOCATION = re.compile(r"(.+?\.(?:tar|zip))::(.+)", re.DOTALL | re.IGNORECASE)
 _WHOLE = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst|lz4|Z)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
@@ -45,13 +46,15 @@ class Member:
 
 @dataclass(frozen=True)
 class Listing:
-    """Members by name, in the order in which they lie in the archive; ``fault`` says what of it cannot be read.
+    """Members by name, in the order in which they lie in the archive.
 
-    A name takes some 250 bytes of memory.
+    ``fault`` says what of it cannot be read, ``doubt`` what of their names is
+    not known. A name takes some 250 bytes of memory.
     """
 
     members: dict[str, Member]
     fault: str = ""
+    doubt: str = ""
 
 
 @dataclass(frozen=True)
@@ -109,9 +112,15 @@ def listing(file: BinaryIO, length: int, name: str) -> Listing:
     `DamagedError` when it is no archive.
     """
     if _is_zip(name):
-        entries, fault = zips.directory(file, length)
-        return Listing({entry.name: Member(entry.offset, entry.size) for entry in entries}, fault)
-    return _tar_listing(file, length)
+        entries, fault, guessed = zips.directory(file, length)
+        doubt = f"does not say which code page its names are in: taken for {guessed.upper()}" if guessed else ""
+        members = {entry.name: Member(entry.offset, entry.size) for entry in entries}
+    else:
+        members, fault = _tar_members(file, length)
+        doubt = ""
+    if not doubt and not all(map(is_utf8, members)):
+        doubt = "does not say how its names are coded, and some are not UTF-8: their bytes are kept as they are"
+    return Listing(members, fault, doubt)
 
 
 def blocks(file: BinaryIO, member: Member, archive: str, block: int) -> Iterator[bytes]:
@@ -139,7 +148,7 @@ def _stored(file: BinaryIO, member: Member, block: int) -> Iterator[bytes]:
         yield data
 
 
-def _tar_listing(file: BinaryIO, length: int) -> Listing:
+def _tar_members(file: BinaryIO, length: int) -> tuple[dict[str, Member], str]:
     if _COMPRESSED.match(file.read(6)):
         raise DamagedError(COMPRESSED)
     file.seek(0)
@@ -168,7 +177,7 @@ def _tar_listing(file: BinaryIO, length: int) -> Listing:
                 members.pop(entry.name, None)  # an earlier one of that name has no place in the order
                 members[entry.name] = Member(entry.offset_data, entry.size)
         end = entry.offset
-    return Listing(members, fault)
+    return members, fault
 
 
 def _after_last(file: BinaryIO, offset: int, length: int) -> str:

@@ -1,24 +1,40 @@
 """Read and write lists of names: one a line, or each ended by a NUL.
 
 In: a file, or ``-`` for standard input. Out: a stream of the names in it; of
-the list itself no more than a block is held. Bytes that are not UTF-8 are
-surrogate escapes in a name, as they are everywhere else.
+the list itself no more than a block is held. A byte order mark at its start
+says what wrote it: UTF-8 or UTF-16, as editors and PowerShell on Windows do,
+and is no part of a name. Without one, names are the bytes that they are in
+the file system; those that are not UTF-8 are surrogate escapes in a name, as
+they are everywhere else.
 """
 
 from __future__ import annotations
 
+import codecs
 import hashlib
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
+from functools import partial
 from io import BufferedReader
+from itertools import chain
 from pathlib import Path
 from typing import cast
 
 from rn50feat.errors import SourceError
 
+logger = logging.getLogger(__name__)
+
 LONGEST = 1 << 16  # bytes of a name; a file system takes 4096. What has a longer one is no list.
+_MARKS = {  # that of UTF-32 begins as that of UTF-16 does
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+    codecs.BOM_UTF8: "",
+}
 
 
 def can_be_read_again(listing: Path) -> bool:
@@ -33,14 +49,18 @@ def _is_standard_input(listing: Path) -> bool:
 def names(listing: Path, *, null: bool = False) -> Iterator[str]:
     r"""Yield the names in a list: its lines, or what its NULs end; empty ones are passed over.
 
-    A line may end in ``\r\n``. Raises `SourceError` for a list that cannot be read, or is none.
+    A line may end in ``\r\n``; a list in which only some do gets a warning,
+    since a name may end in ``\r``, too. Raises `SourceError` for a list that
+    cannot be read, or is none.
     """
     mark, rest = (b"\0" if null else b"\n"), b""
+    ends: set[bool] = set()  # whether lines end in \r
     try:
         # Standard input stays open, and gives what there is already: a run may begin before a list has ended.
         with nullcontext(_standard_input()) if _is_standard_input(listing) else open(listing, "rb") as file:
-            while block := file.read1(LONGEST):
+            for block in _as_utf8(file, listing):
                 *whole, rest = (rest + block).split(mark)
+                ends |= {name.endswith(b"\r") for name in whole}
                 for name in (*whole, rest) if len(rest) > LONGEST else whole:
                     if name:
                         yield _decoded(name, listing, null)
@@ -48,6 +68,31 @@ def names(listing: Path, *, null: bool = False) -> Iterator[str]:
         raise SourceError(f"{listing} cannot be read ({error.strerror}): name a list of names") from error
     if rest:
         yield _decoded(rest, listing, null)
+    if len(ends) > 1 and not null:
+        logger.warning(
+            "%s ends only some of its lines in CR LF: every CR at the end was taken for one of these", listing
+        )
+
+
+def _as_utf8(file: BufferedReader, listing: Path) -> Iterator[bytes]:
+    """Yield the bytes of a list without its byte order mark, recoded where that says that they are not UTF-8."""
+    head = b""
+    while any(mark.startswith(head) for mark in _MARKS) and (block := file.read1(LONGEST)):
+        head += block
+    mark = next((mark for mark in _MARKS if head.startswith(mark)), b"")
+    blocks = chain([head[len(mark) :]], iter(partial(file.read1, LONGEST), b""))
+    if not (encoding := _MARKS.get(mark, "")):
+        yield from blocks
+        return
+    decoder = codecs.getincrementaldecoder(encoding)()
+    try:
+        for block in blocks:
+            yield decoder.decode(block).encode()
+        decoder.decode(b"", final=True)
+    except UnicodeError as error:
+        raise SourceError(
+            f"{listing} begins as {encoding[:6].upper()}, but is damaged or cut off: save it as UTF-8"
+        ) from error
 
 
 def _standard_input() -> BufferedReader:
@@ -59,14 +104,26 @@ def _decoded(name: bytes, listing: Path, null: bool) -> str:
         raise SourceError(f"{listing} is no list of names: one would be longer than {LONGEST} bytes: name another file")
     if null:
         return os.fsdecode(name)
+    if b"\0" in name and len(name) >= 6 and not (any(name[0::2]) and any(name[1::2])):
+        raise SourceError(f"{listing} looks like UTF-16 without a byte order mark: save it as UTF-8")
     if b"\0" in name:
         raise SourceError(f"{listing} has NULs in its lines: give -0 if they end its names, or name another file")
     return os.fsdecode(name.removesuffix(b"\r"))
 
 
+def marked(first: str) -> bytes:
+    """Return what a list must begin with so that `names` gives back its `first` name whole."""
+    return codecs.BOM_UTF8 if os.fsencode(first).startswith(tuple(_MARKS)) else b""
+
+
 def fits_a_line(name: str) -> bool:
     """Tell whether a list of lines gives back `name`."""
     return "\n" not in name and not name.endswith("\r")
+
+
+def is_utf8(name: str) -> bool:
+    """Tell whether the bytes of a name are UTF-8."""
+    return name.isascii() or readable(name) == name
 
 
 def readable(name: str) -> str:

@@ -22,7 +22,8 @@ from itertools import chain
 from typing import BinaryIO, cast
 
 from rn50feat.errors import DamagedError, SourceError, TooLargeError, VanishedError
-from rn50feat.places import archives, folders, remote
+from rn50feat.places import archives, folders, lists, remote
+from rn50feat.places.zip_names import as_now
 
 UNKNOWN = bytes(16)  # the digest of a file that nobody could read: equal to none, not even to another such one
 
@@ -176,7 +177,8 @@ def obstacle(location: str) -> str:
     try:
         find(location)
     except SourceError as error:
-        return f"is listed, but {error}{remote.other_scheme(location)}"
+        coded = "" if lists.is_utf8(location) else " (its name is not UTF-8: if its list should be, save it as UTF-8)"
+        return f"is listed, but {error}{remote.other_scheme(location)}{coded}"
     return "is listed, but was not there a moment ago"
 
 
@@ -225,8 +227,9 @@ def members(archive: Reference) -> Iterator[Reference]:
 
 def _find(archive: Reference, name: str) -> archives.Member:
     contents = listing(archive)
-    if name in contents.members:
-        return contents.members[name]
+    for spelled in (name, *as_now(name)):
+        if spelled in contents.members:
+            return contents.members[spelled]
     if contents.fault:
         raise DamagedError(f"cannot be read: its archive {contents.fault}")
     raise VanishedError("has vanished from its archive")

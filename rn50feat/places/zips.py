@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from typing import BinaryIO
 
 from rn50feat.errors import DamagedError
+from rn50feat.places import zip_names
+from rn50feat.places.zip_names import RawName
 
 # Fields as in APPNOTE.TXT 6.3.10, sections 4.3.7 to 4.3.16.
 _LOCAL = struct.Struct("<4sHHHHHLLLHH")
@@ -25,7 +27,7 @@ _END = struct.Struct("<4sHHHHLLH")
 _END64 = struct.Struct("<4sQHHLLQQQQ")
 _LOCATOR64 = struct.Struct("<4sLQL")
 _STORED, _DEFLATED = 0, 8
-_ENCRYPTED, _CHECKSUM_BEHIND, _UTF8 = 0x1, 0x8, 0x800  # flags of a member
+_ENCRYPTED, _CHECKSUM_BEHIND = 0x1, 0x8  # flags of a member
 _ZIP64, _UNIX = 1, 3
 _LONGEST_COMMENT = 0xFFFF
 _LARGEST = 1 << 30  # bytes of a directory: ten million members
@@ -41,8 +43,9 @@ class Entry:
     size: int
 
 
-def directory(file: BinaryIO, length: int) -> tuple[list[Entry], str]:
-    """Return the members of an archive of `length` bytes, sorted by offset, and what of it cannot be read, if anything.
+def directory(file: BinaryIO, length: int) -> tuple[list[Entry], str, str]:
+    """Return the members of an archive of `length` bytes, sorted by offset, what of it cannot be read, if anything,
+    and the code page that had to be guessed for their names, if one had.
 
     Of members with one name the last one is there. Members that overlap (a
     zip bomb has many that share their bytes) are left out. Raises
@@ -51,7 +54,8 @@ def directory(file: BinaryIO, length: int) -> tuple[list[Entry], str]:
     start, size, count, shift = _find_directory(file, length)
     file.seek(start)
     data, fault = file.read(size), ""
-    found: dict[str, tuple[int, int, int]] = {}
+    raws: list[RawName] = []
+    facts: list[tuple[int, int, int]] = []
     at = 0
     while at < len(data):
         if len(data) - at < _CENTRAL.size or data[at : at + 4] != b"PK\1\2":
@@ -61,18 +65,23 @@ def directory(file: BinaryIO, length: int) -> tuple[list[Entry], str]:
             _CENTRAL.unpack_from(data, at)
         )
         at, raw = at + _CENTRAL.size + names, data[at + _CENTRAL.size : at + _CENTRAL.size + names]
-        unpacked, packed, offset = _wide(data[at : at + extras], unpacked, packed, offset)
+        extra = data[at : at + extras]
+        unpacked, packed, offset = _wide(extra, unpacked, packed, offset)
         at, count, offset = at + extras + comments, count - 1, offset + shift
-        name = raw.decode("utf-8", "surrogateescape") if flags & _UTF8 else raw.decode("cp437")
-        if not name or name.endswith("/") or (made >> 8 == _UNIX and stat.S_IFMT(mode >> 16) not in (0, stat.S_IFREG)):
+        if not raw or raw.endswith(b"/") or (made >> 8 == _UNIX and stat.S_IFMT(mode >> 16) not in (0, stat.S_IFREG)):
             continue  # a folder, a link, a device
+        raws.append(RawName(raw, flags, extra, made >> 8, made & 0xFF))
+        facts.append((offset, packed, unpacked))
+    found: dict[str, tuple[int, int, int]] = {}
+    texts, guessed = zip_names.decoded(raws)
+    for name, (offset, packed, unpacked) in zip(texts, facts):
         if "\0" in name or not 0 <= offset <= start - _LOCAL.size - packed:
             fault = f"is damaged at {name!r}: such members are not read"
         else:
             found[name] = (offset, packed, unpacked)
     if count % 0x10000:  # old programs count more members than that from 0 again
         fault = "is damaged in its directory: some members are not read"
-    return _apart(found, fault)
+    return *_apart(found, fault), guessed
 
 
 def _find_directory(file: BinaryIO, length: int) -> tuple[int, int, int, int]:
