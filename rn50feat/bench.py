@@ -175,9 +175,8 @@ def _advice(bottleneck: str, backend: str, device: str) -> str:
     if bottleneck == "network" and device == "cpu":
         faster = "" if backend == "openvino" else "pip install 'rn50feat[openvino]', "
         return f"{faster}a GPU, or more cores"
-    gpu = "--decoder gpu, " if device.startswith("cuda") else ""
     return {
         "network": "a faster GPU, or several machines",
-        "decoding": f"{gpu}more cores, or pictures made smaller beforehand: 512 pixels are enough",
+        "decoding": "more cores, or pictures made smaller beforehand: 512 pixels are enough",
         "reading": "a faster disk or network; copies of the pictures on a local disk",
     }[bottleneck]

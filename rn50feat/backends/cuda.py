@@ -1,124 +1,166 @@
-"""Run the network on a CUDA device: one batch at a time, on a stream of its own.
+"""Run the network on CUDA devices.
 
-In: crops in the host's memory. Out: features. Two lanes a device, used by two
-threads, overlap the copies of one batch with the computation of another. A
-batch is one launch of a CUDA graph, captured when the first one comes: ResNet50
-has some 60 kernels, and launching them one by one costs more than a small
-batch computes.
+In: crops in the host's memory. Out: features. A lane is a stream: the copies
+of its batch overlap with the computation of another lane's. A device proves
+itself when it starts: its rows are compared with the CPU's.
 """
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from functools import cache
-from threading import Lock
+import re
+import warnings
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rn50feat.provenance import Preprocessing
+from rn50feat.backends.exact import exact
+from rn50feat.errors import DeviceError
 
 if TYPE_CHECKING:
+    import numpy as np
+
     from rn50feat.backends import Crops
 
-LANES = 2  # for each device
-LARGEST = 256  # pictures a batch, unless the user says another number
-# Device memory for a picture in one lane, for each byte of a value: the three largest layers (2.4 million values)
-# and cuDNN's workspace, doubled to be on the safe side; what is too much all the same, is halved.
-_VALUES = 8_000_000
-# Heuristics choose cuDNN's algorithms, so that every run takes the same ones; trying them all could be faster.
-BENCHMARK = False
+logger = logging.getLogger(__name__)
 
-_capturing = Lock()  # one capture at a time; and cuDNN's settings belong to the whole process
+LANES = 2  # for each device: 24,078 against 19,454 images/s with one on an H100
+LARGEST = 256  # images a batch, unless the user says another number
+# Device memory for an image in one lane, for each byte of a value: the three largest layers (2.4 million values)
+# and cuDNN's workspace, doubled to be on the safe side; what is too much all the same is halved.
+_VALUES = 8_000_000
+# How each library says that memory ran out. Without room for its workspace, cuDNN finds no engine; without room
+# for their handles, cuDNN and cuBLAS are "not initialized".
+_OUT_OF_MEMORY = re.compile(
+    r"out of memory|(CUDNN|CUBLAS)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|unable to find an engine", re.IGNORECASE
+)
+
+
+def devices(name: str) -> list[torch.device]:
+    """Return the devices that `name`, auto, cuda or cuda:N, means; raise `DeviceError` with torch's reason for none."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # an outdated driver; the error below quotes it
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if not (match := re.fullmatch(r"auto|cuda(?::(\d+))?", name)):
+        raise DeviceError(f"there is no device {name}: use auto, cpu, cuda or cuda:N")
+    if not count:
+        raise DeviceError(f"torch {torch.__version__} finds no CUDA device ({_why_none()}): use --device cpu")
+    if match[1] is None:
+        return [torch.device("cuda", index) for index in range(count)]
+    if int(match[1]) >= count:
+        held = "cuda:0 is" if count == 1 else f"cuda:0 to cuda:{count - 1} are"
+        raise DeviceError(f"there is no device {name} here, only {held}: use --device cuda")
+    return [torch.device(name)]
+
+
+def precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the type that `name`, auto, fp32, bf16 or fp16, means on `device`; raise `DeviceError` for none."""
+    capability = torch.cuda.get_device_capability(device)
+    if name == "bf16" and capability < (8, 0):
+        raise DeviceError(f"{describe(device)} does not compute in bf16, which begins at 8.0: use --precision fp16")
+    if name == "auto":  # before 7.0 there are no tensor cores, and fp16 is slower than fp32 on most cards
+        return torch.float16 if capability >= (7, 0) else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def batch_size(device: torch.device, itemsize: int) -> int:
-    """Return the largest power of two of pictures that the free memory of `device` has room for, in each lane."""
+    """Return the largest power of two of images that the free memory of `device` has room for, in each lane."""
     free, _ = torch.cuda.mem_get_info(device)
     room = free // (LANES * _VALUES * itemsize)
     return min(LARGEST, 1 << int(math.log2(max(1, room))))
 
 
-@contextmanager
-def settings() -> Iterator[None]:
-    """Choose cuDNN's algorithms, for one thread at a time: no TF32, which keeps 10 bits of a float32's 23."""
-    chosen = torch.backends.cudnn.flags(enabled=True, benchmark=BENCHMARK, deterministic=False, allow_tf32=False)
-    with _capturing, chosen:
-        yield
-
-
 class Lane:
-    """A stream, its buffers on both sides, and a graph of the network for one size of batch."""
+    """A stream of one device, for one batch at a time."""
 
-    def __init__(
-        self, build: Callable[[], torch.nn.Module], device: torch.device, preprocessing: Preprocessing
-    ) -> None:
-        """Take the network, from crops to features, from `build` when the first batch comes."""
-        self._build, self._device = build, device
-        self._crop, self._dtype = preprocessing.crop, getattr(torch, preprocessing.crop_dtype)
-        self._size = 0  # of the captured batch
+    def __init__(self, network: torch.nn.Module, device: torch.device) -> None:
+        """Take the network, from crops to features, on `device`; lanes of a device share it."""
+        self._network, self._device = network, device
+        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        # A thread that waits sleeps: a busy one would take a core from the decoders.
+        self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
-    def features(self, crops: Crops, most: int) -> NDArray[np.float32]:
-        """Return features, float32 of shape (n, 2048), of n crops; capture anew where the graph is not for 1 to `most`.
-
-        A batch smaller than the graph's is padded with what was there before,
-        and those rows are dropped. Raises `torch.OutOfMemoryError` when the
-        device cannot hold it.
-        """
-        with torch.inference_mode(), torch.cuda.device(self._device):
-            if not len(crops) <= self._size <= most:
-                self._capture(len(crops))
-            self._sent[: len(crops)].copy_(torch.from_numpy(crops))
-            with torch.cuda.stream(self._stream):
-                self._input.copy_(self._sent, non_blocking=True)
-                self._graph.replay()
-                self._received.copy_(self._output, non_blocking=True)
-                self._done.record()
-            self._done.synchronize()
-            return self._received[: len(crops)].numpy().copy()
+    def features(self, crops: Crops) -> NDArray[np.float32]:
+        """Return features, float32 of shape (n, 2048), of n crops; what fails is torch's `RuntimeError`."""
+        with torch.inference_mode(), torch.cuda.device(self._device), torch.cuda.stream(self._stream):
+            sent = _pinned(torch.from_numpy(crops))
+            with exact():
+                rows = self._network(sent.to(self._device, non_blocking=True))
+            received = _pinned(torch.empty(rows.shape, dtype=rows.dtype))
+            received.copy_(rows, non_blocking=True)
+            self._done.record()
+        self._done.synchronize()
+        return received.numpy().copy()  # type: ignore[no-any-return]
 
     def release(self) -> None:
-        """Give the memory of the graph back."""
-        self._size = 0
-        for name in ("_graph", "_input", "_output", "_sent", "_received"):
-            self.__dict__.pop(name, None)
-        with _capturing:  # torch's allocator frees nothing while another lane captures
-            torch.cuda.empty_cache()
-
-    def _capture(self, size: int) -> None:
-        """Capture the network for batches of `size`, on buffers that stay where they are."""
-        self.release()
-        network = self._build()
-        with settings():
-            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
-            # A thread that waits sleeps: a busy one would take a core from the decoders.
-            self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
-            shape = (size, self._crop, self._crop, 3)
-            self._sent = torch.zeros(shape, dtype=self._dtype, pin_memory=True)
-            self._input = torch.zeros(shape, dtype=self._dtype, device=self._device)
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                for _ in range(2):  # cuDNN chooses, loads and compiles its kernels outside the capture
-                    network(self._input)
-            self._stream.synchronize()
-            self._graph = torch.cuda.CUDAGraph()
-            # thread_local: the other lanes go on meanwhile, and may allocate memory.
-            with torch.cuda.graph(self._graph, stream=self._stream, capture_error_mode="thread_local"):
-                self._output = network(self._input)
-            self._received = torch.zeros(self._output.shape, dtype=self._output.dtype, pin_memory=True)
-        self._size = size
+        """Give memory back after a batch that was too large."""
+        self._stream.synchronize()
+        torch.cuda.empty_cache()
 
 
-def once(build: Callable[[], torch.nn.Module]) -> Callable[[], torch.nn.Module]:
-    """Return `build` that builds at its first call only; the lanes of a device share what it returns."""
-    lock, kept = Lock(), cache(build)
+def _pinned(tensor: torch.Tensor) -> torch.Tensor:
+    """Return a copy of `tensor` in memory that the device copies to and from by itself, or `tensor` without any."""
+    try:
+        return tensor.pin_memory()
+    except RuntimeError:
+        return tensor
 
-    def locked() -> torch.nn.Module:
-        with lock:
-            return kept()
 
-    return locked
+def lacks_memory(error: RuntimeError) -> bool:
+    """Check whether `error` says that the device has too little memory for a batch."""
+    return isinstance(error, torch.OutOfMemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
+
+
+def working(
+    candidates: Sequence[Callable[[], torch.nn.Module]],
+    device: torch.device,
+    error_of: Callable[[Lane], float],
+    limit: float,
+) -> torch.nn.Module:
+    """Return the first network of `candidates` that is right on `device`.
+
+    Each candidate places a network, from crops to features, on `device`.
+    `error_of` measures a lane's rows against the CPU's; more than `limit` is
+    wrong. Raises `DeviceError` with the reason when none is right.
+    """
+    problem = ""
+    for place in candidates:
+        try:
+            network = place()
+            error = error_of(Lane(network, device))
+        except RuntimeError as failure:
+            problem = str(failure).partition("\n")[0]
+            if lacks_memory(failure):
+                raise DeviceError(
+                    f"{describe(device)} has too little memory for the network ({problem}): "
+                    "free some, name another device with --device cuda:N, or use --device cpu"
+                ) from failure
+            logger.info("%s: %s", device, problem)
+        else:
+            if error < limit:
+                return network
+            problem = f"its rows differ from the CPU's by {error:.2g} of their spread, and {limit:g} is allowed"
+            logger.warning("%s: %s", device, problem)
+    built = " ".join(torch.cuda.get_arch_list()) or "no GPU"
+    raise DeviceError(
+        f"{describe(device)} cannot run the network with torch {torch.__version__}, "
+        f"which is built for {built} ({problem}): use --device cpu"
+    )
+
+
+def describe(device: torch.device) -> str:
+    """Name a device, its card and its capability: cuda:0 (Tesla T4, capability 7.5)."""
+    major, minor = torch.cuda.get_device_capability(device)
+    return f"{device} ({torch.cuda.get_device_name(device)}, capability {major}.{minor})"
+
+
+def _why_none() -> str:
+    """Ask torch why there is no CUDA device."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
+        return str(error).partition("\n")[0].rstrip(". ")
+    return "its count of devices is 0"

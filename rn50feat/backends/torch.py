@@ -10,18 +10,18 @@ from __future__ import annotations
 import copy
 import logging
 import queue
-import re
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable
 from functools import partial
+from threading import Lock
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rn50feat.backends import CPU_BATCH, cpu_precision, cuda
-from rn50feat.backends.fused import fused
+from rn50feat.backends import CPU_BATCH, check, cpu_precision, cuda
+from rn50feat.backends.exact import exact
+from rn50feat.backends.fused import fused_on_cpu, fused_on_cuda
 from rn50feat.errors import DeviceError
 from rn50feat.network import Network, Normalized
 from rn50feat.provenance import Preprocessing
@@ -44,131 +44,165 @@ class TorchBackend:
     name = "torch"
 
     def __init__(self, network: Network, preprocessing: Preprocessing, *, device: str, precision: str) -> None:
-        """Prepare `network` for `device` (auto, cpu, cuda, cuda:N) in `precision` (auto, fp32, bf16, fp16).
+        """Prepare `network` for `device` (cpu, cuda, cuda:N, auto) in `precision` (auto, fp32, bf16, fp16).
 
-        auto and cuda mean all CUDA devices that are visible. Raises
-        `DeviceError` for a device that this machine lacks or a precision that
-        it cannot compute in.
+        cuda means all CUDA devices that are visible, auto those of them that
+        can run the network. Raises `DeviceError` for a device that this
+        machine lacks or that cannot run it, and for a precision that the
+        device does not compute in.
         """
         self.weights_sha256 = network.sha256
-        devices = _devices(device)
-        dtype = _precision(precision, devices[0])
-        self.device = ",".join(map(str, devices))
-        self.precision = next(name for name, value in _DTYPES.items() if value == dtype)
-        lanes: Sequence[_Lane]
-        if devices[0].type == "cuda":
-            self.batch_size = cuda.batch_size(devices[0], dtype.itemsize)
-            lanes = _cuda_lanes(network, preprocessing, devices, dtype)
-        else:
+        if device == "cpu":
+            dtype = _DTYPES[cpu_precision(precision)]
             self.batch_size = CPU_BATCH
-            lanes = CPU_LANES * [_CpuLane(_placed(network, preprocessing, devices[0], dtype))]
+            lanes: list[Lane] = CPU_LANES * [CpuLane(_on_cpu(network, preprocessing, dtype))]
+            self.device = device
+        else:
+            devices = cuda.devices(device)
+            dtype = cuda.precision(precision, devices[0])
+            placed = _on_cuda(network, preprocessing, devices, dtype, drop=device == "auto")
+            self.batch_size = min(cuda.batch_size(each, dtype.itemsize) for each in placed)
+            # The first lane of each device comes before any second one.
+            lanes = [cuda.Lane(module, each) for _ in range(cuda.LANES) for each, module in placed.items()]
+            self.device = ",".join(map(str, placed))
+        self.precision = next(name for name, value in _DTYPES.items() if value == dtype)
         self.lanes = len(lanes)
-        self._most = sys.maxsize  # pictures that go through at once
-        self._free: queue.LifoQueue[_Lane] = queue.LifoQueue()  # the lane used last comes first: it is captured
+        self._size = PartSize(self.device)
+        self._free: queue.LifoQueue[Lane] = queue.LifoQueue()
         for lane in reversed(lanes):
             self._free.put(lane)
 
     def features(self, crops: Crops) -> NDArray[np.float32]:
         """Return features, float32 of shape (n, 2048), of crops, uint8 or float32 of shape (n, 224, 224, 3).
 
-        Where the device has too little memory, the batch is halved from then
-        on; raises `DeviceError` when it is too little for one picture.
+        Where the device has too little memory, a batch goes through in parts;
+        raises `DeviceError` when it is too little for one image.
         """
-        parts, first = [], 0
         lane = self._free.get()
         try:
-            while first < len(crops):
-                part = crops[first : first + self._most]
-                try:
-                    parts.append(lane.features(part, self._most))
-                    first += len(part)
-                except RuntimeError as error:
-                    if not _lacks_memory(error):
-                        raise
-                    self._halve(len(part), error)
-                    lane.release()
+            return in_parts(lane, crops, self._size)
         finally:
             self._free.put(lane)
-        return np.concatenate(parts)
-
-    def _halve(self, size: int, error: RuntimeError) -> None:
-        if size == 1:
-            raise DeviceError(
-                f"{self.device} has too little memory for one picture: name another with --device cuda:N, or use cpu"
-            ) from error
-        self._most = min(self._most, size // 2)
-        logger.warning("%s has too little memory for %d pictures: going on with %d", self.device, size, self._most)
 
 
-class _Lane(Protocol):
+class Lane(Protocol):
     """A way through the network, for one batch at a time."""
 
-    def features(self, crops: Crops, most: int) -> NDArray[np.float32]:
-        """Return the features of `crops`, which are at most `most`."""
+    def features(self, crops: Crops) -> NDArray[np.float32]:
+        """Return the features of `crops`."""
 
     def release(self) -> None:
         """Give memory back, before smaller batches come."""
 
 
-class _CpuLane:
+class CpuLane:
     """The network on the CPU; several threads may share it."""
 
     def __init__(self, network: torch.nn.Module) -> None:
         self._network = network
 
-    def features(self, crops: Crops, most: int) -> NDArray[np.float32]:
-        with torch.inference_mode():
+    def features(self, crops: Crops) -> NDArray[np.float32]:
+        with torch.inference_mode(), exact():
             features: NDArray[np.float32] = self._network(torch.from_numpy(crops)).numpy()
         return features
 
     def release(self) -> None:
-        pass
+        """Leave everything as it is: the CPU's memory is the system's."""
 
 
-def _cuda_lanes(
-    network: Network, preprocessing: Preprocessing, devices: list[torch.device], dtype: torch.dtype
-) -> list[_Lane]:
-    """Return the lanes of all devices, the first one of each before any second one."""
+class PartSize:
+    """How many images go through a device at once: halved when memory runs out, doubled while the next parts fit."""
 
-    def copied(device: torch.device) -> torch.nn.Module:
-        with cuda.settings():
-            return _placed(network, preprocessing, device, dtype)
+    _PATIENCE = 32  # parts that must fit before a size that failed is tried again; a trial costs less than one part
 
-    builds = [(device, cuda.once(partial(copied, device))) for device in devices]
-    return [cuda.Lane(build, device, preprocessing) for _ in range(cuda.LANES) for device, build in builds]
+    def __init__(self, device: str) -> None:
+        """Begin without a limit; `device` is what messages name."""
+        self._device = device
+        self._lock = Lock()
+        self.most = self._failed = 1 << 30  # the size of parts, and the smallest one that failed lately
+        self._fits = 0  # parts of `most` images that fitted since
+        self._told: set[int] = set()
+
+    def fitted(self, size: int) -> None:
+        """Take note that a part of `size` images went through."""
+        with self._lock:
+            if size < self.most:
+                return
+            self._fits += 1
+            if self._fits == self._PATIENCE:
+                self._failed, self._fits = 1 << 30, 0
+            if 2 * self.most < self._failed:
+                self.most *= 2
+
+    def failed(self, size: int, error: RuntimeError) -> None:
+        """Take note that there was too little memory for `size` images; raise `DeviceError` for one."""
+        if size == 1:
+            reason = str(error).partition("\n")[0]
+            raise DeviceError(
+                f"{self._device} has too little memory for one image ({reason}): "
+                "free some, name another device with --device cuda:N, or use --device cpu"
+            ) from error
+        with self._lock:
+            self.most, self._failed, self._fits = size // 2, size, 0
+            if size not in self._told:
+                logger.warning(
+                    "%s has too little memory for %d images: going on with %d", self._device, size, size // 2
+                )
+            self._told.add(size)
 
 
-def _placed(
-    network: Network, preprocessing: Preprocessing, device: torch.device, dtype: torch.dtype
-) -> torch.nn.Module:
-    """Return a copy of `network` on `device`, fused where its library allows, that takes crops."""
-    resnet = copy.deepcopy(network.module).to(device, dtype).to(memory_format=torch.channels_last)
-    example = torch.zeros(1, 3, 64, 64, dtype=dtype, device=device).to(memory_format=torch.channels_last)
+def in_parts(lane: Lane, crops: Crops, size: PartSize) -> NDArray[np.float32]:
+    """Return the features of `crops`, float32 of shape (n, 2048), as many at once as memory allows."""
+    parts, first = [], 0
+    while first < len(crops):
+        part = crops[first : first + size.most]
+        try:
+            parts.append(lane.features(part))
+        except RuntimeError as error:
+            if not cuda.lacks_memory(error):
+                raise
+            size.failed(len(part), error)
+        else:
+            size.fitted(len(part))
+            first += len(part)
+            continue
+        lane.release()  # only here: until the error is gone, its traceback holds what the batch had allocated
+    return np.concatenate(parts)
+
+
+def _on_cpu(network: Network, preprocessing: Preprocessing, dtype: torch.dtype) -> torch.nn.Module:
+    """Return a copy of `network` on the CPU, fused where oneDNN allows, that takes crops."""
+    resnet = copy.deepcopy(network.module).to(dtype).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        return Normalized(fused(resnet, example), preprocessing).to(device)
+        return Normalized(fused_on_cpu(resnet, dtype), preprocessing)
 
 
-def _lacks_memory(error: RuntimeError) -> bool:
-    """Tell whether a batch is too large: cuDNN without room for its workspace finds no engine."""
-    return isinstance(error, torch.OutOfMemoryError) or "unable to find an engine" in str(error)
+def _on_cuda(
+    network: Network, preprocessing: Preprocessing, devices: list[torch.device], dtype: torch.dtype, *, drop: bool
+) -> dict[torch.device, torch.nn.Module]:
+    """Return a copy of `network`, from crops to features, for each of `devices` that proves to be right.
 
+    Raises `DeviceError` for one that is not; with `drop`, only when none is.
+    """
+    measure = check.measure(preprocessing, CpuLane(_on_cpu(network, preprocessing, torch.float32)).features)
+    limit = check.LIMITS[next(name for name, value in _DTYPES.items() if value == dtype)]
 
-def _devices(name: str) -> list[torch.device]:
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if name == "cpu" or (name == "auto" and not count):
-        return [torch.device("cpu")]
-    if name in ("auto", "cuda") and count:
-        return [torch.device("cuda", index) for index in range(count)]
-    if not (match := re.fullmatch(r"cuda(?::(\d+))?", name)):
-        raise DeviceError(f"there is no device {name}: give auto, cpu, cuda or cuda:N")
-    if int(match[1] or 0) >= count:
-        raise DeviceError(f"device {name} is not here ({count} CUDA devices are): use --device auto")
-    return [torch.device(name)]
+    def place(device: torch.device, finish: Callable[[torch.nn.Module], torch.nn.Module]) -> torch.nn.Module:
+        resnet = copy.deepcopy(network.module).to(device, dtype).to(memory_format=torch.channels_last)
+        return Normalized(finish(resnet), preprocessing).to(device)
 
+    def error(lane: cuda.Lane) -> float:
+        return measure(lambda crops: in_parts(lane, crops, PartSize(str(device))))
 
-def _precision(name: str, device: torch.device) -> torch.dtype:
-    if device.type == "cuda":
-        return _DTYPES["fp16" if name == "auto" else name]
-    if name == "fp16":
-        raise DeviceError("precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
-    return _DTYPES[cpu_precision(name)]
+    working, problems = {}, []
+    for device in devices:
+        try:
+            candidates = [partial(place, device, fused_on_cuda), partial(place, device, lambda resnet: resnet)]
+            working[device] = cuda.working(candidates, device, error, limit)
+        except DeviceError as problem:
+            problems.append(problem)
+    if problems and not (drop and working):
+        raise problems[0]
+    for problem in problems:
+        logger.warning("going on without a device: %s", problem)
+    return working

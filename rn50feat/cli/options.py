@@ -169,13 +169,6 @@ engine_options = _all_of(
         help="Decoding processes; 0 chooses by the number of cores.",
     ),
     option(
-        "--decoder",
-        type=click.Choice(["auto", "cpu", "gpu"]),
-        default=EngineOptions.decoder,
-        show_default=True,
-        help="What decodes JPEGs; auto is the cores, and a GPU beside them if its network waits for them.",
-    ),
-    option(
         "--max-megapixels",
         type=click.IntRange(1, 100_000),
         default=EngineOptions.max_megapixels,

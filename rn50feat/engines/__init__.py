@@ -53,9 +53,7 @@ class EngineOptions:
     ``backend`` is auto, torch or openvino; ``device`` is auto, cpu, cuda or cuda:N; ``precision`` auto, fp32, bf16 or
     fp16; ``batch_size`` the number of pictures that the network takes at once,
     0 for 16 or more on the CPU and what free memory allows on a GPU; ``workers`` the
-    number of decoding processes, 0 for a choice by the number of cores;
-    ``decoder`` who decodes JPEGs: cpu, gpu, or auto, where a GPU helps the
-    cores once they prove too slow for the network.
+    number of decoding processes, 0 for a choice by the number of cores.
     """
 
     backend: str = "auto"
@@ -63,7 +61,6 @@ class EngineOptions:
     precision: str = "auto"
     batch_size: int = 0
     workers: int = 0
-    decoder: str = "auto"
     max_megapixels: int = 200
 
 

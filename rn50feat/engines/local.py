@@ -6,13 +6,13 @@ network computes one batch, the next ones are decoded.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -22,16 +22,16 @@ import numpy as np
 from rn50feat import limits, variants
 from rn50feat.backends import Backend
 from rn50feat.engines import Batch, EngineOptions, Failure
-from rn50feat.engines.gpu_decoder import GpuDecoder
-from rn50feat.engines.helped_decoder import HelpedDecoder
 from rn50feat.engines.pool import Decoder, DecoderPool, Outcome
-from rn50feat.errors import DeviceError, RN50FeatError
+from rn50feat.errors import DeviceError
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing, Provenance
 from rn50feat.weights import Weights
 
 if TYPE_CHECKING:
     from rn50feat.network import Network
+
+logger = logging.getLogger(__name__)
 
 BUFFERS = 4  # for each lane: two batches being decoded, one at the network, one waiting for it
 
@@ -52,17 +52,12 @@ class LocalEngine:
         backend: Backend,
         decoder: Decoder,
         batch_size: int = 0,
-        *,
-        watch: Callable[..., None] = lambda *, starved: None,
     ) -> None:
-        """Compute with `backend` what `decoder` decodes, in batches of its own choice unless `batch_size` says.
-
-        `watch` is told for each batch whether the network had run dry before it was decoded.
-        """
+        """Compute with `backend` what `decoder` decodes, in batches of its own choice unless `batch_size` says."""
         self.weights_sha256, self.device = backend.weights_sha256, backend.device
         self.precision, self.backend = backend.precision, backend.name
         self._compute, self._lanes = backend.features, backend.lanes
-        self._decoder, self._watch = decoder, watch
+        self._decoder = decoder
         self._batch_size = batch_size or backend.batch_size
         self._buffers = min(BUFFERS * self._lanes, len(decoder.crops) // self._batch_size)
         self._network_seconds = 0.0
@@ -85,7 +80,6 @@ class LocalEngine:
                 if decoding and len(computing) <= self._lanes:
                     batch = decoding.popleft()
                     pictures = [outcome for portion in batch.pictures for outcome in portion.result()]
-                    self._watch(starved=all(result.done() for _, result in computing))
                     computing.append((batch.buffer, network.submit(self._embed, pictures, batch.buffer)))
                 elif computing:
                     buffer, result = computing.popleft()
@@ -133,38 +127,10 @@ def _started(backend: Callable[[], Backend], preprocessing: Preprocessing, optio
     try:  # the processes start while the backend is imported: torch and torchvision take 4 s
         ready = backend()
         pool.reserve(BUFFERS * ready.lanes * (options.batch_size or ready.batch_size))
-        return _joined(ready, pool, preprocessing, options)
+        return LocalEngine(ready, pool, options.batch_size)
     except BaseException:
         pool.close()
         raise
-
-
-def _joined(backend: Backend, pool: DecoderPool, preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:
-    """Return the engine with the decoder that `options` ask for."""
-
-    def on_gpu(*, share: bool) -> GpuDecoder:
-        limit = options.max_megapixels * 1_000_000
-        return GpuDecoder(pool, backend.device.split(","), preprocessing, max_pixels=limit, share=share)
-
-    on_cuda, exact = backend.device.startswith("cuda"), preprocessing.decoding != "scaled"
-    if options.decoder == "gpu":
-        if not on_cuda:
-            raise DeviceError(
-                f"--decoder gpu needs a CUDA device, and the network is on {backend.device}: leave it out"
-            )
-        if exact:
-            raise DeviceError("a GPU decodes JPEGs with other roundings than exact decoding: use --decoder cpu")
-        gpu = on_gpu(share=False)
-        try:
-            gpu.wait_until_ready()
-        except RN50FeatError:
-            gpu.stop()
-            raise
-        return LocalEngine(backend, gpu, options.batch_size)
-    if options.decoder == "auto" and on_cuda and not exact:
-        helped = HelpedDecoder(pool, partial(on_gpu, share=True))
-        return LocalEngine(backend, helped, options.batch_size, watch=helped.watch)
-    return LocalEngine(backend, pool, options.batch_size)
 
 
 def _pool(preprocessing: Preprocessing, options: EngineOptions) -> DecoderPool:
@@ -178,7 +144,7 @@ def _pool(preprocessing: Preprocessing, options: EngineOptions) -> DecoderPool:
 
 
 def backend(weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool) -> Backend:
-    """Return OpenVINO's backend on the CPU where OpenVINO is installed, else torch's."""
+    """Return torch's backend on the GPUs that can run the network, else OpenVINO's or torch's on the CPU."""
 
     def load() -> Network:
         from rn50feat import network
@@ -191,7 +157,14 @@ def backend(weights: Weights, provenance: Provenance, options: EngineOptions, *,
         return OpenVinoBackend(provenance, load, precision=options.precision)
     from rn50feat.backends.torch import TorchBackend
 
-    return TorchBackend(load(), provenance.preprocessing, device=options.device, precision=options.precision)
+    device = "cpu" if options.device == "auto" and not _may_have_gpu() else options.device
+    try:
+        return TorchBackend(load(), provenance.preprocessing, device=device, precision=options.precision)
+    except DeviceError as problem:
+        if device != "auto":
+            raise
+        logger.warning("no GPU is used: %s", str(problem).removesuffix(": use --device cpu"))
+    return backend(weights, provenance, replace(options, device="cpu"), progress=progress)
 
 
 def _wants_openvino(options: EngineOptions) -> bool:
@@ -206,4 +179,5 @@ def _wants_openvino(options: EngineOptions) -> bool:
 
 def _may_have_gpu() -> bool:
     """Tell whether CUDA is worth asking torch for, without importing it: its devices show in /dev on Linux."""
-    return any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
+    return not hidden and any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))

@@ -119,45 +119,6 @@ def _refusal(data: bytes) -> str:
     return "is no picture in a format that Pillow reads"
 
 
-@dataclass(frozen=True)
-class PlainJpeg:
-    """What a decoder must know of a JPEG as most cameras and programs write it; lengths in pixels."""
-
-    width: int
-    height: int
-    orientation: int  # 1 to 8, as EXIF has it
-
-
-def plain_jpeg(data: bytes, *, max_pixels: int) -> PlainJpeg | None:
-    """Return the header of a whole baseline JPEG of three YCbCr channels in one scan, or None for anything else.
-
-    A decoder other than `decode` may take these; all others, and those that it
-    refuses, are for `decode`, which tells what is wrong with them.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            image = Image.open(io.BytesIO(data), formats=["JPEG"])
-            orientation = _orientation(image)
-        channels = [channel[0] for channel in getattr(image, "layer", ())]
-        if (
-            image.width * image.height > max_pixels
-            or "progressive" in image.info
-            or image.info.get("adobe_transform", 1) != 1
-            or channels not in ([0, 1, 2], [1, 2, 3])  # others mean RGB, or CMYK
-            or orientation not in range(1, 9)
-        ):
-            return None
-        scan = 2
-        while data[scan + 1] != 0xDA:  # over the segments, a thumbnail with scans of its own among them
-            scan += 2 + int.from_bytes(data[scan + 2 : scan + 4], "big")
-        # Cut off, it lacks its end marker: some decoders fill the rest with grey and say nothing.
-        whole = data[scan] == 0xFF and data[scan + 4] == 3 and data.find(b"\xff\xd9", scan) > 0
-        return PlainJpeg(image.width, image.height, orientation) if whole else None
-    except Exception:  # whatever Pillow raises: `decode` will name it
-        return None
-
-
 def geometry(whole: tuple[int, ...], preprocessing: Preprocessing) -> tuple[int, int, int, int]:
     """Return the width and height that a picture of size `whole` is resized to, and left and top of its crop."""
     shorter, crop = min(whole), preprocessing.crop

@@ -1,12 +1,11 @@
-"""Measure on a GPU, in one call of under 8 minutes: what each part can do, and where the time of a run goes.
+"""Measure on a GPU, in one call of under 4 minutes: what each part can do, and where the time of a run goes.
 
-    python tests/benchmarks/gpu.py [--count 32768] [--json FILE]
+    python tests/benchmarks/gpu.py [--count 20000] [--json FILE]
 
-Draws pictures of 500x375, and prints: copies to and from the device; the
-network alone by precision, batch size, fusion and graph; decoding on the cores
-and on the GPU; whole runs of `extract` beside the common loop; the cosines
-between precisions and decoders; and a profile of the best run. Start-up is
-left out everywhere. `--device cpu` runs what it can of it without a GPU.
+Draws images of 500x375, and prints: the network alone by precision, batch size
+and fusion; the backend; decoding on the cores; a whole run of `extract` next to
+the common loop; the error of each precision. Start-up is left out everywhere.
+`--device cpu` runs what it can without a GPU.
 """
 
 from __future__ import annotations
@@ -30,11 +29,10 @@ import torchvision
 
 import rn50feat
 from rn50feat import EngineOptions, FeatureStore, limits, network, weights
-from rn50feat.backends import cuda
-from rn50feat.backends.fused import Fused, fused
+from rn50feat.backends import check
+from rn50feat.backends.fused import fused_on_cpu, fused_on_cuda
 from rn50feat.backends.torch import TorchBackend
-from rn50feat.engines import gpu_decoder, local
-from rn50feat.engines.gpu_decoder import GpuDecoder
+from rn50feat.engines import local
 from rn50feat.network import Normalized
 from rn50feat.places import sources
 from rn50feat.provenance import Preprocessing
@@ -45,7 +43,7 @@ from extract import draw, loop
 
 PLAIN = Preprocessing()
 CHOSEN = weights.find("random")
-DISTINCT = 64  # pictures that are drawn; the others are copies with other trailing bytes
+DISTINCT = 64  # images that are drawn; the others are copies with other trailing bytes
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 
 
@@ -64,7 +62,7 @@ class Report:
         print(f"  {name:58} {value:12.5g} {unit}", flush=True)
 
 
-def pictures(folder: Path, count: int) -> None:
+def images(folder: Path, count: int) -> None:
     """Write `count` JPEGs, none of which has the bytes of another."""
     draw(folder, min(DISTINCT, count), 500, 375)
     drawn = [path.read_bytes() for path in sorted(folder.iterdir())]
@@ -73,7 +71,7 @@ def pictures(folder: Path, count: int) -> None:
 
 
 def rate(work: Callable[[], object], count: int, device: torch.device, seconds: float) -> float:
-    """Return how many pictures a second `work`, on `count` of them, does; the device is waited for."""
+    """Return how many images a second `work`, on `count` of them, does; the device is waited for."""
     wait = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     work()
     wait()
@@ -85,39 +83,6 @@ def rate(work: Callable[[], object], count: int, device: torch.device, seconds: 
     return done / (time.perf_counter() - begun)
 
 
-def measure_copies(report: Report, device: torch.device, seconds: float) -> None:
-    report.title("copies, a batch of 256 crops")
-    size = 256 * 224 * 224 * 3
-    there = torch.zeros(size, dtype=torch.uint8, device=device)
-    for name, here in (
-        ("pinned", torch.zeros(size, dtype=torch.uint8, pin_memory=True)),
-        ("pageable", torch.zeros(size, dtype=torch.uint8)),
-    ):
-        report.add(f"to the device, {name}", rate(lambda h=here: there.copy_(h), size, device, seconds) / 1e9, "GB/s")
-        report.add(f"from the device, {name}", rate(lambda h=here: h.copy_(there), size, device, seconds) / 1e9, "GB/s")
-
-
-def placed(module: torch.nn.Module, dtype: torch.dtype, device: torch.device, *, fuse: bool) -> torch.nn.Module:
-    resnet = copy.deepcopy(module).to(device, dtype).to(memory_format=torch.channels_last)
-    example = torch.zeros(1, 3, 64, 64, dtype=dtype, device=device).to(memory_format=torch.channels_last)
-    return Normalized(fused(resnet, example) if fuse else resnet, PLAIN).to(device)
-
-
-def captured(module: torch.nn.Module, crops: torch.Tensor) -> Callable[[], object]:
-    """Return what replays a graph of `module` on `crops`."""
-    stream = torch.cuda.Stream()
-    stream.wait_stream(torch.cuda.current_stream())
-    with torch.cuda.stream(stream):
-        for _ in range(2):
-            module(crops)
-    torch.cuda.synchronize()
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        output = module(crops)
-    graph.kept = output  # type: ignore[attr-defined]
-    return graph.replay
-
-
 def measure_network(report: Report, device: torch.device, batches: Sequence[int], seconds: float) -> None:
     """The network on crops that are on the device already."""
     report.title("the network alone, crops on the device (images/s)")
@@ -126,25 +91,23 @@ def measure_network(report: Report, device: torch.device, batches: Sequence[int]
     cases = [(name, batch) for name in DTYPES for batch in batches if name == "fp16" or batch == batches[-1]]
     for name, batch in cases if on_cuda else [("fp32", batches[0])]:
         crops = torch.randint(0, 256, (batch, 224, 224, 3), dtype=torch.uint8, device=device)
-        for fuse in (False, True):
-            for benchmark in (False, True) if on_cuda and batch == batches[-1] else (False,):
-                cuda.BENCHMARK = benchmark
-                with torch.inference_mode(), cuda.settings():
-                    part = placed(module, DTYPES[name], device, fuse=fuse)
-                    if fuse and not isinstance(part.module, Fused):
-                        print(f"  {name}: the library has no fused convolutions")
-                        continue
-                    how = f"{name}, batch {batch}, {'fused' if fuse else 'plain'}{', algorithms tried' * benchmark}"
-                    report.add(how, rate(lambda p=part, c=crops: p(c), batch, device, seconds), "images/s")
-                    if on_cuda:
-                        report.add(f"{how}, graph", rate(captured(part, crops), batch, device, seconds), "images/s")
-    cuda.BENCHMARK = False
+        resnet = copy.deepcopy(module).to(device, DTYPES[name]).to(memory_format=torch.channels_last)
+        for how, placed in (
+            ("plain", resnet),
+            ("fused", fused_on_cuda(resnet) if on_cuda else fused_on_cpu(resnet, DTYPES[name])),
+        ):
+            whole = Normalized(placed, PLAIN).to(device)
+            with torch.inference_mode():
+                speed = rate(lambda p=whole, c=crops: p(c), batch, device, seconds)
+            report.add(f"{name}, batch {batch}, {how}", speed, "images/s")
 
 
 def measure_backend(report: Report, device: str, batches: Sequence[int], seconds: float) -> None:
     """The backend as `extract` uses it: crops in the host's memory in, features out."""
     report.title("the backend, crops in the host's memory (images/s)")
+    begun = time.perf_counter()
     backend = TorchBackend(network.load(CHOSEN), PLAIN, device=device, precision="auto")
+    report.add("start, its check included", time.perf_counter() - begun, "s")
     print(f"  on {backend.device} in {backend.precision}, its own batch is {backend.batch_size}")
     for batch in batches:
         crops = np.random.default_rng(0).integers(0, 256, (batch, 224, 224, 3), np.uint8)
@@ -158,150 +121,106 @@ def measure_backend(report: Report, device: str, batches: Sequence[int], seconds
             report.add(f"batch {batch}, {lanes} at once", speed, "images/s")
 
 
-def measure_decoding(report: Report, folder: Path, device: str, seconds: float) -> None:
-    """The decoders without a network."""
+def measure_decoding(report: Report, folder: Path, seconds: float) -> None:
+    """The decoding processes, without a network."""
     report.title("decoding, without a network (images/s)")
     references = list(sources.references([str(folder)]))
     size = min(256, len(references))
     pool = local._pool(PLAIN, EngineOptions())
+    pool.reserve(4 * size)
     try:
-        report.add(f"{pool.workers} cores", drain(pool.decode, references, size, 2, seconds), "images/s")
-        for processes in (1, 2, 4) if device != "cpu" else (1,):
-            gpu_decoder.PROCESSES = processes
-            gpu = GpuDecoder(pool, [device], PLAIN, max_pixels=10**9, share=False)
-            try:
-                gpu.wait_until_ready()
-                speed = drain(gpu.decode, references, size, processes + 1, seconds)
-                report.add(f"{processes} processes on {device}", speed, "images/s")
-            finally:
-                gpu.stop()
-        gpu_decoder.PROCESSES = 2
+        waiting: list[list[Any]] = []
+        given = cycle(references)
+        for future in pool.decode(0, references[:size]):  # its processes have started then
+            future.result()
+        begun, turn, done = time.perf_counter(), 0, 0
+        while time.perf_counter() - begun < seconds or waiting:
+            while len(waiting) < 3 and time.perf_counter() - begun < seconds:
+                waiting.append(pool.decode(turn % 4 * size, list(islice(given, size))))
+                turn += 1
+            if waiting:
+                done += sum(len(future.result()) for future in waiting.pop(0))
+        report.add(f"{pool.workers} cores", done / (time.perf_counter() - begun), "images/s")
     finally:
         pool.close()
-    encoded = [torch.from_numpy(np.fromfile(each.location, np.uint8)) for each in references[:size]]
-    work = lambda: torchvision.io.decode_jpeg(encoded, device=device)  # noqa: E731
-    report.add(
-        f"torchvision's decode_jpeg alone on {device}", rate(work, size, torch.device(device), seconds), "images/s"
-    )
 
 
-def drain(decode: Any, references: list[Any], size: int, depth: int, seconds: float) -> float:
-    """Return the pictures a second of a decoder that has `depth` requests at a time."""
-    waiting: list[list[Any]] = []
-    pictures = cycle(references)
-    for future in decode(0, references[:size]):  # its processes have started then
-        future.result()
-    begun, given, done = time.perf_counter(), 0, 0
-    while time.perf_counter() - begun < seconds or waiting:
-        while len(waiting) < depth and time.perf_counter() - begun < seconds:
-            waiting.append(decode(given % 8 * size, list(islice(pictures, size))))
-            given += 1
-        if waiting:
-            done += sum(len(future.result()) for future in waiting.pop(0))
-    return done / (time.perf_counter() - begun)
-
-
-def measure_extract(report: Report, folder: Path, out: Path, device: str, loop_count: int) -> dict[str, Any]:
-    """Whole runs, from files to the store; return the stages of the best."""
+def measure_extract(report: Report, folder: Path, out: Path, device: str, loop_count: int) -> None:
+    """A whole run, from files to the store, next to the common loop; then where its time went."""
     report.title("whole runs, from files to the file of features (images/s)")
-    best: dict[str, Any] = {"rate": 0.0}
-    decoders = ("cpu", "gpu", "auto") if device != "cpu" else ("cpu",)
-    for decoder in decoders:
-        options = EngineOptions(device=device, backend="torch", decoder=decoder)
-        marks: list[tuple[int, float]] = []  # pictures done, this process's seconds of CPU
+    marks: list[tuple[int, float]] = []  # images done, this process's seconds of CPU
 
-        def tell(progress: rn50feat.summary.Progress, marks: list[tuple[int, float]] = marks) -> None:
-            marks.append((progress.done.computed, time.process_time()))
+    def note(progress: rn50feat.summary.Progress) -> None:
+        marks.append((progress.done.computed, time.process_time()))
 
-        summary = rn50feat.extract(folder, out / f"{decoder}.h5", weights="random", options=options, on_progress=tell)
-        seconds = summary.seconds - summary.stages["start"]
-        report.add(f"extract, decoder {decoder}", summary.new / seconds, "images/s")
-        if summary.new / seconds > best["rate"]:
-            (first, begun), (last, ended) = marks[0], marks[-1]
-            best = {"rate": summary.new / seconds, "decoder": decoder, "seconds": seconds, "stages": summary.stages}
-            best["own"] = (ended - begun) / max(1, last - first)
+    options = EngineOptions(device=device, backend="torch")
+    summary = rn50feat.extract(folder, out / "out.h5", weights="random", options=options, on_progress=note)
+    seconds = summary.seconds - summary.stages["start"]
+    report.add("extract", summary.new / seconds, "images/s")
+    report.add("start", summary.stages["start"], "s")
     module = torchvision.models.resnet50().eval().to(device)
     module.fc = torch.nn.Identity()
     paths = sorted(folder.iterdir())[:loop_count]
     for workers in sorted({2, limits.cores()}):
-        seconds = loop(paths, out / "loop.h5", module, device, workers)
-        report.add(f"common loop, {workers} workers, {len(paths)} pictures", len(paths) / seconds, "images/s")
-    name = f"common loop, 2 workers, {len(paths)} pictures"
-    report.add("ratio of the best to the common loop", best["rate"] / report.figures[name], "")
-    return best
+        took = loop(paths, out / "loop.h5", module, device, workers)
+        report.add(f"common loop, {workers} workers, {len(paths)} images", len(paths) / took, "images/s")
+        report.add("extract, times that", report.figures["extract"] * took / len(paths), "")
+    for stage, busy in summary.stages.items():
+        if stage != "start":
+            report.add(f"{stage}, busy", 100 * busy / seconds, "% of the run")
+    (first, begun), (last, ended) = marks[0], marks[-1]
+    report.add("this process, without its children", 1e6 * (ended - begun) / max(1, last - first), "µs of CPU an image")
 
 
-def measure_cosines(report: Report, folder: Path, out: Path, device: str) -> None:
-    report.title("cosines with rows computed in fp32 from pictures decoded exactly on the cores (the lowest)")
+def measure_errors(report: Report, folder: Path, out: Path, device: str) -> None:
+    report.title("worst error of a row over the rows' spread, against fp32 on the CPU with images decoded exactly")
     few = out / "few"
     few.mkdir()
     for path in sorted(folder.iterdir())[:DISTINCT]:
         os.link(path, few / path.name)
 
-    def rows(name: str, exact: bool = False, **options: str) -> np.ndarray:
-        store = out / f"{name}.h5"
-        engine = EngineOptions(device=device, backend="torch", **options)
-        rn50feat.extract(few, store, weights="random", dtype="float32", exact_decode=exact, options=engine)
-        opened = FeatureStore(store)
+    def rows(name: str, device: str, precision: str) -> np.ndarray:
+        options = EngineOptions(device=device, backend="torch", precision=precision)
+        settings = {"weights": "random", "dtype": "float32", "exact_decode": True, "options": options}
+        rn50feat.extract(few, out / f"{name}.h5", **settings)
+        opened = FeatureStore(out / f"{name}.h5")
         with opened.reading():
             return np.concatenate([block for _, block in opened.blocks()])
 
-    exact = rows("exact", exact=True, precision="fp32", decoder="cpu")
-    on_cuda = device != "cpu"
-    for precision in ("fp32", "bf16", "fp16") if on_cuda else ("fp32", "bf16"):
-        for decoder in ("cpu", "gpu") if on_cuda else ("cpu",):
-            found = rows(f"{precision}-{decoder}", precision=precision, decoder=decoder)
-            cosines = (exact * found).sum(1) / np.linalg.norm(exact, axis=1) / np.linalg.norm(found, axis=1)
-            report.add(f"{precision}, decoder {decoder}", float(cosines.min()), "")
-
-
-def tell_profile(report: Report, best: dict[str, Any], gpus: int) -> None:
-    """Say what the best run's time went into, and what limits it."""
-    report.title(f"where the time of the best run went (decoder {best['decoder']}, {best['seconds']:.1f} s)")
-    for stage, seconds in best["stages"].items():
-        if stage != "start":
-            report.add(f"{stage}, busy", 100 * seconds / best["seconds"], "% of the run")
-    report.add("this process, without its children", 1e6 * best["own"], "µs of CPU a picture")
-    alone = max((v for k, v in report.figures.items() if "at once" in k), default=0.0)
-    report.add("of the backend's own rate", best["rate"] / alone if alone else 0.0, "")
-    busiest = max((s for s in best["stages"] if s != "start"), key=best["stages"].__getitem__)
-    print(f"  {gpus} GPUs, {limits.cores()} cores: {busiest} was busy longest")
-    print("  decode: the mean of the cores' processes; network: the mean of its lanes, waiting for the device included")
+    expected = rows("expected", "cpu", "fp32")
+    for precision in ("fp32", "bf16", "fp16") if device != "cpu" else ("fp32", "bf16"):
+        error = check.error(rows(precision, device, precision), expected)
+        report.add(f"{precision}, worst error over spread", error, "")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=32768, help="pictures of the whole runs")
+    parser.add_argument("--count", type=int, default=20000, help="images of the whole runs")
     parser.add_argument("--device", default="cuda", help="cuda (all of them), cuda:N, or cpu")
     parser.add_argument("--seconds", type=float, default=2.0, help="for each figure")
-    parser.add_argument("--loop", type=int, default=1024, help="pictures of the common loop")
+    parser.add_argument("--loop", type=int, default=1024, help="images of the common loop")
     parser.add_argument("--json", type=Path, help="also write the figures here")
     arguments = parser.parse_args()
     if arguments.device != "cpu" and not torch.cuda.is_available():
         sys.exit("there is no CUDA device here: nothing was measured (--device cpu tries the script itself)")
     gpus = torch.cuda.device_count() if arguments.device == "cuda" else int(arguments.device != "cpu")
     first = torch.device(arguments.device if arguments.device != "cuda" else "cuda:0")
-    batches = (32, 64, 128, 256, 512) if gpus else (min(32, arguments.count),)
+    batches = (64, 256) if gpus else (min(32, arguments.count),)
     report = Report()
     name = torch.cuda.get_device_name(first) if gpus else "CPU"
     print(f"{gpus} x {name}, {limits.cores()} cores; torch {torch.__version__}, torchvision {torchvision.__version__}")
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
-        report.title(f"drawing {arguments.count} pictures")
-        pictures(out / "pictures", arguments.count)
-        if gpus:
-            measure_copies(report, first, arguments.seconds / 2)
+        report.title(f"drawing {arguments.count} images")
+        images(out / "images", arguments.count)
         measure_network(report, first, batches, arguments.seconds)
         measure_backend(report, arguments.device, batches, arguments.seconds)
-        if gpus > 1:
-            measure_backend(report, "cuda:0", batches[-2:], arguments.seconds)
-        measure_decoding(report, out / "pictures", str(first), 3 * arguments.seconds)
-        best = measure_extract(report, out / "pictures", out, arguments.device, min(arguments.loop, arguments.count))
-        measure_cosines(report, out / "pictures", out, arguments.device)
-        tell_profile(report, best, gpus)
+        measure_decoding(report, out / "images", 3 * arguments.seconds)
+        measure_extract(report, out / "images", out, arguments.device, min(arguments.loop, arguments.count))
+        measure_errors(report, out / "images", out, arguments.device)
     if arguments.json:
         facts = {"gpus": gpus, "name": name, "cores": limits.cores(), "torch": torch.__version__}
-        arguments.json.write_text(json.dumps({**facts, "figures": report.figures, "best": best}, indent=2))
+        arguments.json.write_text(json.dumps({**facts, "figures": report.figures}, indent=2))
 
 
 if __name__ == "__main__":

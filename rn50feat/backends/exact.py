@@ -1,0 +1,42 @@
+"""Keep float32 exact where the program around this one allows less.
+
+torch's setting of it (TF32, bfloat16) belongs to the process, and several
+threads run the network at once: the first one in sets it, the last one out
+sets it back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from threading import Lock
+
+import torch
+
+_CONVOLUTIONS = (torch.backends.cudnn.conv, torch.backends.mkldnn.conv)
+_lock = Lock()
+_before: list[str] = []
+_inside = 0
+
+
+@contextmanager
+def exact() -> Iterator[None]:
+    """Compute float32 convolutions with all 23 bits of their mantissa within."""
+    global _inside
+    with _lock:
+        if not _inside:
+            _before[:] = [each.fp32_precision for each in _CONVOLUTIONS]
+            _set(["ieee"] * len(_CONVOLUTIONS))
+        _inside += 1
+    try:
+        yield
+    finally:
+        with _lock:
+            _inside -= 1
+            if not _inside:
+                _set(_before)
+
+
+def _set(values: list[str]) -> None:
+    for each, value in zip(_CONVOLUTIONS, values):
+        each.fp32_precision = value
