@@ -93,7 +93,7 @@ class Lane:
             received.copy_(rows, non_blocking=True)
             self._done.record()
         self._done.synchronize()
-        return received.numpy().copy()  # type: ignore[no-any-return]
+        return received.numpy().copy()
 
     def release(self) -> None:
         """Give memory back after a batch that was too large."""

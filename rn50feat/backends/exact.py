@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from threading import Lock
+from typing import Any
 
 import torch
 
-_CONVOLUTIONS = (torch.backends.cudnn.conv, torch.backends.mkldnn.conv)
+_LIBRARIES: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.mkldnn)
 _lock = Lock()
 _before: list[str] = []
 _inside = 0
@@ -25,8 +26,8 @@ def exact() -> Iterator[None]:
     global _inside
     with _lock:
         if not _inside:
-            _before[:] = [each.fp32_precision for each in _CONVOLUTIONS]
-            _set(["ieee"] * len(_CONVOLUTIONS))
+            _before[:] = [each.conv.fp32_precision for each in _LIBRARIES]
+            _set(["ieee"] * len(_LIBRARIES))
         _inside += 1
     try:
         yield
@@ -38,5 +39,5 @@ def exact() -> Iterator[None]:
 
 
 def _set(values: list[str]) -> None:
-    for each, value in zip(_CONVOLUTIONS, values):
-        each.fp32_precision = value
+    for each, value in zip(_LIBRARIES, values):
+        each.conv.fp32_precision = value

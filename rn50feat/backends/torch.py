@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import logging
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from threading import Lock
 from typing import TYPE_CHECKING, Protocol
@@ -55,7 +55,7 @@ class TorchBackend:
         if device == "cpu":
             dtype = _DTYPES[cpu_precision(precision)]
             self.batch_size = CPU_BATCH
-            lanes: list[Lane] = CPU_LANES * [CpuLane(_on_cpu(network, preprocessing, dtype))]
+            lanes: Sequence[Lane] = CPU_LANES * [CpuLane(_on_cpu(network, preprocessing, dtype))]
             self.device = device
         else:
             devices = cuda.devices(device)
@@ -199,8 +199,8 @@ def _on_cuda(
         try:
             candidates = [partial(place, device, fused_on_cuda), partial(place, device, lambda resnet: resnet)]
             working[device] = cuda.working(candidates, device, error, limit)
-        except DeviceError as problem:
-            problems.append(problem)
+        except DeviceError as refused:
+            problems.append(refused)
     if problems and not (drop and working):
         raise problems[0]
     for problem in problems:
