@@ -36,7 +36,7 @@ def resnet(request: pytest.FixtureRequest) -> torch.nn.Module:
     return network.load(weights.find("random"), VARIANTS[request.param]).module
 
 
-def images(count: int, side: int = 96) -> torch.Tensor:
+def images(count: int, side: int = 33) -> torch.Tensor:
     values = torch.rand((count, 3, side, side), generator=torch.Generator().manual_seed(0))
     return values.to(memory_format=torch.channels_last)
 
@@ -55,7 +55,7 @@ def test_a_fused_network_computes_what_the_plain_one_does(
     monkeypatch.setattr(
         torch, "cudnn_convolution_add_relu", lambda *a: (calls.append(bool(a[2].any())), cudnn_add_relu(*a))[1]
     )
-    batch = images(3)
+    batch = images(2)
     before = batch.clone()
     start = {"plain": lambda: fused.plain, "oneDNN": lambda: fused._onednn, "cuDNN": fused.CuDNN}[library]
     with torch.inference_mode():
@@ -192,9 +192,8 @@ def test_every_way_to_run_out_of_memory_halves_the_batch(player: Player, message
     assert np.array_equal(found, expected(crops(5)))
     with pytest.raises(DeviceError) as refused:
         in_parts(cuda.Lane(Full(player, 0), CPU), crops(5), PartSize("cuda:0"))
-    assert str(refused.value).startswith(
-        f"cuda:0 has too little memory for one image ({message.partition(chr(10))[0]})"
-    )
+    reason = cuda.reason(Exception(message))
+    assert str(refused.value).startswith(f"cuda:0 has too little memory for one image ({reason}): free some")
 
 
 def test_other_errors_are_no_lack_of_memory(player: Player) -> None:
@@ -375,10 +374,10 @@ def test_the_exact_context_holds_until_the_last_one_is_out() -> None:
 @GPU
 @pytest.mark.parametrize("precision", ["fp32", "fp16", "bf16"])
 def test_a_gpus_rows_are_those_of_the_cpu(precision: str) -> None:
-    given = np.concatenate([check.crops(Preprocessing()), np.roll(check.crops(Preprocessing()), 50, axis=2)])
+    given = np.concatenate([check.crops(Preprocessing()), 255 - check.crops(Preprocessing())[2:]])
     plain = backend("fp32").features(given)
     made = backend(precision, "cuda:0")
-    for count in (16, 5, 1):
+    for count in (14, 5, 1):
         found = made.features(given[:count])
         assert (
             check.error(found, plain[:count] if count == 16 else plain) < check.LIMITS[precision]

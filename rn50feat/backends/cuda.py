@@ -114,6 +114,11 @@ def lacks_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or bool(_OUT_OF_MEMORY.search(str(error)))
 
 
+def reason(error: Exception) -> str:
+    """Return the first sentence of what torch says; CUDA's advice for developers follows it."""
+    return str(error).partition("\n")[0].partition(". ")[0].rstrip(". ")
+
+
 def working(
     candidates: Sequence[Callable[[], torch.nn.Module]],
     device: torch.device,
@@ -132,7 +137,7 @@ def working(
             network = place()
             error = error_of(Lane(network, device))
         except RuntimeError as failure:
-            problem = str(failure).partition("\n")[0]
+            problem = reason(failure)
             if lacks_memory(failure):
                 raise DeviceError(
                     f"{describe(device)} has too little memory for the network ({problem}): "
@@ -162,5 +167,5 @@ def _why_none() -> str:
     try:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
-        return str(error).partition("\n")[0].rstrip(". ")
+        return reason(error)
     return "its count of devices is 0"

@@ -137,9 +137,8 @@ class PartSize:
     def failed(self, size: int, error: RuntimeError) -> None:
         """Take note that there was too little memory for `size` images; raise `DeviceError` for one."""
         if size == 1:
-            reason = str(error).partition("\n")[0]
             raise DeviceError(
-                f"{self._device} has too little memory for one image ({reason}): "
+                f"{self._device} has too little memory for one image ({cuda.reason(error)}): "
                 "free some, name another device with --device cuda:N, or use --device cpu"
             ) from error
         with self._lock:
