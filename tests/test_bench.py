@@ -83,7 +83,7 @@ def test_a_picture_that_cannot_be_decoded_is_an_error_of_one_line(tmp_path: Path
         ("network", "torch", "cpu", "pip install 'rn50feat[openvino]', a GPU"),
         ("network", "openvino", "cpu", "a GPU"),
         ("network", "torch", "cuda:0", "a faster GPU"),
-        ("decoding", "torch", "cuda:0", "--decoder gpu, more cores"),
+        ("decoding", "torch", "cuda:0", "more cores, or pictures made smaller"),
         ("decoding", "torch", "cpu", "more cores"),
         ("reading", "torch", "cpu", "a faster disk"),
     ],
