@@ -30,6 +30,7 @@ TEST = [
     *REMOTE,
     *RAY,
     "moto[server]>=5",
+    "jsonschema>=4.20",
 ]
 
 setup(
@@ -41,7 +42,7 @@ setup(
     license="MIT",
     python_requires=">=3.10",
     packages=find_packages(include=["rn50feat", "rn50feat.*"]),
-    package_data={"rn50feat": ["py.typed"], "rn50feat.pages": ["*.css"]},
+    package_data={"rn50feat": ["py.typed"], "rn50feat.pages": ["*.css"], "rn50feat.cli": ["*.json"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",

@@ -25,18 +25,21 @@ each of them into one ``Error:`` line::
     ├── VerifyError              a store that is not as it should be
     ├── PageError                an HTML page that cannot be written
     ├── OutputError              results that cannot be printed
-    └── TooManyFailuresError     4: more failures than --max-failures allows
+    ├── TooManyFailuresError     4: more failures than --max-failures or --max-ledger allows
+    └── SeveralErrors            a run that failed in several ways: the highest of their codes
 
 A message names the object, the cause and the remedy.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 
 class RN50FeatError(Exception):
-    """Base of all errors that the user can mend."""
+    """Base of all errors that the user can fix; ``summary`` is what a run had committed before, if it was one."""
 
     exit_code = 1
+    summary: Any = None
 
 
 class SourceError(RN50FeatError):
@@ -115,9 +118,7 @@ class QueryError(RN50FeatError):
 
 
 class PruneError(RN50FeatError):
-    """Rows were not removed, since that looks like a mistake; ``summary`` is what the run did before."""
-
-    summary: Any = None
+    """Rows were not removed, since that looks like a mistake; the rest of the run was done."""
 
 
 class VerifyError(RN50FeatError):
@@ -136,3 +137,18 @@ class TooManyFailuresError(RN50FeatError):
     """More pictures failed than the user allows."""
 
     exit_code = 4
+
+
+class SeveralErrors(RN50FeatError):
+    """A run failed in several ways, ``errors``; its exit code is the highest of theirs."""
+
+    def __init__(self, errors: Sequence[RN50FeatError]) -> None:
+        super().__init__("; ".join(map(str, errors)))
+        self.errors = errors
+        vars(self)["exit_code"] = max(error.exit_code for error in errors)
+
+
+def raise_all(errors: Sequence[RN50FeatError]) -> None:
+    """Raise the error that `errors` holds, or `SeveralErrors`; do nothing where it holds none."""
+    if errors:
+        raise errors[0] if len(errors) == 1 else SeveralErrors(errors)

@@ -79,11 +79,14 @@ def preview(
     catalogue = Catalogue(old, selection)
     met = np.zeros(len(catalogue), bool)
     counts: Counter[Verdict] = Counter()
+    arrived: set[int] = set()  # the sizes of new files: images that moved are among them
     found = selection.found()
     for step in plan(found, path, catalogue, retry_failed=retry_failed, hashing=False, rule=selection.rule):
         counts[step.verdict] += 1
         if step.verdict is Verdict.EXCLUDED:
             on_excluded(Excluded(step.reference.location, step.pattern))
+        if step.verdict is Verdict.COMPUTE and step.row is None:
+            arrived.add(step.reference.size)
         if step.row is not None:
             met[step.row] = True
         if step.known is not None:
@@ -93,7 +96,7 @@ def preview(
             counts[Verdict.IGNORED] += step.known.others
     removed = 0
     if prune and old is not None:
-        removed = len(pruning.gone(old, selection, met, limit=prune_limit, force=force))
+        removed = len(pruning.gone(old, selection, met, limit=prune_limit, force=force, arrived=arrived))
     rate = None if existing is None else _last_rate(existing)
     kind = np.dtype(dtype or "float16") if old is None else old.dtype
     size, rows = (0, 0) if old is None else (path.stat().st_size, len(old))

@@ -23,7 +23,7 @@ from rn50feat import prune
 from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree, require
 from rn50feat.engines import Batch, Engine, Failure
-from rn50feat.errors import PruneError, SourceError
+from rn50feat.errors import RN50FeatError, SourceError
 from rn50feat.nothing import nothing_found
 from rn50feat.places import archives, sources
 from rn50feat.places.exclusion import Excluded
@@ -57,6 +57,7 @@ class Run:
         self.path = path
         self._selection, self._on_excluded = selection, on_excluded
         self.summary = Summary()
+        self._committed: Summary | None = None  # what of it is in the store
         self._started, self._clock = datetime.now(timezone.utc), time.monotonic()
         old = FeatureStore(path) if path.exists() else None  # raises for a file that is not ours to overwrite
         self._old = None if overwrite else old
@@ -254,6 +255,7 @@ class Run:
         self._write_archives()
         self._open().record(record(self.summary, self._started, self._engine, ended=ended))
         self._open().commit(last=ended)
+        self._committed = replace(self.summary, stages=dict(self.summary.stages))
         self._uncommitted, self._last_commit = 0, time.monotonic()
 
     def count_left(self, rest: Iterator[Reference | Excluded], retry_failed: bool) -> None:
@@ -289,11 +291,7 @@ class Run:
         """Remove the rows and ledger entries of pictures that are gone."""
         if self._old is None:
             return
-        try:
-            rows = prune.gone(self._old, selection, self._met, limit=limit, force=force)
-        except PruneError as error:
-            error.summary = self.summary
-            raise
+        rows = prune.gone(self._old, selection, self._met, limit=limit, force=force)
         writer = self._open()
         for end in range(len(rows), 0, -PORTION):  # from the last row: those before keep their places
             writer.remove(rows[max(0, end - PORTION) : end])
@@ -329,6 +327,8 @@ class Run:
     def __enter__(self) -> Run:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, RN50FeatError):
+            error.summary = self._committed
         if self._writer is not None:
-            self._writer.__exit__(*error)
+            self._writer.__exit__(kind, error, trace)

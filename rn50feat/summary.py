@@ -11,6 +11,7 @@ import socket
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rn50feat import __version__
@@ -19,6 +20,7 @@ from rn50feat.errors import TooManyFailuresError
 if TYPE_CHECKING:
     from rn50feat.engines import Engine
 
+Limit = tuple[float, bool]  # a number, and whether it is a percentage
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py")
 
 
@@ -73,14 +75,25 @@ class Summary:
         seconds = self.seconds - self.stages.get("start", 0.0)
         return self.computed / seconds if seconds > 0 else 0.0
 
-    def check_failures(self, limit: float, percent: bool) -> None:
-        """Raise `TooManyFailuresError` for more than `limit` failures, or percent of the pictures tried."""
-        tried = self.computed + self.failed
-        if self.failed > (tried * limit / 100 if percent else limit):
-            raise TooManyFailuresError(
-                f"{self.failed} of {tried} pictures failed, more than {limit:g}{' %' if percent else ''}:"
-                " see rn50feat info --failures"
+    def beyond(self, failures: Limit | None, ledger: Limit | None, store: Path) -> list[TooManyFailuresError]:
+        """Return an error for each limit that was passed.
+
+        `failures` limits those of this run, among the images that it tried;
+        `ledger` all images found that are in the ledger, those that were not
+        tried again included.
+        """
+        counted = [
+            (failures, self.failed, self.computed + self.failed, "images failed"),
+            (ledger, self.failed + self.failed_before, self.found, "images found are in the ledger of failures"),
+        ]
+        return [
+            TooManyFailuresError(
+                f"{count} of {whole} {what}, more than {limit[0]:g}{' %' if limit[1] else ''}:"
+                f" see rn50feat info {store} --failures"
             )
+            for limit, count, whole, what in counted
+            if limit is not None and count > (whole * limit[0] / 100 if limit[1] else limit[0])
+        ]
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts and what follows from them, ready for JSON."""

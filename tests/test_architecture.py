@@ -68,8 +68,9 @@ LAYERS = [
     ["extract", "pages.gallery"],
     ["cli"],
     ["cli.report", "cli.streams"],
-    ["cli.options", "cli.terminal"],
-    ["cli.stores"],
+    ["cli.terminal"],
+    ["cli.ending"],
+    ["cli.options", "cli.stores"],
     ["cli.outcome", "cli.index"],
     [
         "cli.bench",

@@ -27,6 +27,7 @@ import rn50feat
 from rn50feat import FeatureStore, journal, run, writer
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import PruneError, StoreBusyError, StoreError
+from rn50feat.preview import preview
 from rn50feat.verify import Report
 from rn50feat.writer import open_store
 
@@ -391,6 +392,59 @@ def test_prune_refuses_what_looks_like_a_mistake(shades: Path, start: FakeStart)
     assert extract(shades, start, prune=True, force=True).removed == 15
 
 
+def test_images_that_moved_are_not_lost(shades: Path, start: FakeStart) -> None:
+    extract(shades, start)
+    for i in range(12):
+        (shades / f"{i:02}.png").rename(shades / f"moved{i:02}.png")
+    assert preview(shades, shades.parent / "out.h5", prune=True).remove == 12
+    summary = extract(shades, start, prune=True)
+    assert (summary.reused, summary.removed) == (12, 12)
+    assert len(stored(shades.parent)) == 20
+    for i in range(4):
+        (shades / f"moved{i:02}.png").rename(shades / f"again{i:02}.png")
+    for i in range(5, 10):
+        (shades / f"moved{i:02}.png").unlink()
+    with pytest.raises(PruneError, match="5 of the 20 rows under these sources would go, not counting 4 that moved,"):
+        extract(shades, start, prune=True)
+    assert len(stored(shades.parent)) == 24
+    assert extract(shades, start, prune=True, prune_limit=25).removed == 9
+
+
+def test_a_copy_elsewhere_keeps_content_and_a_copy_that_goes_too_does_not(shades: Path, start: FakeStart) -> None:
+    other = shades.parent / "other"
+    shutil.copytree(shades, other)
+    rn50feat.extract([shades, other], shades.parent / "out.h5", weights="random", start=start)
+    for folder in (shades, other):
+        for i in range(5):
+            (folder / f"{i:02}.png").unlink()
+    with pytest.raises(PruneError, match="10 of the 40 rows under these sources would go, more"):
+        rn50feat.extract([shades, other], shades.parent / "out.h5", start=start, prune=True)
+    assert extract(shades, start, prune=True).removed == 5  # as things are, the other rows stay
+
+
+def test_a_source_whose_images_all_moved_may_be_empty(shades: Path, start: FakeStart) -> None:
+    extract(shades, start)
+    other, store = shades.parent / "other", shades.parent / "out.h5"
+    shades.rename(other)
+    shades.mkdir()
+    with pytest.raises(PruneError, match="pictures is empty: mount it"):
+        extract(shades, start, prune=True)
+    assert rn50feat.extract([shades, other], store, start=start, prune=True).removed == 20
+    with pytest.raises(PruneError, match="pictures is empty: mount it"):
+        extract(shades, start, prune=True)
+
+
+def test_rows_of_unknown_content_never_count_as_moved(shades: Path, start: FakeStart) -> None:
+    store = shades.parent / "out.h5"
+    extract(shades, start)
+    np.save(shades.parent / "rows.npy", np.ones((5, 2048), np.float32))
+    names = [f"{shades}/none{i}.png" for i in range(4)] + ["/elsewhere.png"]
+    (shades.parent / "rows.paths.txt").write_text("\n".join(names))
+    rn50feat.import_features(shades.parent / "rows.npy", store, weights="random")
+    with pytest.raises(PruneError, match="4 of the 24 rows"):
+        extract(shades, start, prune=True, prune_limit=10)
+
+
 def test_a_refused_prune_tells_what_was_done_all_the_same(rn50feat: Run, shades: Path, start: FakeStart) -> None:
     extract(shades, start)
     for i in range(5, 20):
@@ -429,8 +483,23 @@ def test_max_failures_ends_with_4_and_keeps_the_work(rn50feat: Run, shades: Path
         with slow(shades.parent, 0, "--max-failures", limit) as process:
             _, errors = process.communicate()
         assert process.returncode == code, limit
-        assert ("Error: 3 of 23 pictures failed, more than " in errors) == (code == 4)
+        assert ("Error: 3 of 23 images failed, more than " in errors) == (code == 4)
         assert len(FeatureStore(shades.parent / "out.h5")) == 20
+
+
+def test_max_ledger_counts_what_failed_before(shades: Path) -> None:
+    (shades / "bad.png").write_text("no picture")
+    for limits, code in (
+        ((), 0),
+        (("--max-failures", "0"), 0),
+        (("--max-ledger", "1"), 0),
+        (("--max-ledger", "4%"), 4),
+    ):
+        with slow(shades.parent, 0, *limits) as process:
+            _, errors = process.communicate()
+        assert process.returncode == code, limits
+        message = "Error: 1 of 21 images found are in the ledger of failures, more than 4 %: see rn50feat info out.h5"
+        assert (message in errors) == (code == 4)
 
 
 def test_dry_run_tells_and_does_nothing(rn50feat: Run, shades: Path, start: FakeStart) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from typing import Any
 
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.options import engine_options, option
+from rn50feat.cli.ending import Ending
+from rn50feat.cli.options import engine_options, json_option, option
 from rn50feat.cli.terminal import write
 from rn50feat.engines import EngineOptions
 
@@ -18,8 +18,9 @@ from rn50feat.engines import EngineOptions
 @click.argument("folder", default=".", type=click.Path())
 @option("--count", type=click.IntRange(1), default=256, show_default=True, help="Pictures to measure on.")
 @engine_options
-@option("--json", "as_json", is_flag=True, help="Print JSON.")
-def command(folder: str, count: int, as_json: bool, **engine: Any) -> None:
+@json_option
+@click.pass_obj
+def command(ending: Ending, folder: str, count: int, as_json: bool, **engine: Any) -> None:
     """Measure on the pictures of FOLDER where the time of a run goes.
 
     FOLDER is the current one unless given. Takes about half a minute, writes
@@ -28,4 +29,6 @@ def command(folder: str, count: int, as_json: bool, **engine: Any) -> None:
     from rn50feat.bench import bench as run
 
     result = run(folder, count=count, options=EngineOptions(**engine))
-    write(json.dumps(dataclasses.asdict(result)) + "\n" if as_json else report.benchmark_lines(result))
+    ending.add(**dataclasses.asdict(result))
+    if not as_json:
+        write(report.benchmark_lines(result))

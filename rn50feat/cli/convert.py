@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import click
 
-from rn50feat.cli.options import network_options, option
+from rn50feat.cli.ending import Ending
+from rn50feat.cli.options import json_option, network_options, option
 from rn50feat.cli.terminal import attended, say
 
 
@@ -15,7 +17,17 @@ from rn50feat.cli.terminal import attended, say
 @click.argument("out", metavar="OUT.safetensors", type=click.Path(path_type=Path))
 @network_options
 @option("--force", is_flag=True, help="Replace OUT.safetensors if it exists.")
-def command(weights: str, out: Path, variant: str | None, preprocess: str | None, force: bool) -> None:
+@json_option
+@click.pass_obj
+def command(
+    ending: Ending,
+    weights: str,
+    out: Path,
+    variant: str | None,
+    preprocess: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Write WEIGHTS as one safetensors file that tells its variant and preprocessing.
 
     WEIGHTS is a file of torch, Keras or TF-slim, imagenet-v1 or imagenet-v2.
@@ -25,4 +37,5 @@ def command(weights: str, out: Path, variant: str | None, preprocess: str | None
     from rn50feat.convert import convert as run
 
     origin = run(weights, out, variant=variant, preprocess=preprocess, force=force, progress=attended())
+    ending.add(out=str(out), provenance=json.loads(origin.to_json()))
     say(f"{out}: {origin.network}, preprocessing {origin.preprocessing.name}, from {origin.weights_label}")

@@ -8,13 +8,14 @@ from pathlib import Path
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.options import form_of, html_option, option
-from rn50feat.cli.stores import find_store, mark_random
+from rn50feat.cli.ending import Ending
+from rn50feat.cli.options import form_of, html_option, json_option, option, store_argument
+from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, stages, write
 
 
 @click.command("duplicates")
-@click.argument("store", metavar="[STORE]", required=False, type=click.Path(path_type=Path))
+@store_argument
 @option(
     "--threshold",
     type=click.FloatRange(0, 1, min_open=True),
@@ -23,16 +24,18 @@ from rn50feat.cli.terminal import say, stages, write
 @option("--exact", is_flag=True, help="Find only copies, byte for byte.")
 @option("--scan", is_flag=True, help="Compare every two pictures, though there is an index.")
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
-@option("--json", is_flag=True, help="Print JSON.")
+@json_option
 @option("--csv", is_flag=True, help="Print CSV.")
 @html_option
+@click.pass_obj
 def command(
+    ending: Ending,
     store: Path | None,
     threshold: float | None,
     exact: bool,
     scan: bool,
     quiet: bool,
-    json: bool,
+    as_json: bool,
     csv: bool,
     html: Path | None,
 ) -> None:
@@ -46,10 +49,9 @@ def command(
     files that are missing or have changed are marked, and are no copies.
     """
     from rn50feat.duplicates import default_threshold, duplicates
-    from rn50feat.store import FeatureStore
 
-    form = form_of(json=json, csv=csv)
-    opened = FeatureStore(store or find_store())
+    form = form_of(json=as_json, csv=csv)
+    opened = open_store(store, ending)
     threshold = default_threshold(opened) if threshold is None else threshold
     with stages(quiet) as tell:
         groups = duplicates(
@@ -64,9 +66,8 @@ def command(
         from rn50feat.pages.page import save
 
         save(html, groups_page(groups, opened, threshold=1.0 if exact else threshold))
-    if form == "json":
-        write(report.groups_json(groups, opened, None if exact else threshold))
-    else:
+    ending.add(**report.groups_facts(groups, opened, None if exact else threshold))
+    if form != "json":
         default = report.group_table if sys.stdout.isatty() else report.group_lines
         write((report.groups_csv if form == "csv" else default)(groups))
     if not quiet:

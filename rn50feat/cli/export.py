@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
+from pathlib import Path
 
 import click
 
-from rn50feat.cli.options import option
+from rn50feat.cli.ending import Ending
+from rn50feat.cli.options import json_option, option
 from rn50feat.cli.outcome import STOP_CODES
-from rn50feat.cli.stores import find_store, mark_random
+from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, signals, stages
 
 
@@ -20,7 +23,10 @@ from rn50feat.cli.terminal import say, signals, stages
 @option("-0", "--null", is_flag=True, help="End the paths beside a .npy file by NULs, not by lines.")
 @option("--overwrite", is_flag=True, help="Replace OUT, or the points of another store.")
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@json_option
+@click.pass_obj
 def command(
+    ending: Ending,
     names: tuple[str, ...],
     database: str | None,
     collection: str | None,
@@ -28,6 +34,7 @@ def command(
     null: bool,
     overwrite: bool,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Write the rows of STORE to OUT: a .npy, .csv or .parquet file, or a database.
 
@@ -35,7 +42,7 @@ def command(
     each row. A database gets what is new, loses what is gone, and keeps the
     rest; the key of a Qdrant server is in QDRANT_API_KEY.
     """
-    from rn50feat.store import SUFFIXES, FeatureStore
+    from rn50feat.store import SUFFIXES
 
     *stores, out = names
     if len(stores) > 1 or any(not name.endswith(SUFFIXES) for name in stores):
@@ -46,12 +53,13 @@ def command(
         raise click.UsageError("--null is about .npy files: a database has no list of paths.")
     if database is not None and normalize:
         raise click.UsageError("--normalize is about files: a database compares by cosine, whatever the length.")
-    store = FeatureStore(stores[0] if stores else find_store())
+    store = open_store(Path(stores[0]) if stores else None, ending)
     with stages(quiet) as on_stage, signals() as should_stop:
 
         def told(stage: str, done: int, total: int) -> None:
             on_stage(stage, done, total)
             if reason := should_stop():
+                ending.add(stopped=reason)
                 sys.exit(STOP_CODES[reason])  # what was written beside its place goes with the block
 
         if database is not None:
@@ -59,12 +67,15 @@ def command(
 
             done = sync(store, out, collection=collection, overwrite=overwrite, on_stage=told)
             out = shown(out)
+            ending.add(**dataclasses.asdict(done))
             result = f"{done.upserted} upserted, {done.deleted} deleted, {done.unchanged} unchanged"
         else:
             from rn50feat.exchange.export import export as run
 
             rows = run(store, out, normalize=normalize, null=null, overwrite=overwrite, on_stage=told)
+            ending.add(rows=rows)
             result = f"{rows} rows of 2048"
+    ending.add(out=out)
     if not quiet:
         say(f"{out}: {result}")
         mark_random(store)

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rn50feat.cli import report
+from rn50feat.cli.ending import Ending
 from rn50feat.cli.index import update
 from rn50feat.cli.options import (
     PATTERN,
@@ -19,23 +20,28 @@ from rn50feat.cli.options import (
     engine_at,
     engine_options,
     failure_limit,
+    json_option,
     network_options,
     option,
+    out_argument,
     place_options,
     shard_of,
     typed,
 )
-from rn50feat.cli.outcome import tell
+from rn50feat.cli.outcome import STOP_CODES, tell
 from rn50feat.cli.terminal import progress, say, signals, write
 from rn50feat.engines import EngineOptions
-from rn50feat.errors import PruneError
+from rn50feat.errors import PruneError, RN50FeatError, raise_all
 from rn50feat.places.exclusion import Excluded
 from rn50feat.places.selection import Selection, Shard
+
+if TYPE_CHECKING:
+    from rn50feat.summary import Summary
 
 
 @click.command("extract", no_args_is_help=True)
 @click.argument("sources", metavar="SOURCE...", nargs=-1, type=click.Path())
-@click.argument("out", metavar="OUT.h5", type=click.Path(path_type=Path))
+@out_argument
 @option(
     "--from-file",
     type=click.Path(path_type=Path),
@@ -87,13 +93,21 @@ from rn50feat.places.selection import Selection, Shard
 )
 @option("--time-budget", type=duration, metavar="TIME", help="Stop after this time, at a commit: 90s, 30m, 2h.")
 @option("--index", "indexed", is_flag=True, help="Bring the store's index up to date after the run, or build it.")
-@option("--max-failures", type=failure_limit, metavar="N|P%", help="Exit with 4 when more pictures fail than this.")
+@option("--max-failures", type=failure_limit, metavar="N|P%", help="Exit with 4 when more of the images tried fail.")
+@option(
+    "--max-ledger",
+    type=failure_limit,
+    metavar="N|P%",
+    help="Exit with 4 when more of the images found are in the ledger, those not tried again included.",
+)
 @option("--dry-run", is_flag=True, help="Only tell what would be done, and estimate what it takes.")
 @place_options
 @engine_options
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
-@option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
+@json_option
+@click.pass_obj
 def command(
+    ending: Ending,
     sources: tuple[str, ...],
     out: Path,
     from_file: Path | None,
@@ -103,6 +117,7 @@ def command(
     shard: Shard | None,
     commit_every: tuple[float, float],
     max_failures: tuple[float, bool] | None,
+    max_ledger: tuple[float, bool] | None,
     dry_run: bool,
     indexed: bool,
     engine: str,
@@ -134,9 +149,9 @@ def command(
         settings["on_excluded"] = partial(_list, as_json)
     if dry_run:
         del settings["time_budget"]
-        _show_preview(selection, out, as_json, **settings)
+        _show_preview(selection, out, ending, as_json, **settings)
         return
-    refused: PruneError | None = None
+    errors: list[RN50FeatError] = []
     with progress(quiet) as on_progress, signals() as should_stop:
         try:
             summary = run(
@@ -151,14 +166,12 @@ def command(
                 **settings,
             )
         except PruneError as error:
-            refused, summary = error, error.summary
-    tell(summary, out, quiet=quiet, as_json=as_json)
-    if indexed and out.exists():
-        update(out, quiet=quiet, rebuild=settings["overwrite"])
-    if refused is not None:
-        raise refused
-    if max_failures is not None:
-        summary.check_failures(*max_failures)
+            errors, summary = [error], error.summary
+    tell(summary, out, ending, quiet=quiet)
+    ending.add(prune=_pruning(summary, errors) if settings["prune"] else None)
+    if indexed and out.exists() and summary.stopped not in STOP_CODES:
+        _update_index(out, ending, errors, quiet=quiet, rebuild=settings["overwrite"])
+    raise_all([*errors, *summary.beyond(max_failures, max_ledger, out)])
 
 
 def _list(as_json: bool, excluded: Excluded) -> None:
@@ -167,11 +180,26 @@ def _list(as_json: bool, excluded: Excluded) -> None:
     say(line) if as_json else write(f"{line}\n")
 
 
-def _show_preview(selection: Selection, out: Path, as_json: bool, **settings: Any) -> None:
+def _show_preview(selection: Selection, out: Path, ending: Ending, as_json: bool, **settings: Any) -> None:
     from rn50feat.preview import preview
 
     expected = preview(selection, out, **settings)
-    if as_json:
-        write(json.dumps({"store": str(out), **dataclasses.asdict(expected)}) + "\n")
-    else:
+    ending.add(**dataclasses.asdict(expected))
+    if not as_json:
         write(report.preview_line(expected))
+
+
+def _pruning(summary: Summary, errors: Sequence[RN50FeatError]) -> dict[str, Any]:
+    """Return what became of --prune, ready for JSON."""
+    reason = str(errors[0]) if errors else f"stopped by {summary.stopped}" if summary.stopped else None
+    return {"done": reason is None, "removed": summary.removed, "reason": reason}
+
+
+def _update_index(out: Path, ending: Ending, errors: list[RN50FeatError], **settings: Any) -> None:
+    """Bring the index up to date; what stands in its way is one more of `errors`."""
+    from rn50feat.store import FeatureStore
+
+    try:
+        ending.add(index=update(FeatureStore(out), **settings))
+    except RN50FeatError as error:
+        errors.append(error)

@@ -7,14 +7,15 @@ from typing import Any
 
 import click
 
-from rn50feat.cli.options import network_options, option
+from rn50feat.cli.ending import Ending
+from rn50feat.cli.options import json_option, network_options, option, out_argument
 from rn50feat.cli.outcome import tell
 from rn50feat.cli.terminal import progress, signals
 
 
 @click.command("import", no_args_is_help=True)
 @click.argument("features", type=click.Path(path_type=Path))
-@click.argument("out", metavar="OUT.h5", type=click.Path(path_type=Path))
+@out_argument
 @option(
     "--paths",
     type=click.Path(path_type=Path),
@@ -45,8 +46,9 @@ from rn50feat.cli.terminal import progress, signals
 @option("--made-by", metavar="WORDS", help="What made the features, where rn50feat cannot: search by --stored alone.")
 @option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored features.  [default: as FEATURES]")
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
-@option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
-def command(features: Path, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
+@json_option
+@click.pass_obj
+def command(ending: Ending, features: Path, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Take the rows of FEATURES, a .npy or .parquet file, into OUT.h5.
 
     They must be 2048 numbers each, and come with the paths of their pictures
@@ -57,4 +59,4 @@ def command(features: Path, out: Path, quiet: bool, as_json: bool, **settings: A
 
     with progress(quiet) as on_progress, signals() as should_stop:
         summary = run(features, out, should_stop=should_stop, on_progress=on_progress, **settings)
-    tell(summary, out, quiet=quiet, as_json=as_json)
+    tell(summary, out, ending, quiet=quiet)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 import click
@@ -29,16 +30,22 @@ from rn50feat.cli import (
     streams,
     verify,
 )
-from rn50feat.errors import RN50FeatError
+from rn50feat.cli.ending import Ending, ending_of
+from rn50feat.errors import RN50FeatError, SeveralErrors
 from rn50feat.unseen import one_line
 
 
 class _Failed(click.ClickException):
-    """The ``Error:`` line of an `RN50FeatError`."""
+    """The ``Error:`` line of an `RN50FeatError`, or its lines."""
 
     def __init__(self, error: RN50FeatError) -> None:
         super().__init__(one_line(str(error)))
         vars(self)["exit_code"] = error.exit_code
+        self._lines = [one_line(str(one)) for one in (error.errors if isinstance(error, SeveralErrors) else [error])]
+
+    def show(self, file: Any = None) -> None:
+        for line in self._lines:
+            click.echo(f"Error: {line}", file=file, err=file is None)
 
 
 class _Program(click.Group):
@@ -46,11 +53,25 @@ class _Program(click.Group):
         streams.settle()
         return super().__call__(*args, **kwargs)
 
+    def main(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
+        arguments = list(sys.argv[1:] if args is None else args)
+        ending = Ending(arguments)
+        with ending.watched():
+            super().main(arguments, *more, standalone_mode=False, obj=ending, **settings)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        found = super().resolve_command(ctx, args)
+        ending_of(ctx).command = found[0]
+        return found
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with limits.told():
                 return super().invoke(ctx)
         except RN50FeatError as error:
+            ending_of(ctx).note(error)
             raise _Failed(error) from error
 
 

@@ -6,22 +6,24 @@ from pathlib import Path
 
 import click
 
-from rn50feat.cli.options import option
+from rn50feat.cli.ending import Ending
+from rn50feat.cli.options import json_option, option, out_argument
 from rn50feat.cli.outcome import tell
 from rn50feat.cli.terminal import progress, signals
 
 
 @click.command("merge", no_args_is_help=True)
 @click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.argument("out", metavar="OUT.h5", type=click.Path(path_type=Path))
+@out_argument
 @option(
     "--dtype",
     type=click.Choice(["float16", "float32"]),
     help="Of the features in OUT.h5.  [default: as OUT.h5, or the widest of the stores]",
 )
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
-@option("--json", "as_json", is_flag=True, help="Print the summary as JSON on stdout.")
-def command(stores: tuple[Path, ...], out: Path, dtype: str | None, quiet: bool, as_json: bool) -> None:
+@json_option
+@click.pass_obj
+def command(ending: Ending, stores: tuple[Path, ...], out: Path, dtype: str | None, quiet: bool, as_json: bool) -> None:
     """Bring the rows of every STORE into OUT.h5, which is made or added to.
 
     All must have one provenance. A picture that several stores have gets one
@@ -32,4 +34,4 @@ def command(stores: tuple[Path, ...], out: Path, dtype: str | None, quiet: bool,
 
     with progress(quiet) as on_progress, signals() as should_stop:
         summary = run(stores, out, dtype=dtype, should_stop=should_stop, on_progress=on_progress)
-    tell(summary, out, quiet=quiet, as_json=as_json)
+    tell(summary, out, ending, quiet=quiet)

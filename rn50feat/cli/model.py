@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.options import option, page_file
+from rn50feat.cli.ending import Ending
+from rn50feat.cli.options import json_option, option, page_file
 from rn50feat.cli.terminal import say, write
 from rn50feat.variants import VARIANTS
 
@@ -28,9 +29,10 @@ HEADINGS = "stage block shortcut layer kernel stride channels output parameters 
     type=click.Choice(list(VARIANTS)),
     help="Show this network.  [default: that of the weights, or torchvision]",
 )
-@option("--json", "as_json", is_flag=True, help="Print JSON.")
+@json_option
 @option("--html", type=page_file, metavar="FILE", help="Write FILE, a page with figures, instead.")
-def command(weights: str | None, variant: str | None, as_json: bool, html: Path | None) -> None:
+@click.pass_obj
+def command(ending: Ending, weights: str | None, variant: str | None, as_json: bool, html: Path | None) -> None:
     """Show the network: its stages and blocks, and what each 1x1 convolution is for.
 
     Weights are not needed; where some are named, they tell the variant, and
@@ -58,7 +60,7 @@ def command(weights: str | None, variant: str | None, as_json: bool, html: Path 
         say(f"{html}: {network.network}, drawn")
     elif as_json:
         known = {} if origin is None else {"provenance": json.loads(origin.to_json())}
-        write(json.dumps({**known, **dataclasses.asdict(network)}, indent=2) + "\n")
+        ending.add(**known, **dataclasses.asdict(network))
     else:
         write(_text(network, facts))
 

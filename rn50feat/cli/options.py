@@ -17,6 +17,7 @@ import click
 from click.core import ParameterSource
 from click.types import StringParamType
 
+from rn50feat.cli.ending import ending_of
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import SourceError
 from rn50feat.pages.page import target
@@ -98,10 +99,23 @@ def typed(name: str) -> bool:
 def form_of(**given: bool) -> str | None:
     """Return which of the forms of output is asked for; what is typed comes before variables."""
     asked = [name for name, wanted in given.items() if wanted]
-    asked = [name for name in asked if typed(name)] or asked
+    asked = [name for name in asked if typed("as_json" if name == "json" else name)] or asked
+    ending_of(click.get_current_context()).as_json = asked == ["json"]
     if len(asked) > 1:
         raise click.UsageError(f"{' and '.join(f'--{name}' for name in asked)} are two forms: give one.")
     return asked[0] if asked else None
+
+
+def _note_json(context: click.Context, _: click.Parameter, value: bool) -> bool:
+    if not context.resilient_parsing:
+        ending_of(context).as_json = value
+    return value
+
+
+def _note_store(context: click.Context, _: click.Parameter, value: Path | None) -> Path | None:
+    if not context.resilient_parsing and value is not None:
+        ending_of(context).store = str(value)
+    return value
 
 
 def option(*declarations: str, **settings: Any) -> Callable[[Command], Command]:
@@ -119,6 +133,22 @@ def _all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 
     return decorate
 
+
+# Eager, so that an error in another option is told as JSON too, with the store.
+json_option = option(
+    "--json", "as_json", is_flag=True, is_eager=True, callback=_note_json, help="Print one line of JSON on stdout."
+)
+out_argument = click.argument(
+    "out", metavar="OUT.h5", type=click.Path(path_type=Path), is_eager=True, callback=_note_store
+)
+store_argument = click.argument(
+    "store",
+    metavar="[STORE]",
+    required=False,
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    callback=_note_store,
+)
 
 html_option = option(
     "--html", type=page_file, metavar="FILE", help="Write FILE, a page that shows the pictures, as well."

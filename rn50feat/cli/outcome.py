@@ -1,18 +1,17 @@
 """What is told of a run that wrote to a store, and with which code it ends when it was stopped.
 
-In: the `Summary` of a run. Out: its words on stderr, its JSON on stdout.
+In: the `Summary` of a run. Out: its words on stderr, its facts in the `Ending`.
 """
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rn50feat.cli import report
+from rn50feat.cli.ending import Ending
 from rn50feat.cli.stores import mark_random
-from rn50feat.cli.terminal import say, write
+from rn50feat.cli.terminal import say
 
 if TYPE_CHECKING:
     from rn50feat.summary import Summary
@@ -20,14 +19,13 @@ if TYPE_CHECKING:
 STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
 
 
-def tell(summary: Summary, out: Path, *, quiet: bool, as_json: bool) -> None:
-    """Tell what a run did to the store `out`; exit with the code of the signal that stopped it, if one did."""
+def tell(summary: Summary, out: Path, ending: Ending, *, quiet: bool) -> None:
+    """Tell what a run did to the store `out`; the command ends with the code of the signal that stopped it, if any."""
     if not quiet:
         _tell_in_words(summary, out)
-    if as_json:
-        write(json.dumps({"store": str(out), **summary.as_dict()}) + "\n")
-    if summary.stopped in STOP_CODES:
-        sys.exit(STOP_CODES[summary.stopped])
+    ending.add(**summary.as_dict())
+    if summary.stopped is not None:
+        ending.stop(STOP_CODES.get(summary.stopped, 0))
 
 
 def _tell_in_words(summary: Summary, out: Path) -> None:

@@ -72,17 +72,16 @@ def nul_separated(results: Iterable[Result]) -> str:
     return "".join(f"{hit.path}\0" for result in results for hit in result.hits)
 
 
-def as_json(results: Iterable[Result], store: FeatureStore, metric: str) -> str:
-    """Return one object, with the weights that the scores depend on."""
-    context = {"store": str(store.path), "weights": store.provenance.weights, "metric": metric}
-    return json.dumps({**context, "results": [asdict(result) for result in results]}, indent=2) + "\n"
+def result_facts(results: Iterable[Result], store: FeatureStore, metric: str) -> dict[str, Any]:
+    """Return the results, ready for JSON, with the weights that the scores depend on."""
+    context = {"weights": store.provenance.weights, "metric": metric}
+    return {**context, "results": [asdict(result) for result in results]}
 
 
 def describe(store: FeatureStore, runs: int = 5) -> dict[str, Any]:
     """Return what there is to know of a store, ready for JSON; its last `runs` runs, newest first."""
     with store.reading():
         return {
-            "store": str(store.path),
             "rows": len(store),
             "dtype": str(store.dtype),
             "bytes": store.path.stat().st_size,
@@ -118,12 +117,12 @@ def _index_words(index: dict[str, Any] | None) -> str:
     return f"{index['factory']} for {index['metric']} ({size(index['size'])}), {index['rows']} rows{behind}"
 
 
-def description(facts: dict[str, Any], provenance: Provenance) -> str:
+def description(facts: dict[str, Any], store: FeatureStore) -> str:
     """Return what `describe` found, in plain words."""
     lines = [
-        ("store", f"{one_line(facts['store'])} ({size(facts['bytes'])})"),
+        ("store", f"{one_line(str(store.path))} ({size(facts['bytes'])})"),
         ("pictures", f"{facts['rows']} rows of 2048 {facts['dtype']}"),
-        *provenance_lines(provenance),
+        *provenance_lines(store.provenance),
         ("index", _index_words(facts["index"])),
         ("failures", f"{facts['failures']}{' (--failures lists them)' if facts['failures'] else ''}"),
     ]
@@ -284,10 +283,10 @@ def groups_csv(groups: Sequence[Group]) -> str:
     return text.getvalue()
 
 
-def groups_json(groups: Sequence[Group], store: FeatureStore, threshold: float | None) -> str:
-    """Return one object, with the weights that similarities depend on; no threshold for exact copies."""
-    context = {"store": str(store.path), "weights": store.provenance.weights, "threshold": threshold}
-    return json.dumps({**context, "groups": [asdict(group) for group in groups]}, indent=2) + "\n"
+def groups_facts(groups: Sequence[Group], store: FeatureStore, threshold: float | None) -> dict[str, Any]:
+    """Return the groups, ready for JSON, with the weights that similarities depend on; no threshold for copies."""
+    context = {"weights": store.provenance.weights, "threshold": threshold}
+    return {**context, "groups": [asdict(group) for group in groups]}
 
 
 def groups_line(groups: Sequence[Group]) -> str:

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.options import engine_options, form_of, html_option, option
-from rn50feat.cli.stores import find_store, mark_random
+from rn50feat.cli.ending import Ending
+from rn50feat.cli.options import engine_options, form_of, html_option, json_option, option
+from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import attended, write
 from rn50feat.engines import EngineOptions
 from rn50feat.unseen import as_it_was
@@ -34,12 +35,14 @@ if TYPE_CHECKING:
 @option("--exclude-self", is_flag=True, help="Leave out the query's own row.")
 @option("--exact", is_flag=True, help="Look at every row, though there is an index.")
 @option("--weights", help="Where the store's weights are, if they have moved.")
-@option("--json", is_flag=True, help="Print JSON.")
+@json_option
 @option("--csv", is_flag=True, help="Print CSV.")
 @option("-0", "--null", is_flag=True, help="Print paths alone, each ended by a NUL.")
 @html_option
 @engine_options
+@click.pass_obj
 def command(
+    ending: Ending,
     queries: tuple[str, ...],
     stored: tuple[str, ...],
     k: int,
@@ -48,7 +51,7 @@ def command(
     exclude_self: bool,
     exact: bool,
     weights: str | None,
-    json: bool,
+    as_json: bool,
     csv: bool,
     null: bool,
     html: Path | None,
@@ -64,16 +67,16 @@ def command(
     """
     from rn50feat.search import search as by_picture
     from rn50feat.search import search_stored as by_path
-    from rn50feat.store import SUFFIXES, FeatureStore
+    from rn50feat.store import SUFFIXES
 
-    form = form_of(json=json, csv=csv, null=null)
+    form = form_of(json=as_json, csv=csv, null=null)
     pictures = [query for query in queries if not query.endswith(SUFFIXES)]
     named = [Path(query) for query in queries if query.endswith(SUFFIXES)]
     if len(named) > 1:
         raise click.UsageError(f"one store at a time: {' and '.join(map(str, named))} are two.")
     if not pictures and not stored:
         raise click.UsageError("Give a QUERY picture, or --stored PATH.")
-    store = FeatureStore(named[0] if named else find_store())
+    store = open_store(named[0] if named else None, ending)
     stored = _as_stored(stored, store)
     settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score}
     settings |= {"exclude_self": exclude_self, "exact": exact}
@@ -90,9 +93,8 @@ def command(
 
         locations = [*map(store.locate, stored), *(locate(picture) for picture in pictures)]
         save(html, search_page(results, locations, store, k=k, metric=metric, options=EngineOptions(**engine)))
-    if form == "json":
-        write(report.as_json(results, store, metric))
-    else:
+    ending.add(**report.result_facts(results, store, metric))
+    if form != "json":
         default = report.table if sys.stdout.isatty() else report.tab_separated
         write({"csv": report.comma_separated, "null": report.nul_separated}.get(form or "", default)(results))
 

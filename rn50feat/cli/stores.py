@@ -9,6 +9,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rn50feat.cli.ending import Ending
 from rn50feat.cli.terminal import say
 from rn50feat.errors import StoreError
 
@@ -29,6 +30,17 @@ def find_store() -> Path:
         names = ", ".join(path.name for path in found)
         raise StoreError(f"the current folder holds {len(found)} stores ({names}): name one of them")
     raise StoreError("there is no store in the current folder: name one, or make one with rn50feat extract")
+
+
+def open_store(named: Path | None, ending: Ending) -> FeatureStore:
+    """Open the store that a command means."""
+    from rn50feat.store import FeatureStore
+
+    path = named or find_store()
+    ending.store = str(path)
+    store = FeatureStore(path)
+    ending.store = str(store.path)
+    return store
 
 
 def mark_random(store: FeatureStore) -> None:

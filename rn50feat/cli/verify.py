@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
 import click
 
-from rn50feat.cli.options import engine_options, option
-from rn50feat.cli.stores import find_store
+from rn50feat.cli.ending import Ending
+from rn50feat.cli.options import engine_options, json_option, option, store_argument
+from rn50feat.cli.stores import open_store
 from rn50feat.cli.terminal import attended, say, write
 from rn50feat.damage import REMEDY
 from rn50feat.engines import EngineOptions
@@ -17,21 +19,30 @@ from rn50feat.unseen import one_line
 
 
 @click.command("verify")
-@click.argument("store", metavar="[STORE]", required=False, type=click.Path(path_type=Path))
+@store_argument
 @option("--sources", is_flag=True, help="Hash the pictures' files again, too, and compare.")
 @option("--recompute", type=click.IntRange(0), default=0, metavar="N", help="Compute N random rows again, and compare.")
 @option("--weights", help="Where the store's weights are, if they have moved.")
 @engine_options
-def command(store: Path | None, sources: bool, recompute: int, weights: str | None, **engine: Any) -> None:
+@json_option
+@click.pass_obj
+def command(
+    ending: Ending,
+    store: Path | None,
+    sources: bool,
+    recompute: int,
+    weights: str | None,
+    as_json: bool,
+    **engine: Any,
+) -> None:
     """Check that STORE is whole: exit with 1, and say what is wrong, if not.
 
     STORE is as for search. All datasets must agree and every row be readable,
     finite and not all zero.
     """
-    from rn50feat.store import FeatureStore
     from rn50feat.verify import verify as run
 
-    opened = FeatureStore(store or find_store())
+    opened = open_store(store, ending)
     result = run(
         opened,
         sources=sources,
@@ -40,7 +51,8 @@ def command(store: Path | None, sources: bool, recompute: int, weights: str | No
         options=EngineOptions(**engine),
         progress=attended(),
     )
-    for finding in result.findings:
+    ending.add(rows=len(opened), **dataclasses.asdict(result))
+    for finding in () if as_json else result.findings:
         write(f"{one_line(finding)}\n")
     for note in result.notes:
         say(note)

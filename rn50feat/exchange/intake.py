@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.errors import StoreError
+from rn50feat.errors import RN50FeatError, StoreError
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
 from rn50feat.store import FeatureStore
@@ -47,6 +48,7 @@ class Intake:
     ) -> None:
         """Begin a run over `total` rows; `facts` go into its record."""
         self.path, self.summary = path, Summary()
+        self._committed: Summary | None = None  # what of it is in the store
         self._provenance, self._dtype, self._total, self._facts = provenance, dtype, total, facts
         self._should_stop, self._on_progress = should_stop, on_progress
         self._started, self._clock = datetime.now(timezone.utc), time.monotonic()
@@ -125,14 +127,17 @@ class Intake:
         writer = self._open()
         writer.record(record(self.summary, self._started, None, ended=ended, **self._facts))
         writer.commit(last=ended)
+        self._committed = replace(self.summary)
         self._last_commit, self._added, self._changed = time.monotonic(), 0, 0
 
     def __enter__(self) -> Intake:
         return self
 
-    def __exit__(self, *error: Any) -> None:
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if isinstance(error, RN50FeatError):
+            error.summary = self._committed
         if self._writer is not None:
-            self._writer.__exit__(*error)
+            self._writer.__exit__(kind, error, trace)
 
 
 def settle_dtype(out: FeatureStore | None, asked: str | None, offered: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:

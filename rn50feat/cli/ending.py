@@ -1,0 +1,104 @@
+"""How a command ends: its exit code and, with ``--json``, one line of JSON on stdout, whatever became of it.
+
+In: the arguments of the program, what a command finds, and what ends it. Out:
+an object as `outcome.schema.json` describes it, printed once, at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from importlib import resources
+from typing import Any
+
+import click
+
+from rn50feat import __version__
+from rn50feat.cli import streams
+from rn50feat.cli.terminal import say, write
+from rn50feat.errors import OutputError, RN50FeatError
+
+SCHEMA = "outcome.schema.json"
+
+
+def ending_of(context: click.Context) -> Ending:
+    """Return the one of the program."""
+    found = context.find_object(Ending)
+    assert found is not None
+    return found
+
+
+def schema() -> dict[str, Any]:
+    """Return the JSON Schema of what the program prints with ``--json``."""
+    read: dict[str, Any] = json.loads(resources.files("rn50feat.cli").joinpath(SCHEMA).read_text(encoding="utf-8"))
+    return read
+
+
+class Ending:
+    """What is known of a command while it runs: every command gets it, and `watched` prints it."""
+
+    def __init__(self, arguments: Sequence[str]) -> None:
+        # Until the arguments are parsed, and where they cannot be.
+        variable = os.environ.get("RN50FEAT_JSON", "").strip().lower() in ("1", "true", "t", "yes", "y", "on")
+        self.as_json = variable or "--json" in [*arguments, "--"][: [*arguments, "--"].index("--")]
+        self.command: str | None = None
+        self.store: str | None = None
+        self._started = _now()
+        self._code = 0
+        self._found: dict[str, Any] = {}
+
+    def add(self, **facts: Any) -> None:
+        """Add facts to the object."""
+        self._found.update(facts)
+
+    def stop(self, code: int) -> None:
+        """Make the exit code at least `code`."""
+        self._code = max(self._code, code)
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Run the program in a block, and end it: with its exit code, or with the traceback of a bug."""
+        code, message = 0, None
+        try:
+            yield
+        except click.ClickException as error:
+            error.show()
+            code, message = error.exit_code, error.format_message().partition("\n")[0]  # of a whole help text, say
+        except click.Abort:
+            say("Aborted!")
+            code, message = 1, "interrupted"
+        except SystemExit as end:
+            code = end.code if isinstance(end.code, int) else 1
+        except BaseException as bug:
+            self._close(1, f"{type(bug).__name__}: {bug}")
+            raise
+        raise SystemExit(self._close(max(code, self._code), message))
+
+    def note(self, error: RN50FeatError) -> None:
+        """Add what a run had committed before an error ended it."""
+        if error.summary is not None:
+            self.add(**error.summary.as_dict())
+
+    def _close(self, code: int, error: str | None) -> int:
+        """Print the object, if one is wanted and there is something to tell; return the exit code."""
+        if not self.as_json or not (code or self._found):  # --help and --version have printed all that is wanted
+            return code
+        known = {"command": self.command, "version": __version__, "host": socket.gethostname()}
+        known |= {"started": self._started, "ended": _now(), "store": self.store, "exit_code": code, "error": error}
+        try:
+            write(json.dumps({**known, **self._found}) + "\n")
+        except OutputError as refused:
+            say(f"Error: {refused}")
+            return max(code, refused.exit_code)
+        except BrokenPipeError:  # the reader has gone
+            streams.abandon_output()
+            return max(code, 1)
+        return code
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")
