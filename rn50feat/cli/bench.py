@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.ending import Ending
+from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import engine_options, json_option, option
 from rn50feat.cli.terminal import write
 from rn50feat.engines import EngineOptions
@@ -19,7 +19,7 @@ from rn50feat.engines import EngineOptions
 @option("--count", type=click.IntRange(1), default=256, show_default=True, help="Pictures to measure on.")
 @engine_options
 @json_option
-@click.pass_obj
+@pass_ending
 def command(ending: Ending, folder: str, count: int, as_json: bool, **engine: Any) -> None:
     """Measure on the pictures of FOLDER where the time of a run goes.
 

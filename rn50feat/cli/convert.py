@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from rn50feat.cli.ending import Ending
+from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import json_option, network_options, option
 from rn50feat.cli.terminal import attended, say
 
@@ -18,7 +18,7 @@ from rn50feat.cli.terminal import attended, say
 @network_options
 @option("--force", is_flag=True, help="Replace OUT.safetensors if it exists.")
 @json_option
-@click.pass_obj
+@pass_ending
 def command(
     ending: Ending,
     weights: str,

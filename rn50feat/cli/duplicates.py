@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.ending import Ending
+from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import form_of, html_option, json_option, option, store_argument
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, stages, write
@@ -27,7 +27,7 @@ from rn50feat.cli.terminal import say, stages, write
 @json_option
 @option("--csv", is_flag=True, help="Print CSV.")
 @html_option
-@click.pass_obj
+@pass_ending
 def command(
     ending: Ending,
     store: Path | None,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import socket
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
 from importlib import resources
@@ -30,6 +30,11 @@ def ending_of(context: click.Context) -> Ending:
     found = context.find_object(Ending)
     assert found is not None
     return found
+
+
+def pass_ending(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the `Ending` as its first argument."""
+    return click.pass_obj(command)
 
 
 def schema() -> dict[str, Any]:
@@ -87,7 +92,7 @@ class Ending:
         """Print the object, if one is wanted and there is something to tell; return the exit code."""
         if not self.as_json or not (code or self._found):  # --help and --version have printed all that is wanted
             return code
-        known = {"command": self.command, "version": __version__, "host": socket.gethostname()}
+        known: dict[str, Any] = {"command": self.command, "version": __version__, "host": socket.gethostname()}
         known |= {"started": self._started, "ended": _now(), "store": self.store, "exit_code": code, "error": error}
         try:
             write(json.dumps({**known, **self._found}) + "\n")

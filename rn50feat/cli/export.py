@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from rn50feat.cli.ending import Ending
+from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import json_option, option
 from rn50feat.cli.outcome import STOP_CODES
 from rn50feat.cli.stores import mark_random, open_store
@@ -24,7 +24,7 @@ from rn50feat.cli.terminal import say, signals, stages
 @option("--overwrite", is_flag=True, help="Replace OUT, or the points of another store.")
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
 @json_option
-@click.pass_obj
+@pass_ending
 def command(
     ending: Ending,
     names: tuple[str, ...],

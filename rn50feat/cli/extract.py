@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.ending import Ending
+from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.index import update
 from rn50feat.cli.options import (
     PATTERN,
@@ -105,7 +105,7 @@ if TYPE_CHECKING:
 @engine_options
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
 @json_option
-@click.pass_obj
+@pass_ending
 def command(
     ending: Ending,
     sources: tuple[str, ...],

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from rn50feat.cli.ending import Ending
+from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import json_option, network_options, option, out_argument
 from rn50feat.cli.outcome import tell
 from rn50feat.cli.terminal import progress, signals
@@ -47,7 +47,7 @@ from rn50feat.cli.terminal import progress, signals
 @option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored features.  [default: as FEATURES]")
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
 @json_option
-@click.pass_obj
+@pass_ending
 def command(ending: Ending, features: Path, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Take the rows of FEATURES, a .npy or .parquet file, into OUT.h5.
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.ending import Ending
+from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import json_option, memory, option, store_argument
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, stages
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 @option("--rebuild", is_flag=True, help="Build it anew.")
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
 @json_option
-@click.pass_obj
+@pass_ending
 def command(ending: Ending, store: Path | None, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Build the FAISS index of STORE, or bring it up to date.
 

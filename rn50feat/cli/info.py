@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.ending import Ending
+from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import json_option, option, store_argument
 from rn50feat.cli.stores import open_store
 from rn50feat.cli.terminal import write
@@ -18,7 +18,7 @@ from rn50feat.cli.terminal import write
 @store_argument
 @option("--failures", is_flag=True, help="List the pictures that could not be read: path, reason, attempts.")
 @json_option
-@click.pass_obj
+@pass_ending
 def command(ending: Ending, store: Path | None, failures: bool, as_json: bool) -> None:
     """Tell what STORE holds: rows, provenance, failures and its last runs.
 

@@ -57,7 +57,7 @@ class _Program(click.Group):
         arguments = list(sys.argv[1:] if args is None else args)
         ending = Ending(arguments)
         with ending.watched():
-            super().main(arguments, *more, standalone_mode=False, obj=ending, **settings)
+            super().main(arguments, *more, **{**settings, "standalone_mode": False, "obj": ending})
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

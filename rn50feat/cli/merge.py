@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rn50feat.cli.ending import Ending
+from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import json_option, option, out_argument
 from rn50feat.cli.outcome import tell
 from rn50feat.cli.terminal import progress, signals
@@ -22,7 +22,7 @@ from rn50feat.cli.terminal import progress, signals
 )
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")
 @json_option
-@click.pass_obj
+@pass_ending
 def command(ending: Ending, stores: tuple[Path, ...], out: Path, dtype: str | None, quiet: bool, as_json: bool) -> None:
     """Bring the rows of every STORE into OUT.h5, which is made or added to.
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.ending import Ending
+from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import json_option, option, page_file
 from rn50feat.cli.terminal import say, write
 from rn50feat.variants import VARIANTS
@@ -31,7 +31,7 @@ HEADINGS = "stage block shortcut layer kernel stride channels output parameters 
 )
 @json_option
 @option("--html", type=page_file, metavar="FILE", help="Write FILE, a page with figures, instead.")
-@click.pass_obj
+@pass_ending
 def command(ending: Ending, weights: str | None, variant: str | None, as_json: bool, html: Path | None) -> None:
     """Show the network: its stages and blocks, and what each 1x1 convolution is for.
 

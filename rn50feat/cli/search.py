@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rn50feat.cli import report
-from rn50feat.cli.ending import Ending
+from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import engine_options, form_of, html_option, json_option, option
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import attended, write
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 @option("-0", "--null", is_flag=True, help="Print paths alone, each ended by a NUL.")
 @html_option
 @engine_options
-@click.pass_obj
+@pass_ending
 def command(
     ending: Ending,
     queries: tuple[str, ...],

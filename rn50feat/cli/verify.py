@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from rn50feat.cli.ending import Ending
+from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import engine_options, json_option, option, store_argument
 from rn50feat.cli.stores import open_store
 from rn50feat.cli.terminal import attended, say, write
@@ -25,7 +25,7 @@ from rn50feat.unseen import one_line
 @option("--weights", help="Where the store's weights are, if they have moved.")
 @engine_options
 @json_option
-@click.pass_obj
+@pass_ending
 def command(
     ending: Ending,
     store: Path | None,
