@@ -15,6 +15,19 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
 
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "close other programs, or raise the limit (ulimit -n)"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "see to its permissions"),
+    **dict.fromkeys((errno.ENOMEM,), "close other programs, or raise the limit (ulimit -v)"),
+    **dict.fromkeys((errno.EFBIG,), "raise the limit (ulimit -f)"),
+}
+
+
+def advice(error: OSError) -> str:
+    """Return what helps against an error of the operating system."""
+    return _ADVICE.get(error.errno or 0, "check the disk")
+
 
 class Disk:
     """The system calls that change what is on the disk; all raise `OSError`."""

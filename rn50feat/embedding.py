@@ -19,7 +19,7 @@ from rn50feat.provenance import Provenance
 from rn50feat.store import FeatureStore
 from rn50feat.weights import Choices, Weights, settle
 
-_ANOTHER = "use another file or --overwrite"
+_ANOTHER = "use another file, or --overwrite, which discards all its rows"
 
 
 def agree(

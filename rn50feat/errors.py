@@ -16,8 +16,12 @@ each of them into one ``Error:`` line::
     ├── ClusterError             a Ray cluster that cannot be reached, or is of no use
     ├── StoreError               a store that cannot be read or written
     │   ├── ProvenanceError      a store whose vectors are of another kind
+    │   ├── DamagedStoreError    a store that is not what was written
+    │   ├── OutOfMemoryError     too little memory to read or write a store (a MemoryError)
     │   ├── StoreBusyError       a store that another program keeps open
-    │   └── StoreLockedError     75: another run holds the store
+    │   ├── StoreLockedError     75: another run holds the store
+    │   ├── RowError             a row that a store does not have (an IndexError)
+    │   └── ArgumentError        an argument that does not fit a store (a ValueError)
     ├── IndexingError            an index that cannot be built or used
     ├── ExchangeError            features that cannot be exported or imported
     ├── QueryError               a search that cannot be answered
@@ -95,6 +99,14 @@ class ProvenanceError(StoreError):
     """A store holds vectors of another network, weights or preprocessing."""
 
 
+class DamagedStoreError(StoreError):
+    """A store is not what was written: HDF5 cannot read it, or it lacks something."""
+
+
+class OutOfMemoryError(StoreError, MemoryError):
+    """There is too little memory to read or write a store."""
+
+
 class StoreBusyError(StoreError):
     """Another program keeps a store open, or is writing to it, for too long."""
 
@@ -103,6 +115,14 @@ class StoreLockedError(StoreError):
     """Another run holds the store."""
 
     exit_code = 75
+
+
+class RowError(StoreError, IndexError):
+    """A store does not have the rows asked for."""
+
+
+class ArgumentError(StoreError, ValueError):
+    """An argument does not fit a store: nothing was read or written."""
 
 
 class IndexingError(RN50FeatError):

@@ -24,6 +24,7 @@ from rn50feat.places.archives import ArchiveRecord
 from rn50feat.places.exclusion import Excluded
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
+from rn50feat.storable import for_ledger, unstorable
 from rn50feat.store import stored_path
 
 
@@ -41,6 +42,7 @@ class Verdict(Enum):
     MISSING = "it is listed, but not there"
     KNOWN = "an archive, whose members are all as they were"
     OPENED = "an archive, whose members follow"
+    UNSTORABLE = "its name, size or time is none that a store can hold"
     UNREADABLE = "an archive that cannot be read this time"
     LISTED = "an archive, whose members have all come, but for those behind a fault"
 
@@ -89,7 +91,7 @@ def plan(
     for reference in found:
         if isinstance(reference, Excluded):
             yield _excluded(reference)
-        elif archives.is_archive(reference.location) and reference.size >= 0:
+        elif archives.is_archive(reference.location) and reference.size >= 0 and unstorable(reference) is None:
             path = stored_path(store, reference.location)
             yield from _archive(reference, path, catalogue, retry_failed, step)
         else:
@@ -101,6 +103,8 @@ def _excluded(found: Excluded) -> Step:
 
 
 def _step(reference: Reference, *, store: Path, catalogue: Catalogue, retry_failed: bool, hashing: bool) -> Step:
+    if (fault := unstorable(reference)) is not None:
+        return _unstorable(reference, fault, store, catalogue, retry_failed)
     path = stored_path(store, reference.location)
     row = catalogue.row(path)
     if row is not None and catalogue.unchanged(row, reference):
@@ -115,7 +119,23 @@ def _step(reference: Reference, *, store: Path, catalogue: Catalogue, retry_fail
         return Step(Verdict.IGNORED, reference)
     if not hashing or not catalogue.may_hold_copy(reference.size):
         return Step(Verdict.COMPUTE, reference, row)
-    return _hashed(reference, row, catalogue)
+    step = _hashed(reference, row, catalogue)
+    if (fault := unstorable(step.reference)) is not None:  # it has changed since it was listed
+        return _unstorable(step.reference, fault, store, catalogue, retry_failed)
+    return step
+
+
+def _unstorable(reference: Reference, fault: str, store: Path, catalogue: Catalogue, retry_failed: bool) -> Step:
+    """Return the step of a file that can have no row, or none as it is now: an entry in the ledger."""
+    entry = for_ledger(reference)
+    path = stored_path(store, entry.location)
+    row = catalogue.row(path)
+    if catalogue.failed_before(path, entry) and not retry_failed:
+        return Step(Verdict.FAILED_BEFORE, entry, row)
+    wanted = archives.is_archive(reference.location) or row is not None or path in catalogue.failures
+    if not wanted and not _is_picture(reference):
+        return Step(Verdict.IGNORED, entry)
+    return Step(Verdict.UNSTORABLE, entry, row, fault=fault)
 
 
 def _archive(

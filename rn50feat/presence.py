@@ -42,7 +42,7 @@ def is_gone(location: str) -> bool:
         return member[1] not in contents.members and not contents.fault
     try:
         os.stat(location)
-    except (FileNotFoundError, NotADirectoryError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return True
     except OSError:
         return False

@@ -16,10 +16,11 @@ import numpy as np
 from rn50feat import prune as pruning
 from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree
+from rn50feat.layout import ROWS, WIDTH
 from rn50feat.places.exclusion import Excluded
 from rn50feat.places.selection import Selection, Sources
 from rn50feat.plan import Verdict, plan
-from rn50feat.store import ROWS, WIDTH, FeatureStore, locate_output
+from rn50feat.store import FeatureStore, locate_output
 from rn50feat.weights import Choices
 
 # Measured in bytes, on stores of 1 to 10,000 rows that `writer` made in batches of 32: what a file with one row takes

@@ -30,10 +30,11 @@ from rn50feat.places.exclusion import Excluded
 from rn50feat.places.selection import Selection
 from rn50feat.places.sources import Reference
 from rn50feat.plan import Step, Verdict, plan
+from rn50feat.storable import not_storable, storable, unstorable_row
 from rn50feat.store import FeatureStore, stored_path
 from rn50feat.summary import Progress, Summary, record
 from rn50feat.weights import Choices
-from rn50feat.writer import StoreWriter, create_store, not_storable, open_store, storable
+from rn50feat.writer import StoreWriter, create_store, open_store
 
 logger = logging.getLogger(__name__)
 
@@ -116,6 +117,8 @@ class Run:
             return self._copy(step)
         if step.verdict is Verdict.MISSING:
             self._miss(Failure(step.reference, sources.obstacle(step.reference.location), "access"))
+        elif step.verdict is Verdict.UNSTORABLE:
+            self._miss(Failure(step.reference, step.fault))
         elif step.verdict is Verdict.PACKED:
             logger.warning("%s %s", step.reference.location, archives.COMPRESSED)
             self._miss(Failure(step.reference, archives.COMPRESSED))
@@ -215,6 +218,9 @@ class Run:
         writer, new = self._open(), []
         good = storable(batch.features, writer.dtype)
         for i, (reference, features) in enumerate(zip(batch.references, batch.features)):
+            if (fault := unstorable_row(reference)) is not None:
+                self._fail(Failure(reference, fault))
+                continue
             row = self._catalogue.row(stored_path(self.path, reference.location))
             if not good[i]:
                 self._fail(Failure(reference, not_storable(features, writer.dtype)))

@@ -2,8 +2,8 @@
 
 In: the path of a store. Out: its rows as numpy arrays and frozen records. The
 file is plain HDF5, dense: row i of every dataset belongs to one picture. Its
-layout is `ROWS`, `LEDGER` and the attributes of `ATTRIBUTES`; `writer` is the
-only module that changes one. Needs no torch.
+layout is in `layout`; `writer` is the only module that changes one. Needs no
+torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -23,52 +23,21 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import journal, lock
-from rn50feat.damage import REMEDY, damage_told
-from rn50feat.disk import DISK, Disk
-from rn50feat.errors import StoreError
+from rn50feat import journal, layout, lock
+from rn50feat.damage import REMEDY, Malformed, damage_told
+from rn50feat.disk import DISK, Disk, advice
+from rn50feat.errors import ArgumentError, DamagedStoreError, StoreError
+from rn50feat.layout import ARCHIVES, FORMAT, LEDGER, SCHEMA, TABLES, Column, decode_text
 from rn50feat.places.archives import ArchiveRecord
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
+from rn50feat.rows import row_number, row_numbers, span
 
 logger = logging.getLogger(__name__)
 
-FORMAT = "rn50feat"
-SCHEMA = 1
 SUFFIXES = (".h5", ".hdf5")
-WIDTH = 2048
-ATTRIBUTES = ("format", "schema", "store_id", "next_id", "provenance")
-TEXT = h5py.string_dtype()
-
-# name -> dtype, shape of one entry, entries per chunk. Chunks of features are
-# small, so that a few rows can be read or appended without touching many others.
-ROWS: dict[str, tuple[Any, tuple[int, ...], int]] = {
-    "features": (None, (WIDTH,), 32),
-    "paths": (TEXT, (), 1024),
-    "ids": (np.int64, (), 2048),
-    "size": (np.int64, (), 2048),
-    "mtime_ns": (np.int64, (), 2048),
-    "digest": (np.uint8, (16,), 1024),
-}
-LEDGER: dict[str, tuple[Any, tuple[int, ...], int]] = {
-    "failures/path": (TEXT, (), 256),
-    "failures/reason": (TEXT, (), 256),
-    **{f"failures/{name}": (np.int64, (), 256) for name in ("size", "mtime_ns", "attempts")},
-}
-RUNS: dict[str, tuple[Any, tuple[int, ...], int]] = {"runs": (TEXT, (), 64)}
-ARCHIVES: dict[str, tuple[Any, tuple[int, ...], int]] = {
-    "archives/path": (TEXT, (), 256),  # stores from before archives were read lack these: they are listed anew
-    **{f"archives/{name}": (np.int64, (), 256) for name in ("size", "mtime_ns", "pictures", "others")},
-}
-
-
-@dataclass(frozen=True)
-class Column:
-    """The shape and dtype of a dataset."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+NUMBERS = ("ids", "size", "mtime_ns", "digest")
 
 
 @dataclass(frozen=True)
@@ -82,17 +51,12 @@ class FailureRecord:
     attempts: int
 
 
-def decode_text(value: bytes) -> str:
-    """Return a stored string; bytes that are not UTF-8 become surrogate escapes."""
-    return value.decode("utf-8", "surrogateescape")
-
-
 def locate_store(path: str | os.PathLike[str]) -> Path:
     """Return the absolute path of a store that is there, or could be; raise `StoreError` for one that cannot."""
     try:
         located = Path(path).resolve()
         mode = located.stat().st_mode if located.exists() else stat.S_IFREG
-    except (OSError, RuntimeError) as error:  # a circle of links; a name too long
+    except (OSError, RuntimeError, ValueError) as error:  # a circle of links; a name too long, or with a NUL
         raise StoreError(f"{path} cannot be found ({error}): name a file for the store") from error
     if not stat.S_ISREG(mode):
         kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
@@ -126,7 +90,7 @@ def is_store(path: Path) -> bool:
     """Tell whether `path` is an HDF5 file of this program's format."""
     try:
         with h5py.File(path, "r", locking=False) as file:
-            return bool(file.attrs.get("format") == FORMAT)
+            return bool(np.all(file.attrs.get("format") == FORMAT))
     except OSError:
         return False
 
@@ -155,9 +119,8 @@ class FeatureStore:
         self.path = locate_store(path)
         self._file: h5py.File | None = None
         with self._access() as file:
-            attributes = {name: file.attrs[name] for name in ATTRIBUTES}
-            self.id = str(attributes["store_id"])
-            self.provenance = Provenance.from_json(attributes["provenance"])
+            self.id = str(layout.attribute(file, "store_id"))
+            self.provenance = Provenance.from_json(layout.attribute(file, "provenance"))
 
     @contextmanager
     def reading(self) -> Iterator[None]:
@@ -173,60 +136,78 @@ class FeatureStore:
 
     @contextmanager
     def _access(self) -> Iterator[h5py.File]:
-        """Yield the open file to a block that only reads it; what HDF5 then raises is damage."""
+        """Yield the open file to a block that reads what `layout` has checked, by arguments that are checked, too."""
         with self.reading(), damage_told(self.path):
             assert self._file is not None
             yield self._file
 
     def __len__(self) -> int:
         with self._access() as file:
-            return int(file["ids"].shape[0])
+            return _count(file)
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """The dtype of the features: float16 or float32."""
         with self._access() as file:
-            return cast("np.dtype[Any]", file["features"].dtype)
+            return cast("np.dtype[Any]", layout.dataset(file, "features").dtype)
 
     def blocks(self, rows: int = 4096) -> Iterator[tuple[int, NDArray[np.floating[Any]]]]:
         """Yield (first row, features of shape (n, 2048)) for all rows, `rows` at a time."""
+        if span(0, rows).stop == 0:
+            raise ArgumentError("blocks of 0 rows have no end: give at least 1")
         with self.reading():
             for start in range(0, len(self), rows):
                 yield start, self.block(start, rows)
 
     def block(self, first: int, rows: int) -> NDArray[np.floating[Any]]:
         """Return the features of at most `rows` rows from `first` on, of shape (n, 2048)."""
+        part = span(first, rows)
         with self._access() as file:
-            return np.asarray(file["features"][first : first + rows])
+            return np.asarray(layout.dataset(file, "features")[part])
 
-    def features(self, rows: NDArray[np.int64]) -> NDArray[np.floating[Any]]:
-        """Return the features of some rows, of shape (len(rows), 2048), in their order."""
-        if len(rows) and (np.diff(rows) == 1).all():
-            return self.block(int(rows[0]), len(rows))  # 4096 rows: 5 ms, not 60
-        with self._access() as file:
-            features = file["features"]
-            found = np.empty((len(rows), WIDTH), features.dtype)
-            for i, row in enumerate(rows.tolist()):
-                found[i] = features[row]
-            return found
+    def features(self, rows: Any) -> NDArray[np.floating[Any]]:
+        """Return what ``features[rows]`` would for an array of all features, of shape (N, 2048).
 
-    def column(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[Any]:
-        """Return ids, size, mtime_ns or digest of the rows `start` to `stop`."""
+        `rows` is a list or array of row numbers (in any order, negative ones
+        counted from the end), a slice, a mask of N bools, or one number, for
+        shape (2048,). Raises `RowError` for rows that are not there.
+        """
         with self._access() as file:
-            return np.asarray(file[name][start:stop])
+            features = layout.dataset(file, "features")
+            selected = row_numbers(rows, features.shape[0], self.path)
+            numbers = selected.reshape(-1)
+            if len(numbers) and (np.diff(numbers) == 1).all():  # 4096 rows: 5 ms, not 60
+                found = np.asarray(features[numbers[0] : numbers[-1] + 1])
+            else:
+                found = np.empty((len(numbers), layout.WIDTH), features.dtype)
+                for i, row in enumerate(numbers.tolist()):
+                    found[i] = features[row]
+            return found.reshape(*selected.shape, layout.WIDTH)
 
-    def paths(self, start: int = 0, stop: int | None = None) -> list[str]:
-        """Return the stored paths of the rows `start` to `stop`."""
+    def column(self, name: str, start: int | None = 0, stop: int | None = None) -> NDArray[Any]:
+        """Return ids, size, mtime_ns or digest of the rows ``start:stop``, as numpy slices."""
+        if name not in NUMBERS:
+            raise ArgumentError(
+                f"{self.path} has no column {name}: give one of {', '.join(NUMBERS)}, or call paths() or features()"
+            )
         with self._access() as file:
-            return [decode_text(path) for path in file["paths"][start:stop]]
+            return np.asarray(layout.dataset(file, name)[_part(file, start, stop)])
+
+    def paths(self, start: int | None = 0, stop: int | None = None) -> list[str]:
+        """Return the stored paths of the rows ``start:stop``, as Python slices."""
+        with self._access() as file:
+            return [decode_text(path) for path in layout.dataset(file, "paths")[_part(file, start, stop)]]
 
     def path_of(self, row: int) -> str:
-        """Return the stored path of one row."""
+        """Return the stored path of one row, which may be negative; raise `RowError` for one that is not there."""
         with self._access() as file:
-            return decode_text(file["paths"][row])
+            paths = layout.dataset(file, "paths")
+            return decode_text(paths[row_number(row, paths.shape[0], self.path)])
 
     def rows_of(self, paths: Sequence[str]) -> list[int | None]:
         """Return the rows of stored paths, None for those that the store lacks."""
+        if isinstance(paths, str):
+            raise ArgumentError(f"{paths} is one path: give a list of paths")
         found: dict[str, int] = {}
         wanted = set(paths)
         with self.reading():
@@ -237,8 +218,9 @@ class FeatureStore:
 
     def references(self, first: int, rows: int) -> list[Reference]:
         """Return the files of at most `rows` rows from `first` on, as they were when their rows were made."""
+        part = span(first, rows)
         with self._access() as file:
-            columns = [file[name][first : first + rows] for name in ("paths", "size", "mtime_ns", "digest")]
+            columns = [layout.dataset(file, name)[part] for name in ("paths", "size", "mtime_ns", "digest")]
         return [
             Reference(self.locate(decode_text(path)), int(size), int(mtime_ns), bytes(digest))
             for path, size, mtime_ns, digest in zip(*columns)
@@ -247,41 +229,53 @@ class FeatureStore:
     def layout(self) -> dict[str, Column]:
         """Return the shape and dtype of each dataset that a store should have, and has."""
         with self._access() as file:
-            present = (name for name in (*ROWS, *LEDGER, *RUNS, *ARCHIVES) if name in file)
-            return {name: Column(file[name].shape, file[name].dtype) for name in present}
+            found = {name: layout.column(file, name) for table in TABLES for name in table}
+            return {name: column for name, column in found.items() if column is not None}
 
     @property
     def next_id(self) -> int:
         """The id that the next new row will have."""
         with self._access() as file:
-            return int(file.attrs["next_id"])
+            return int(layout.attribute(file, "next_id"))
 
     def failures(self) -> list[FailureRecord]:
         """Return the ledger of pictures that could not be read."""
         with self._access() as file:
-            return [FailureRecord(*entry) for entry in _entries(file, LEDGER)]
+            return [FailureRecord(*entry) for entry in layout.entries(file, LEDGER)]
 
     def archives(self) -> list[ArchiveRecord]:
         """Return the archives that were listed to their ends."""
         with self._access() as file:
-            return [ArchiveRecord(*entry) for entry in _entries(file, ARCHIVES)] if "archives" in file else []
+            return [ArchiveRecord(*entry) for entry in layout.entries(file, ARCHIVES)] if "archives" in file else []
 
     def runs(self) -> list[dict[str, Any]]:
         """Return the record of each run, oldest first; see `summary.record`."""
         with self._access() as file:
-            records = [json.loads(run) for run in file["runs"][:]]
-            if any(not {"started", "ended", "device", "precision", "counts"} <= record.keys() for record in records):
-                raise ValueError("a record of a run is incomplete")
-            return records
+            return [_run(text) for text in layout.dataset(file, "runs")[:]]
 
     def locate(self, path: str) -> str:
         """Return the absolute location of the picture with a stored path."""
         return path if path.startswith("/") or is_url(path) else _folder(self.path) + path
 
 
-def _entries(file: h5py.File, table: Iterable[str]) -> Iterator[list[Any]]:
-    for entry in zip(*(file[name][:] for name in table)):
-        yield [decode_text(value) if isinstance(value, bytes) else int(value) for value in entry]
+def _count(file: h5py.File) -> int:
+    return int(layout.dataset(file, "ids").shape[0])
+
+
+def _part(file: h5py.File, start: int | None, stop: int | None) -> slice:
+    """Return ``start:stop`` of the rows, without negative numbers."""
+    first, last, _ = slice(start, stop).indices(_count(file))
+    return slice(first, max(first, last))
+
+
+def _run(text: bytes) -> dict[str, Any]:
+    try:
+        record: dict[str, Any] = json.loads(text)
+        if not {"started", "ended", "device", "precision", "counts"} <= record.keys():
+            raise Malformed("a record of a run is incomplete")
+    except (ValueError, AttributeError) as error:
+        raise Malformed("a record of a run is none") from error
+    return record
 
 
 def _recover(path: Path, disk: Disk) -> None:
@@ -302,7 +296,8 @@ def shared(path: Path, disk: Disk = DISK) -> Iterator[None]:
     try:
         handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError as error:
-        remedy = "name an existing store, or make one with rn50feat extract"
+        absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
+        remedy = "name an existing store, or make one with rn50feat extract" if absent else advice(error)
         raise StoreError(f"{path}: {error.strerror}: {remedy}") from error
     try:
         while True:
@@ -326,12 +321,15 @@ def _open(path: Path) -> Iterator[h5py.File]:
             # HDF5 wants it all the same where this very process has the file open with it, as notebooks do.
             file = h5py.File(path, "r", rdcc_nbytes=0)
     except OSError as error:
-        damaged = path.is_file() and h5py.is_hdf5(path)
-        fault = f"is a damaged HDF5 file: {REMEDY}" if damaged else "is no HDF5 file: name another store"
-        raise StoreError(f"{path} {fault}") from error
+        if error.errno:  # not of the content: too many open files, say, or a disk that cannot be read
+            raise StoreError(f"{path} cannot be read ({os.strerror(error.errno)}): {advice(error)}") from error
+        if path.is_file() and h5py.is_hdf5(path):
+            raise DamagedStoreError(f"{path} is a damaged HDF5 file: {REMEDY}") from error
+        raise StoreError(f"{path} is no HDF5 file: name another store") from error
     with file:
         with damage_told(path):
-            kind, schema = file.attrs.get("format"), file.attrs.get("schema", SCHEMA)
+            kind = layout.attribute(file, "format") if "format" in file.attrs else None
+            schema = layout.attribute(file, "schema") if kind == FORMAT else SCHEMA
         if kind != FORMAT:
             raise StoreError(f"{path} is an HDF5 file, but not a store of rn50feat: name another file")
         if schema != SCHEMA:

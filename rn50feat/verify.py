@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
-from rn50feat.errors import IndexingError, SourceError, StoreError
+from rn50feat.errors import IndexingError, OutOfMemoryError, SourceError, StoreError
 from rn50feat.indexing import index_file
+from rn50feat.layout import ARCHIVES, TABLES, fault
 from rn50feat.places import archives, sources
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
 from rn50feat.presence import state
-from rn50feat.store import ARCHIVES, LEDGER, ROWS, RUNS, FeatureStore
+from rn50feat.store import FeatureStore
 
 # Relative L2 between a stored row and the same row computed again. In fp32
 # the order of additions costs 1e-6; bf16 costs 2.7e-2 (float16 less).
@@ -89,29 +90,28 @@ def _check_index(store: FeatureStore, report: Report) -> None:
 def _check_shapes(store: FeatureStore, report: Report) -> bool:
     """Check that all datasets are there, of one length each for rows and ledger."""
     layout = store.layout()
-    for table in (ROWS, LEDGER, RUNS, ARCHIVES) if any(name in layout for name in ARCHIVES) else (ROWS, LEDGER, RUNS):
+    for table in TABLES:
+        if table is ARCHIVES and not any(name in layout for name in ARCHIVES):
+            continue
         missing = [name for name in table if name not in layout]
         if missing:
             report.findings.append(f"{missing[0]} is missing")
             continue
-        lengths = {name: layout[name].shape[0] for name in table}
+        lengths = {name: (*layout[name].shape, 0)[0] for name in table}
         if len(set(lengths.values())) > 1:
             words = ", ".join(f"{name} {length}" for name, length in lengths.items())
             report.findings.append(f"the datasets differ in length: {words}")
-        for name, (kind, entry, _) in table.items():
-            shape, dtype = layout[name].shape, layout[name].dtype
-            if shape[1:] != entry:
-                report.findings.append(f"{name} has shape {shape}, not ({', '.join(['N', *map(str, entry)])})")
-            if dtype not in ((np.float16, np.float32) if kind is None else (np.dtype(kind),)):
-                report.findings.append(f"{name} holds {dtype}")
+        report.findings += filter(None, (fault(name, layout[name]) for name in table))
     return not report.findings
 
 
 @contextmanager
 def _reading(what: str, report: Report) -> Iterator[None]:
-    """Make a finding of what cannot be read."""
+    """Make a finding of what cannot be read; too little memory says nothing about the store."""
     try:
         yield
+    except OutOfMemoryError:
+        raise
     except StoreError as error:
         report.findings.append(f"{what} cannot be read: {error}")
 
@@ -147,9 +147,9 @@ def _check_rows(store: FeatureStore, report: Report) -> None:
         rows_read = _reading(f"rows {first} to {min(count, first + BLOCK) - 1}", report)
         with store.reading(), rows_read, np.errstate(invalid="ignore"):
             block: Any = store.block(first, BLOCK).astype(np.float32)
-            for fault, rows in (("not finite", ~np.isfinite(block).all(axis=1)), ("all zero", ~block.any(axis=1))):
+            for wrong, rows in (("not finite", ~np.isfinite(block).all(axis=1)), ("all zero", ~block.any(axis=1))):
                 for row in np.flatnonzero(rows):
-                    report.findings.append(f"row {first + row} ({store.path_of(first + int(row))}) is {fault}")
+                    report.findings.append(f"row {first + row} ({store.path_of(first + int(row))}) is {wrong}")
 
 
 def _check_paths(store: FeatureStore, report: Report) -> None:

@@ -23,25 +23,17 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import journal, lock
+from rn50feat import journal, layout, lock
 from rn50feat.damage import damage_told
-from rn50feat.disk import DISK, Disk
-from rn50feat.errors import StoreBusyError, StoreError
+from rn50feat.disk import DISK, Disk, advice
+from rn50feat.errors import ArgumentError, StoreBusyError, StoreError
+from rn50feat.layout import ARCHIVES, FORMAT, LEDGER, ROWS, RUNS, SCHEMA, TABLES, WIDTH, Table, decode_text
 from rn50feat.places.archives import ArchiveRecord
 from rn50feat.places.sources import UNKNOWN, Reference
 from rn50feat.provenance import Provenance
-from rn50feat.store import (
-    ARCHIVES,
-    FORMAT,
-    LEDGER,
-    ROWS,
-    RUNS,
-    SCHEMA,
-    committed_length,
-    decode_text,
-    shared,
-    stored_path,
-)
+from rn50feat.rows import row_number, row_numbers
+from rn50feat.storable import for_ledger, require_storable, text_for_ledger
+from rn50feat.store import committed_length, shared, stored_path
 
 logger = logging.getLogger(__name__)
 
@@ -58,22 +50,27 @@ def open_store(path: Path, *, disk: Disk = DISK) -> StoreWriter:
     with _told(path), shared(path, disk):
         journaled = journal.JournaledFile(path, length=committed_length(path), disk=disk)
     with damage_told(path):
-        return StoreWriter(journaled, h5py.File(journaled, "r+", libver=_VERSION))
+        file = h5py.File(journaled, "r+", libver=_VERSION)
+        layout.check(file)
+        return StoreWriter(journaled, file)
 
 
 def create_store(path: Path, provenance: Provenance, dtype: np.dtype[Any], *, disk: Disk = DISK) -> StoreWriter:
     """Begin a store with features of `dtype`, float16 or float32; it appears at its first commit."""
+    if dtype not in (np.float16, np.float32):
+        raise ArgumentError(f"{path} cannot hold {dtype}: give float16 or float32")
     with _told(path):
         journaled = journal.JournaledFile(path, create=True, disk=disk)
         file = h5py.File(journaled, "w", libver=_VERSION)
-        _create(file, {**ROWS, **LEDGER, **RUNS, **ARCHIVES}, dtype)
+        for table in TABLES:
+            _create(file, table, dtype)
         attributes = {"format": FORMAT, "schema": SCHEMA, "store_id": str(uuid.uuid4()), "next_id": 0}
         file.attrs.update({**attributes, "provenance": provenance.to_json()})
     return StoreWriter(journaled, file)
 
 
-def _create(file: h5py.File, tables: Mapping[str, tuple[Any, tuple[int, ...], int]], dtype: np.dtype[Any]) -> None:
-    for name, (kind, shape, chunk) in tables.items():
+def _create(file: h5py.File, table: Table, dtype: np.dtype[Any]) -> None:
+    for name, (kind, shape, chunk) in table.items():
         file.create_dataset(
             name, (0, *shape), dtype if kind is None else kind, maxshape=(None, *shape), chunks=(chunk, *shape)
         )
@@ -83,8 +80,9 @@ class StoreWriter:
     """A store that one run writes to: a context manager that commits, or undoes on an error.
 
     The caller holds the `lock.run_lock` of the store. Every method raises
-    `StoreError` when the disk does not take what is written; the store then
-    stays as of the last commit.
+    `ArgumentError` or `RowError` for arguments that do not fit, before it
+    changes anything, and `StoreError` when the disk does not take what is
+    written; the store then stays as of the last commit.
     """
 
     def __init__(self, journaled: journal.JournaledFile, file: h5py.File) -> None:
@@ -93,13 +91,16 @@ class StoreWriter:
         self.dtype: np.dtype[Any] = np.dtype(file["features"].dtype)
         self._journal = journaled
         self._file = file
-        self._next_id = int(file.attrs["next_id"])
+        self._next_id = int(layout.attribute(file, "next_id"))
         self._ledger = {decode_text(name): i for i, name in enumerate(file["failures/path"][:])}
         self._archives: dict[str, int] | None = None
         self._recorded, self._changed, self._put_off = False, True, False
 
     def append(self, references: Sequence[Reference], features: NDArray[np.floating[Any]]) -> None:
         """Add one row for each of `references`, with features of shape (n, 2048)."""
+        _require(references, features, (len(references), WIDTH))
+        if not references:
+            return
         paths = [stored_path(self.path, reference.location) for reference in references]
         with self._told():
             self._append(
@@ -109,6 +110,8 @@ class StoreWriter:
 
     def replace(self, row: int, reference: Reference, features: NDArray[np.floating[Any]]) -> None:
         """Give `row`, whose picture has changed, new features of shape (2048,) and a new id."""
+        _require([reference], features, (WIDTH,))
+        row = self._row(row)
         with self._told():
             self._file["features"][row] = features
             for name, values in self._facts([reference]).items():
@@ -117,14 +120,21 @@ class StoreWriter:
 
     def touch(self, row: int, reference: Reference) -> None:
         """Note the new time of a file whose bytes are those of its row."""
+        require_storable([reference])
+        row = self._row(row)
         with self._told():
             self._file["mtime_ns"][row] = reference.mtime_ns
 
     def copied(self, row: int, reference: Reference) -> NDArray[np.floating[Any]] | None:
         """Return the features of `row` if they are those of the file's digest, else None."""
-        if reference.digest == UNKNOWN or bytes(self._file["digest"][row]) != reference.digest:
-            return None
-        return np.asarray(self._file["features"][row])
+        row = self._row(row)
+        with damage_told(self.path):
+            if reference.digest == UNKNOWN or bytes(self._file["digest"][row]) != reference.digest:
+                return None
+            return np.asarray(self._file["features"][row])
+
+    def _row(self, row: int) -> int:
+        return row_number(row, self._file["ids"].shape[0], self.path)
 
     def _facts(self, references: Sequence[Reference]) -> dict[str, NDArray[Any]]:
         first, self._next_id = self._next_id, self._next_id + len(references)
@@ -137,8 +147,9 @@ class StoreWriter:
 
     def fail(self, reference: Reference, reason: str, *, attempts: int = 1) -> None:
         """Enter a picture in the ledger, after so many attempts, or count one more attempt at it."""
+        reference = for_ledger(reference)
         path = stored_path(self.path, reference.location)
-        facts = {"reason": reason, "size": reference.size, "mtime_ns": reference.mtime_ns}
+        facts = {"reason": text_for_ledger(reason), "size": reference.size, "mtime_ns": reference.mtime_ns}
         with self._told():
             if path in self._ledger:
                 entry = self._ledger[path]
@@ -155,6 +166,9 @@ class StoreWriter:
 
         No row before the first removed one moves.
         """
+        rows = row_numbers(rows, self._file["ids"].shape[0], self.path)
+        if rows.ndim != 1 or (np.diff(rows) <= 0).any():
+            raise ArgumentError("rows to remove must be a list in ascending order, each row once")
         with self._told():
             count = self._file["ids"].shape[0] - len(rows)
             holes = rows[rows < count]
@@ -277,16 +291,15 @@ class StoreWriter:
                 self._journal.close()
 
 
-def storable(features: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> Any:
-    """Tell of each row, the last axis, whether all its values are finite in `dtype`; float16 ends at 65504."""
-    with np.errstate(over="ignore"):
-        return np.isfinite(features.astype(dtype)).all(axis=-1)
-
-
-def not_storable(row: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> str:
-    """Return the ledger's reason for a row that is not `storable`."""
-    remedy = ": a new store with --dtype float32 holds them" if np.isfinite(row).all() else ""
-    return f"has features that are not finite in {dtype}{remedy}"
+def _require(references: Sequence[Reference], features: NDArray[np.floating[Any]], shape: tuple[int, ...]) -> None:
+    """Raise `ArgumentError` for features of another shape, and for files that a store cannot hold."""
+    found = np.asarray(features)
+    if found.shape != shape or found.dtype.kind not in "fiu":
+        raise ArgumentError(
+            f"features of shape {found.shape} and dtype {found.dtype} are no row for each of"
+            f" {len(references)} images: give numbers of shape {shape}"
+        )
+    require_storable(references)
 
 
 @contextmanager
@@ -296,8 +309,8 @@ def _told(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(
-            f"{path} cannot be written ({error.strerror or error}): free some space or mend the disk and"
-            " run again; what was committed is safe"
+            f"{path} cannot be written ({error.strerror or error}): {advice(error)} and run again;"
+            " what was committed is safe"
         ) from error
 
 

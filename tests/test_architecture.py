@@ -16,8 +16,8 @@ PACKAGE = Path(rn50feat.__file__).parent
 # The journey of one picture, from the bottom: a module imports only from rows above its own.
 LAYERS = [
     ["errors", "exchange", "indexing", "pages", "places"],
-    ["damage", "disk", "limits", "unseen", "engines.allowance"],
-    ["places.zip_names", "places.folders", "places.remote", "places.lists"],
+    ["disk", "limits", "rows", "unseen", "engines.allowance"],
+    ["damage", "places.zip_names", "places.folders", "places.remote", "places.lists"],
     ["places.zips"],
     ["places.archives", "beside"],
     ["places.exclusion"],
@@ -32,6 +32,7 @@ LAYERS = [
     ["images.samples"],
     ["places.sources", "images", "journal", "lock", "tensors", "backends"],
     ["weights"],
+    ["layout", "storable"],
     ["network", "places.selection", "presence", "store"],
     [
         "catalogue",
@@ -103,7 +104,7 @@ MODULES = modules()
 OWNERS = {
     "click": {name for name in MODULES if name.startswith("cli")}
     - {"cli", "cli.outcome", "cli.report", "cli.stores", "cli.streams", "cli.terminal"},
-    "h5py": {"store", "writer", "formats.hdf5", "formats.keras"},
+    "h5py": {"layout", "store", "writer", "formats.hdf5", "formats.keras"},
     "pyarrow": {"exchange.parquet"},
     "qdrant_client": {"exchange.qdrant"},
     "faiss": {"indexing.faiss_index"},

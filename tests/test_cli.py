@@ -133,7 +133,11 @@ def test_a_terminal_gets_a_table(store: Path) -> None:
         (["extract", "missing", "new.h5"], 1, "Error: missing: No such file or directory: name an existing"),
         (["extract", "pictures", "no/such/folder/new.h5"], 1, "new.h5 cannot be written (No such file or directory)"),
         (["extract", "pictures", "text.h5"], 1, "text.h5 is no HDF5 file"),
-        (["extract", "pictures", "out.h5", "--weights", "random:1"], 1, "use another file or --overwrite"),
+        (
+            ["extract", "pictures", "out.h5", "--weights", "random:1"],
+            1,
+            "use another file, or --overwrite, which discards all its rows",
+        ),
         (
             ["extract", "pictures", "new.h5", "--weights", "nowhere.pth"],
             1,

@@ -16,6 +16,7 @@ from scenes import encoded
 import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.errors import ProvenanceError, SourceError, StoreError, StoreLockedError
+from rn50feat.places import sources
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 
@@ -158,7 +159,7 @@ def test_overwrite_leaves_the_old_store_until_there_is_something_new(pictures: P
 
 def test_another_provenance_is_refused_with_both_values(pictures: Path, start: FakeStart) -> None:
     extract(pictures, start)
-    with pytest.raises(ProvenanceError, match="weights random:0.*you asked for random:7: use another file or"):
+    with pytest.raises(ProvenanceError, match="weights random:0.*you asked for random:7: use another file, or"):
         extract(pictures, start, weights="random:7")
     with pytest.raises(ProvenanceError, match="exif applied, you asked for ignored"):
         extract(pictures, start, exif=False)
@@ -283,3 +284,68 @@ def test_a_picture_that_is_as_it_was_again_leaves_the_ledger(pictures: Path, sta
     os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
     assert extract(pictures, start).unchanged == 5
     assert FeatureStore(pictures.parent / "out.h5").failures() == []
+
+
+FAR_FUTURE, FAR_PAST = 10_413_792_000 * 10**9, -(9_500_000_000 * 10**9)  # the years 2300 and 1668
+OUTSIDE = "has a modification time outside what a store can hold, 1677-09-22 to 2262-04-11: touch it"
+
+
+@pytest.mark.parametrize("mtime_ns", [FAR_FUTURE, FAR_PAST])
+def test_a_file_whose_time_a_store_cannot_hold_costs_that_file_only(
+    pictures: Path, start: FakeStart, mtime_ns: int
+) -> None:
+    store = pictures.parent / "out.h5"
+    odd = pictures / "red.png"
+    (pictures / "notes.txt").write_text("no picture")
+    for path in (odd, pictures / "notes.txt"):
+        os.utime(path, ns=(0, mtime_ns))
+        if path.stat().st_mtime_ns != mtime_ns:
+            pytest.skip("this file system holds no such times either")
+    summary = extract(pictures, start)
+    assert (summary.new, summary.failed, len(rows(store))) == (4, 1, 4)
+    (entry,) = FeatureStore(store).failures()
+    assert (entry.path, entry.reason) == ("pictures/red.png", OUTSIDE)
+    summary = extract(pictures, start)  # not tried again, as any file that failed
+    assert (summary.unchanged, summary.failed, summary.failed_before) == (4, 0, 1)
+    assert extract(pictures, start, retry_failed=True).failed == 1
+    os.utime(odd)
+    assert extract(pictures, start).new == 1
+    assert FeatureStore(store).failures() == []
+    os.utime(odd, ns=(0, mtime_ns))  # a file with a row, whose bytes are the same: the row stays
+    assert (extract(pictures, start).failed, len(rows(store))) == (1, 5)
+    assert (extract(pictures, start, prune=True).failed_before, len(rows(store))) == (1, 5)
+    assert rn50feat.verify(store).findings == []
+
+
+def test_an_archive_whose_time_a_store_cannot_hold_costs_that_archive_only(pictures: Path, start: FakeStart) -> None:
+    packed = shutil.make_archive(str(pictures / "more"), "zip", pictures, "sub")
+    os.utime(packed, ns=(0, FAR_FUTURE))
+    summary = extract(pictures, start)
+    assert (summary.new, summary.failed) == (5, 1)
+    (entry,) = FeatureStore(pictures.parent / "out.h5").failures()
+    assert (entry.path, entry.reason) == ("pictures/more.zip", OUTSIDE)
+    assert extract(pictures, start).failed_before == 1
+    os.utime(packed)
+    assert extract(pictures, start).reused == 2
+
+
+def test_a_time_that_changes_while_a_run_reads_costs_that_file_only(
+    pictures: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read = sources.read
+
+    def meddled(reference: sources.Reference) -> tuple[sources.Reference, bytes]:
+        if reference.location.endswith("red.png"):
+            os.utime(reference.location, ns=(0, FAR_FUTURE))
+        return read(reference)
+
+    monkeypatch.setattr(sources, "read", meddled)
+    assert (extract(pictures, start).new, extract(pictures, start).failed_before) == (4, 1)
+
+
+def test_names_that_no_file_has_are_an_error_in_one_line(pictures: Path, start: FakeStart) -> None:
+    for name in ("a\0b.png", "\ud800.png"):
+        with pytest.raises(SourceError, match="name an existing folder or picture"):
+            rn50feat.extract([name], pictures.parent / "out.h5", start=start)
+        with pytest.raises(StoreError, match="name a file for the store"):
+            FeatureStore(f"{name}.h5")

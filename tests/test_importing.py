@@ -301,3 +301,20 @@ def test_the_command_line(desk: Path, rn50feat: Run) -> None:
     done = rn50feat("import", "old.npy", "out.h5")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert rn50feat("import", "old.npy").returncode == 2
+
+
+def test_paths_that_a_store_cannot_hold_cost_their_rows_only(desk: Path) -> None:
+    np.save("names.npy", np.array(["pictures/red.png", "a\0b.png", "\ud800/c.png"]))
+    for _ in range(2):
+        import_features("old.npy", "out.h5", paths="names.npy", weights="random")
+    assert FeatureStore("out.h5").paths() == ["pictures/red.png"]
+    failures = FeatureStore("out.h5").failures()
+    assert [failure.path for failure in failures] == [r"a\x00b.png", r"\ud800/c.png"]
+    assert all("has a name that a store cannot hold" in failure.reason for failure in failures)
+
+
+def test_times_that_a_store_cannot_hold_cost_their_rows_only(desk: Path) -> None:
+    os.utime("pictures/red.png", ns=(0, 1 << 63))
+    summary = import_features("old.npy", "out.h5", weights="random")
+    assert (summary.new, summary.failed) == (2, 1)
+    assert verify("out.h5").findings == []

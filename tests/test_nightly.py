@@ -98,15 +98,15 @@ def test_a_second_interrupt_stops_at_once_and_keeps_what_was_committed(shades: P
 def test_an_interrupt_in_a_program_of_ones_own_undoes_the_uncommitted(
     shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = journal.Disk.write
+    write = journal.JournaledFile.write
 
-    def interrupted(self: journal.Disk, handle: int, data: bytes, offset: int) -> None:
+    def interrupted(self: journal.JournaledFile, data: bytes) -> int:
         signal.raise_signal(signal.SIGINT)  # inside one of HDF5's calls
-        write(self, handle, data, offset)
+        return write(self, data)
 
     extract(shades / "00.png", start, **{"commit_rows": 1})
     assert len(FeatureStore(shades / "out.h5")) == 1
-    monkeypatch.setattr(journal.Disk, "write", interrupted)
+    monkeypatch.setattr(journal.JournaledFile, "write", interrupted)
     handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests may have it ignored
     with pytest.raises(KeyboardInterrupt):
         rn50feat.extract(shades, shades / "out.h5", start=start)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+import resource
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,7 +16,7 @@ import pytest
 from rn50feat import FeatureStore, journal
 from rn50feat.catalogue import Catalogue
 from rn50feat.cli.report import describe
-from rn50feat.errors import ProvenanceError, StoreError
+from rn50feat.errors import ArgumentError, OutOfMemoryError, ProvenanceError, RowError, StoreError
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
 from rn50feat.verify import verify
@@ -154,7 +157,7 @@ def test_a_file_that_is_no_store_says_so(tmp_path: Path, path: Path, name: str) 
         file.attrs["schema"] = 2
     (tmp_path / "cut.h5").write_bytes(path.read_bytes()[:4000])
     reason = {
-        "cut.h5": "is a damaged HDF5 file: restore it from a backup, or delete it and extract anew",
+        "cut.h5": "is a damaged HDF5 file: restore it from a backup; without one, move it away and extract again",
         "nothing.h5": "No such file or directory: name an existing store",
         "text.h5": "is no HDF5 file: name another store",
         "other.h5": "not a store of rn50feat",
@@ -249,6 +252,11 @@ DAMAGE = {
     ),
     "no ledger": lambda file: file.__delitem__("failures"),
     "a record that is none": lambda file: file["runs"].resize(1, axis=0),
+    "next id of text": lambda file: file.attrs.__setitem__("next_id", "seven"),
+    "schema of many": lambda file: file.attrs.__setitem__("schema", [1, 1]),
+    "format of many": lambda file: file.attrs.__setitem__("format", ["rn50feat", "rn50feat"]),
+    "a single id": lambda file: (file.__delitem__("ids"), file.__setitem__("ids", 3)),
+    "times as floats": lambda file: (file.__delitem__("mtime_ns"), file.__setitem__("mtime_ns", np.ones(99))),
     "negative sizes": lambda file: file["size"].__setitem__(4, -4),
 }
 
@@ -288,3 +296,145 @@ def test_a_store_that_was_cut_off_is_told_of(sound: Path) -> None:
         assert not harmless(sound)
         with pytest.raises(StoreError):
             open_store(sound)
+
+
+SELECTIONS = [
+    [3, 1], [-1], [0, -100, 99], [5, 5], [], slice(None), slice(-3, None), slice(None, None, -7), slice(5, 2), 7, -100,
+    np.arange(10, 30), np.array([1, 2], np.uint8), np.zeros(100, bool), np.arange(100) % 3 == 0, np.eye(2, dtype=int),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("selection", SELECTIONS, ids=str)
+def test_features_follows_the_rules_of_numpy(path: Path, selection: object) -> None:
+    index = np.array(selection, int) if isinstance(selection, list) else selection
+    assert np.array_equal(FeatureStore(path).features(selection), features(0, 100)[index])
+
+
+@pytest.mark.parametrize(
+    ("selection", "message"),
+    [
+        ([3, 100], "out.h5 has no row 100: it has 100 rows, 0 to 99"),
+        (-101, "out.h5 has no row -101"),
+        (np.array([2**63], np.uint64), "out.h5 has no row 9223372036854775808"),
+        (np.zeros(99, bool), r"out.h5 has 100 rows, the mask has shape \(99,\): give one value a row"),
+        ([1.0], r"\[1.0\] selects no rows: give integers, a slice or a mask"),
+        ([[1], [2, 3]], "selects no rows"),
+        (None, "None selects no rows"),
+    ],
+)
+def test_rows_that_are_not_there_are_an_index_error(path: Path, selection: object, message: str) -> None:
+    with pytest.raises(IndexError, match=message) as found:
+        FeatureStore(path).features(selection)
+    assert isinstance(found.value, RowError)
+
+
+def test_paths_and_columns_follow_the_rules_of_numpy(path: Path) -> None:
+    store = FeatureStore(path)
+    assert [store.path_of(row) for row in (0, -1, np.uint8(3))] == ["0.jpg", "99.jpg", "3.jpg"]
+    for row in (100, -101, "3", [3], True):
+        with pytest.raises(RowError):
+            store.path_of(row)  # type: ignore[arg-type]
+    assert store.column("ids", -3).tolist() == [97, 98, 99]
+    assert store.column("ids", None, 10**30).tolist() == list(range(100))
+    assert store.column("ids", 50, 20).tolist() == []
+    assert store.paths(-2) == ["98.jpg", "99.jpg"]
+    for name in ("foo", "features", "failures/path"):
+        with pytest.raises(
+            ArgumentError, match=f"out.h5 has no column {name}: give one of ids, size, mtime_ns, digest"
+        ):
+            store.column(name)
+    for attempt in (
+        lambda: store.block(-1, 3),
+        lambda: store.references(0, -1),
+        lambda: list(store.blocks(0)),
+        lambda: store.rows_of("0.jpg"),
+    ):
+        with pytest.raises(ArgumentError):
+            attempt()
+
+
+def test_arguments_that_do_not_fit_change_nothing(path: Path) -> None:
+    (one,), row, before = references(path.parent, 100, 1), features(100, 1), path.read_bytes()
+    with open_store(path) as writer:
+        for attempt, message in (
+            (lambda: writer.append([one], np.ones((1, 1000))), r"shape \(1, 1000\) .* give numbers of shape \(1, 2048"),
+            (lambda: writer.append([one, one], row), r"give numbers of shape \(2, 2048\)"),
+            (lambda: writer.append([one], np.full((1, 2048), "a")), "dtype <U1"),
+            (lambda: writer.append([replace(one, mtime_ns=1 << 63)], row), "a modification time outside"),
+            (lambda: writer.append([replace(one, size=1 << 63)], row), "a size of 9223372036854775808 bytes"),
+            (lambda: writer.append([replace(one, digest=b"short")], row), "a digest of 5 bytes, not 16"),
+            (lambda: writer.append([replace(one, location="/a\0b.jpg")], row), "a name that a store cannot hold"),
+            (lambda: writer.append([replace(one, location="/\ud800.jpg")], row), "a name that a store cannot hold"),
+            (lambda: writer.replace(3, one, np.ones(1000)), "shape"),
+            (lambda: writer.replace(100, one, row[0]), "has no row 100"),
+            (lambda: writer.touch(0, replace(one, mtime_ns=-(1 << 64))), "a modification time outside"),
+            (lambda: writer.remove(np.array([3, 1])), "in ascending order"),
+            (lambda: writer.remove(np.array([100])), "has no row 100"),
+        ):
+            with pytest.raises((ArgumentError, RowError), match=message):
+                attempt()
+        writer.append([], np.ones((0, 2048)))
+        writer._changed = False
+    assert path.read_bytes() == before
+    with pytest.raises(ArgumentError, match="cannot hold int8"):
+        create_store(path.with_name("new.h5"), PROVENANCE, np.dtype("int8"))
+    assert os.listdir(path.parent) == ["out.h5"]
+
+
+def test_the_ledger_takes_every_name_number_and_reason(path: Path) -> None:
+    with open_store(path) as writer:
+        for _ in range(2):
+            writer.fail(Reference(str(path.parent / "a\0\ud800\udcff.jpg"), 1 << 80, -(1 << 80)), "is \0 and \udd00")
+    (entry,) = FeatureStore(path).failures()
+    assert (entry.path, entry.reason, entry.attempts) == (r"a\x00\ud800" + "\udcff.jpg", r"is \x00 and \udd00", 2)
+    assert (entry.size, entry.mtime_ns) == (2**63 - 1, -(2**63))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "message"),
+    [
+        (MemoryError("Unable to allocate 9 GiB"), OutOfMemoryError, "there is not enough memory for .*out.h5: close"),
+        (MemoryError(), MemoryError, "there is not enough memory"),
+        (TypeError("a bug"), TypeError, "a bug"),
+        (KeyError("a bug"), KeyError, "a bug"),
+        (OSError(errno.EMFILE, "Too many open files"), OSError, "Too many open files"),
+    ],
+)
+def test_only_what_h5py_raises_is_damage(
+    path: Path, error: Exception, kind: type[Exception], message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore(path)
+
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("rn50feat.store.decode_text", fail)
+    with pytest.raises(kind, match=message):
+        store.paths()
+
+
+def test_too_few_handles_are_told_as_such(path: Path) -> None:
+    store, limits, taken = FeatureStore(path), resource.getrlimit(resource.RLIMIT_NOFILE), []
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
+        with suppress(OSError):
+            while True:
+                taken.append(os.open(path, os.O_RDONLY))
+        for _ in range(2):  # the store is opened twice, to be locked and to be read
+            with pytest.raises(StoreError, match=r"Too many open files.*: close other programs, or raise the limit"):
+                len(store)
+            os.close(taken.pop())
+    finally:
+        for handle in taken:
+            os.close(handle)
+        resource.setrlimit(resource.RLIMIT_NOFILE, limits)
+    assert len(store) == 100
+
+
+def test_advice_on_damage_says_what_would_be_lost(path: Path) -> None:
+    with h5py.File(path, "r+") as file:
+        file["size"].resize(7, axis=0)
+    with pytest.raises(StoreError, match=r"size has 7 entries, ids 100\): restore .* but cannot bring back rows that"):
+        FeatureStore(path).column("size")
+    with pytest.raises(StoreError, match="out.h5 is damaged"):
+        open_store(path)

@@ -20,8 +20,9 @@ from rn50feat import beside
 from rn50feat.errors import ExchangeError
 from rn50feat.exchange import npy, parquet
 from rn50feat.indexing.exact import prepared
+from rn50feat.layout import WIDTH
 from rn50feat.snapshot import Block, Snapshot
-from rn50feat.store import WIDTH, FeatureStore
+from rn50feat.store import FeatureStore
 
 DIGITS = {"float16": "%.5g", "float32": "%.9g"}  # what gives back every number
 

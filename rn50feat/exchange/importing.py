@@ -32,6 +32,7 @@ from rn50feat.places import lists, sources
 from rn50feat.places.sources import UNKNOWN, Reference
 from rn50feat.provenance import Provenance
 from rn50feat.snapshot import BLOCK
+from rn50feat.storable import text_for_ledger
 from rn50feat.store import FeatureStore, locate_output, stored_path
 from rn50feat.summary import Progress, Summary
 from rn50feat.weights import Choices
@@ -172,7 +173,8 @@ def _take(
             break
         if checked:
             _check(rows, file.path)
-        new = [i for i, location in enumerate(here) if catalogue.row(stored_path(intake.path, location)) is None]
+        paths = [text_for_ledger(stored_path(intake.path, location)) for location in here]  # a row has no other
+        new = [i for i, path in enumerate(paths) if catalogue.row(path) is None]
         intake.leave(len(here) - len(new))
         if new:
             references = [_reference(here[i]) for i in new]
@@ -186,7 +188,7 @@ def _take(
 def _reference(location: str) -> Reference:
     """Return what is known of a picture's file: nothing, where it cannot be read."""
     try:
-        return sources.digest(Reference(location, 0, 0))
+        return sources.digest(sources.find(location))
     except SourceError:
         return Reference(location, 0, 0, UNKNOWN)
 

@@ -20,9 +20,10 @@ from numpy.typing import NDArray
 from rn50feat.errors import RN50FeatError, StoreError
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
+from rn50feat.storable import not_storable, storable, unstorable_row
 from rn50feat.store import FeatureStore
 from rn50feat.summary import Progress, Summary, record
-from rn50feat.writer import StoreWriter, create_store, not_storable, open_store, storable
+from rn50feat.writer import StoreWriter, create_store, open_store
 
 COMMIT_ROWS = 10_000  # new rows; each takes the disk's place beyond the committed end
 COMMIT_CHANGES = 1000  # changed rows: their pages are held in memory until the commit
@@ -72,12 +73,16 @@ class Intake:
         finite in the store's dtype, are failures.
         """
         writer = self._open()
+        faults = [unstorable_row(reference) for reference in references]
         good = storable(features, self._dtype) & features.any(axis=1)
+        good &= np.array([fault is None for fault in faults], bool)
         new = [i for i, reference in enumerate(references) if good[i] and rows[i] < 0]
         if new:
             writer.append([references[i] for i in new], features[new])
         for i, reference in enumerate(references):
-            if not good[i]:
+            if (fault := faults[i]) is not None:
+                writer.fail(reference, fault)
+            elif not good[i]:
                 zero = "has features that are all zero"
                 writer.fail(reference, not_storable(features[i], self._dtype) if features[i].any() else zero)
             elif rows[i] >= 0:

@@ -23,9 +23,10 @@ from numpy.typing import NDArray
 
 from rn50feat.errors import ExchangeError
 from rn50feat.exchange.export import watched
+from rn50feat.layout import WIDTH
 from rn50feat.places import lists
 from rn50feat.snapshot import Snapshot
-from rn50feat.store import WIDTH, FeatureStore
+from rn50feat.store import FeatureStore
 
 PAGE = 10_000  # ids that are asked for, or deleted, at once
 UPSERT = 128  # points that are sent at once: 3 MB of JSON; a server takes 32 MB
@@ -142,7 +143,8 @@ def _prepare(client: Any, models: ModuleType, name: str, store: str, overwrite: 
         return
     if not overwrite:
         raise ExchangeError(
-            f"collection {name} has points of another store: name another with --collection, or give --overwrite"
+            f"collection {name} has points of another store: name another with --collection, or give"
+            " --overwrite, which deletes them"
         )
     client.delete(name, models.FilterSelector(filter=others), wait=True)
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from rn50feat.errors import IndexingError
 from rn50feat.indexing.exact import Rows
-from rn50feat.store import WIDTH
+from rn50feat.layout import WIDTH
 
 _METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
 _BUFFER = 1 << 20  # bytes that FAISS hands over at once when it writes

@@ -10,7 +10,7 @@ import math
 from dataclasses import dataclass
 
 from rn50feat.errors import IndexingError
-from rn50feat.store import WIDTH
+from rn50feat.layout import WIDTH
 
 FLAT = "IDMap2,Flat"
 FLAT_ROWS = 50_000  # up to here a whole scan takes 30 ms a query

@@ -139,7 +139,7 @@ class Names:
 
     def add(self, name: str) -> bool:
         """Add a name; return whether it is new."""
-        key = hashlib.blake2b(os.fsencode(name), digest_size=16).digest()
+        key = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=16).digest()
         bucket = self._buckets[int.from_bytes(key[:2], "big")]
         if key in bucket:  # at a place between two keys it would be found about as often as two names share a key
             return False

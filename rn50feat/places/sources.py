@@ -73,7 +73,10 @@ def locate(path: str | os.PathLike[str], real: Callable[[str], str] = os.path.re
     name = os.path.basename(path)
     if name in ("", ".", ".."):
         return os.path.realpath(path)
-    return os.path.join(real(os.path.dirname(path)), name)
+    try:
+        return os.path.join(real(os.path.dirname(path)), name)
+    except ValueError:  # a NUL, or half a character of UTF-16: there is no such folder
+        return os.path.join(os.getcwd(), path)
 
 
 def roots(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
@@ -88,18 +91,17 @@ def roots(sources: Iterable[str | os.PathLike[str]]) -> list[str]:
             found[locate(source)] = None
             continue
         if as_member(source):
-            location = locate(source)
             try:
-                find(location)
+                found[find(locate(source)).location] = None
             except SourceError as error:
                 raise SourceError(f"{source} {error}: name a member that is there, or the archive itself") from error
-            found[location] = None
             continue
         try:
             mode = os.stat(source).st_mode
-        except OSError as error:
+        except (OSError, ValueError) as error:
             kinds = f", or a URL of {', '.join(remote.PACKAGES)}" if "://" in source else ""
-            raise SourceError(f"{source}: {error.strerror}: name an existing folder or picture{kinds}") from error
+            reason = getattr(error, "strerror", error)
+            raise SourceError(f"{source}: {reason}: name an existing folder or picture{kinds}") from error
         if not (stat.S_ISDIR(mode) or stat.S_ISREG(mode)):
             raise SourceError(f"{source} is neither a folder nor a regular file: name one of these")
         if stat.S_ISREG(mode) and archives.is_compressed_whole(source):
@@ -193,8 +195,8 @@ def find(location: str) -> Reference:
         return Reference(location, item.size, item.mtime_ns)
     try:
         status = os.stat(location)
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise VanishedError(f"cannot be found: {error.strerror}") from error
+    except (FileNotFoundError, NotADirectoryError, ValueError) as error:
+        raise VanishedError(f"cannot be found: {getattr(error, 'strerror', error)}") from error
     except OSError as error:
         raise SourceError(f"cannot be read: {error.strerror}") from error
     if not stat.S_ISREG(status.st_mode):
