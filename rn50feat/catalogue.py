@@ -83,7 +83,7 @@ class Catalogue:
 
     def row(self, path: str) -> int | None:
         """Return the row of a stored path, or None."""
-        return self._paths.get(path_key(path))
+        return self._paths.get(path_key(path)) if len(self._sizes) else None
 
     def unchanged(self, row: int, reference: Reference) -> bool:
         """Tell whether a file has the size and time that it had when its row was made."""
@@ -111,6 +111,8 @@ class Catalogue:
 
     def may_hold_copy(self, size: int) -> bool:
         """Tell whether any row's file has `size` bytes: only then is a digest worth computing."""
+        if not len(self._known_sizes):
+            return False
         i = int(np.searchsorted(self._known_sizes, size))
         return i < len(self._known_sizes) and bool(self._known_sizes[i] == size)
 
