@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 
 from rn50feat.errors import QueryError, StoreError
 from rn50feat.indexing import exact as exactly
-from rn50feat.indexing.exact import BLOCK, Rows
+from rn50feat.indexing.exact import BLOCK, ROUNDING, Rows
 from rn50feat.indexing.nearest import Nearest, OpenIndex, open_index
+from rn50feat.indexing.scores import TIE, in_order, reaches
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
 from rn50feat.presence import Identity, identity
@@ -42,7 +43,6 @@ THRESHOLD = 0.95
 RANDOM_THRESHOLD = 0.9998
 _LEADERS = 1024  # pictures that the index is asked about at once
 _NEIGHBOURS = 16  # that are looked at first; more where all of them are near
-_ROUNDING = 1e-5  # what a cosine in float32 may be off
 Near = Iterator[tuple[int, Rows]]  # a row, and rows that may be near it
 State = Literal["present", "same file", "missing", "changed", "unchecked"]
 _FILES = ("present", "unchecked")  # the states of members that are files of their own
@@ -157,12 +157,13 @@ class _Files:
         keys["row"] = np.where(
             digests.any(axis=1), 0, np.arange(1, len(digests) + 1)
         )  # unknown digests are never equal
-        _, first, number = np.unique(keys.view("V24"), return_index=True, return_inverse=True)
-        self.order: Rows = first[np.lexsort((first, -self.sizes[first]))]
+        _, number = np.unique(keys.view("V24"), return_inverse=True)
+        self._by_file = np.lexsort((self.ids, number))
+        self._bounds = np.concatenate([[0], np.cumsum(np.bincount(number))])
+        first = self._by_file[self._bounds[:-1]]
+        self.order: Rows = first[np.lexsort((self.ids[first], -self.sizes[first]))]
         self.rank = np.full(len(keys), len(keys))
         self.rank[self.order] = np.arange(len(self.order))
-        self._by_file = np.argsort(number, kind="stable")
-        self._bounds = np.concatenate([[0], np.cumsum(np.bincount(number, minlength=len(first)))])
         self._number = number
 
     @contextmanager
@@ -174,7 +175,7 @@ class _Files:
             yield
 
     def copies(self, row: int) -> Rows:
-        """Return the rows of the same file, this one first."""
+        """Return the rows of the same file, in the order of their ids: that of `order` first."""
         number = self._number[row]
         return self._by_file[self._bounds[number] : self._bounds[number + 1]]
 
@@ -193,17 +194,24 @@ class _Groups:
         self.free[files.order] = True
 
     def claim(self, first: int, rows: Rows) -> None:
-        """Let `first` take those of `rows` that are free, smaller, and truly near; come from the largest down."""
+        """Let `first` take those of `rows` that are free, smaller, and truly near; come from the largest down.
+
+        A larger one that is near and free, and so had its turn, did not find `first`: it takes it now.
+        """
         if not self.free[first]:
             return
         rows = rows[rows < len(self.free)]  # others came while this went on
-        rows = rows[self.free[rows] & (self._files.rank[rows] > self._files.rank[first])]
+        rows = rows[self.free[rows] & (rows != first)]
         if len(rows):
             query = self._store.features(np.array([first]))[0]
-            rows, scores = exactly.rank(query, rows, self._store, "cosine")
-            near = scores >= self._threshold - 1e-9
-            self._members.setdefault(first, []).extend(zip(rows[near].tolist(), scores[near].tolist()))
-            self.free[rows[near]] = False
+            rows, scores = exactly.rank(query, rows, self._store, self._files.ids, "cosine")
+            rows, scores = rows[reaches(scores, self._threshold)], scores[reaches(scores, self._threshold)]
+            taken = list(zip(rows.tolist(), scores.tolist()))
+            leader, score = min(taken, key=lambda one: self._files.rank[one[0]], default=(first, 1.0))
+            if self._files.rank[leader] < self._files.rank[first]:
+                first, taken = leader, [(first, score)]
+            self._members.setdefault(first, []).extend(taken)
+            self.free[[row for row, _ in taken]] = False
 
     def finished(self) -> list[list[tuple[Member, Reference]]]:
         """Return the groups, that of the largest file first, with the copies of all members, and their files."""
@@ -214,7 +222,11 @@ class _Groups:
                 if self._members[first] or len(self._files.copies(first)) > 1]  # fmt: skip
 
     def _group(self, first: int) -> list[tuple[Member, Reference]]:
-        others = sorted(self._members[first], key=lambda member: (-member[1], member[0]))
+        taken = np.array([row for row, _ in self._members[first]], np.int64)
+        order, scores = in_order(
+            np.array([score for _, score in self._members[first]]), self._files.ids[taken], "cosine"
+        )
+        others = zip(taken[order].tolist(), scores.tolist())
         rows = [(row, 1.0, True) for row in self._files.copies(first).tolist()]
         rows += [(copy, score, False) for row, score in others for copy in self._files.copies(row).tolist()]
         members = []
@@ -239,7 +251,7 @@ def _by_scan(
             leaders, rows = (part[free[part]] for part in (order[start : start + BLOCK], order[other : other + BLOCK]))
             with files.held():
                 left, right = (exactly.prepared(store.features(part), "cosine") for part in (leaders, rows))
-                near = left @ right.T >= threshold - _ROUNDING
+                near = left @ right.T >= threshold - TIE - ROUNDING
                 for i in np.flatnonzero(near.any(axis=1)):
                     yield int(leaders[i]), rows[near[i]]
         on_progress(min(start + BLOCK, len(order)), len(order))
@@ -253,25 +265,60 @@ def _by_index(
     index: OpenIndex,
     on_progress: Callable[[int, int], None],
 ) -> Near:
-    """Ask the index for the neighbours of every file that is free, and for more where all of them are near."""
+    """Ask the index for the neighbours of every file, then yield the pairs from the largest file down.
+
+    A pair may be found from the smaller file alone: so all must be known before the first is claimed.
+    """
     with files.held():
-        nearest, order = Nearest(store, "cosine", index), files.order
-    for start in range(0, len(order), _LEADERS):
-        leaders = order[start : start + _LEADERS]
-        leaders = leaders[free[leaders]]
+        nearest = Nearest(store, "cosine", index)
+    parts = [files.order[start : start + _LEADERS] for start in range(0, len(files.order), _LEADERS)]
+    firsts, others, done = [exactly.NO_ROWS], [exactly.NO_ROWS], 0
+    for part in parts:
         with files.held():
-            yield from _neighbours(store, nearest, free, leaders, threshold - _ROUNDING)
-        on_progress(min(start + _LEADERS, len(order)), len(order))
+            own = [part[i : i + 1] for i in range(len(part))]
+            found = nearest.among(store.features(part), own, _NEIGHBOURS, 2 * _NEIGHBOURS)
+        others += [some.rows[reaches(some.scores, threshold)] for some in found]
+        firsts += [np.repeat(itself, len(near)) for itself, near in zip(own, others[-len(own) :])]
+        done += len(part)
+        on_progress(done, len(files.order))
+    pairs = _Pairs(files, np.concatenate(firsts), np.concatenate(others))
+    for part in parts:
+        with files.held():
+            for first in part[free[part]].tolist():
+                if free[first]:
+                    crowded = pairs.found(first) >= _NEIGHBOURS
+                    more = _neighbours(store, nearest, first, threshold) if crowded else exactly.NO_ROWS
+                    yield first, np.union1d(pairs.smaller(first), more)
 
 
-def _neighbours(
-    store: FeatureStore, nearest: Nearest, free: NDArray[np.bool_], leaders: Rows, threshold: float
-) -> Near:
-    own = [leaders[i : i + 1] for i in range(len(leaders))]
-    rankings = nearest.find(store.features(leaders), own, _NEIGHBOURS, candidates=2 * _NEIGHBOURS)
-    for itself, (rows, scores) in zip(own, rankings):
-        k, first = _NEIGHBOURS, int(itself[0])
-        while free[first] and len(rows) == k and scores[-1] >= threshold:
-            k *= 4
-            ((rows, scores),) = nearest.find(store.features(itself), [itself], k, candidates=2 * k)
-        yield first, rows[scores >= threshold]
+def _neighbours(store: FeatureStore, nearest: Nearest, first: int, threshold: float) -> Rows:
+    """Ask the index for more and more neighbours of a file, until some are not near."""
+    own = np.array([first])
+    query, k = store.features(own), 4 * _NEIGHBOURS
+    while True:
+        (found,) = nearest.among(query, [own], k, 2 * k)
+        near = found.rows[reaches(found.scores, threshold)]
+        if len(near) < k:
+            return near
+        k *= 4
+
+
+class _Pairs:
+    """Pairs of near files, each found from one of them or from both."""
+
+    def __init__(self, files: _Files, firsts: Rows, others: Rows) -> None:
+        self._rank, self._found = files.rank, np.bincount(firsts, minlength=len(files.rank))
+        known = others < len(files.rank)  # others came while this went on
+        pairs = np.sort(np.stack([files.rank[firsts[known]], files.rank[others[known]]], axis=1))
+        pairs = pairs[pairs[:, 1] < len(files.order)]  # not of copies, which go with the first of them
+        self._pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
+        self._order = files.order
+
+    def found(self, first: int) -> int:
+        """Return how many near files were found from `first`."""
+        return int(self._found[first])
+
+    def smaller(self, first: int) -> Rows:
+        """Return the smaller files that are near `first`."""
+        start, stop = np.searchsorted(self._pairs[:, 0], self._rank[first] + np.arange(2))
+        return self._order[self._pairs[start:stop, 1]]

@@ -17,8 +17,9 @@ import numpy as np
 from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
 from rn50feat.errors import QueryError, SourceError
-from rn50feat.indexing.exact import METRICS, NO_ROWS, Rows, Vectors
+from rn50feat.indexing.exact import NO_ROWS, Rows
 from rn50feat.indexing.nearest import Nearest, open_index
+from rn50feat.indexing.scores import METRICS, Vectors, reaches
 from rn50feat.places import sources
 from rn50feat.places.sources import Reference
 from rn50feat.presence import State, state
@@ -34,7 +35,8 @@ class Hit:
     """One similar picture.
 
     ``score`` is a cosine or an inner product, where more is nearer, or for
-    l2 a Euclidean distance, where less is. ``path`` is the stored one;
+    l2 a Euclidean distance, where less is. Scores within 1e-6 of each other
+    are equal, and equal ones are ordered by ``id``. ``path`` is the stored one;
     ``location`` opens the picture, and ``state`` tells whether a file of the
     size and time that the row was made from is there now.
     """
@@ -176,11 +178,12 @@ def _rank(
     results = []
     for name, (rows, scores) in zip(names, nearest.find(queries, own, k)):
         hits = []
+        if min_score is not None:
+            rows, scores = rows[reaches(scores, min_score)], scores[reaches(scores, min_score)]
         for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist()), 1):
-            if min_score is None or score >= min_score:
-                path = store.path_of(row)
-                location = store.locate(path)
-                now = state(Reference(location, facts["size"][row], facts["mtime_ns"][row]))
-                hits.append(Hit(rank, score, path, location, int(facts["ids"][row]), now))
+            path = store.path_of(row)
+            location = store.locate(path)
+            now = state(Reference(location, facts["size"][row], facts["mtime_ns"][row]))
+            hits.append(Hit(rank, score, path, location, int(facts["ids"][row]), now))
         results.append(Result(name, tuple(hits)))
     return results

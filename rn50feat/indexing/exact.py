@@ -2,90 +2,142 @@
 
 In: query vectors, and a store. Out: rows and scores, the best first. Every
 row that is asked about is looked at, in blocks, in memory that does not grow
-with the store.
+with the store. A product in float32 tells which rows may be among the best;
+`scores` says how good those are, and which of them come first.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from rn50feat.indexing.scores import Scores, Vectors, contenders, in_order, score, tolerance
 from rn50feat.store import FeatureStore
 
-METRICS = ("cosine", "l2", "ip")
-Vectors = NDArray[np.floating[Any]]
 Rows = NDArray[np.int64]
-Scores = NDArray[np.float64]
 Ranking = tuple[Rows, Scores]
 NO_ROWS: Rows = np.empty(0, np.int64)
 BLOCK = 4096  # rows: 32 MB as float32
+# What a cosine in float32 may be off: some 1e-7, and 8e-6 if all roundings of a sum in 16 lanes added up.
+ROUNDING = 1e-5
 
 
-@np.errstate(invalid="ignore")  # of damaged rows, which are no hits
 def scan(
     queries: Vectors, own: Sequence[Rows], store: FeatureStore, k: int, metric: str, rows: Rows | None = None
 ) -> list[Ranking]:
     """Return the rows and scores, the best first, of the `k` best rows for each of `queries`, (m, 2048).
 
     Looks at `rows`, ascending, or at all; `own` rows are left out, and damaged
-    ones, that hold NaN or infinity. Equal scores stand in the order of their rows.
+    ones, that hold NaN or infinity. Equal scores stand in the order of their ids.
     """
+    rankings = [best.ranking() for best in best_of(queries, own, store, store.column("ids"), k, metric, rows)]
+    return [(found[:k], scores[:k]) for found, scores in rankings]
+
+
+@np.errstate(invalid="ignore", over="ignore")  # of damaged rows, which are no hits
+def best_of(
+    queries: Vectors,
+    own: Sequence[Rows],
+    store: FeatureStore,
+    ids: Rows,
+    k: int,
+    metric: str,
+    rows: Rows | None = None,
+) -> list[Best]:
+    """Return what `scan` returns the first `k` of, with all that tie with the last; `ids` are those of all rows."""
     wanted = prepared(queries, metric)
-    size = max(64, min(BLOCK, (1 << 22) // max(1, len(queries))))  # at most 16 MB of scores
-    best = np.full((len(queries), 0), -np.inf, np.float32)
-    found = np.empty((len(queries), 0), np.int64)
-    for numbers, features in _blocks(store, rows, size):
-        nearness = _nearness(wanted, prepared(features, metric), metric)
-        for i, excluded in enumerate(own):
+    size = max(64, min(BLOCK, (1 << 22) // max(1, len(queries))))  # at most 16 MB of nearness
+    found = [Best(query, k, metric) for query in queries]
+    rows = np.arange(len(ids)) if rows is None else rows
+    for start in range(0, len(rows), size):
+        numbers = rows[start : start + size]
+        features = store.features(numbers)
+        nearness, errors = _nearness(wanted, prepared(features, metric), metric)
+        for best, line, error, excluded in zip(found, nearness, errors.tolist(), own):
             if len(excluded):
-                nearness[i, np.isin(numbers, excluded)] = -np.inf
-        best = np.concatenate([best, nearness], axis=1)
-        found = np.concatenate([found, np.broadcast_to(numbers, nearness.shape)], axis=1)
-        order = np.argsort(-best, axis=1, kind="stable")[:, :k]
-        best, found = np.take_along_axis(best, order, axis=1), np.take_along_axis(found, order, axis=1)
-    kept = [row[score > -np.inf] for row, score in zip(found, best)]
-    return [rank(query, row, store, metric) for query, row in zip(queries, kept)]
+                line[np.isin(numbers, excluded)] = -np.inf
+            at = best.promising(line, error)
+            if len(at):
+                best.add(numbers[at], ids[numbers[at]], features[at])
+    return found
 
 
-def _blocks(store: FeatureStore, rows: Rows | None, size: int) -> Iterator[tuple[Rows, Vectors]]:
-    """Yield (row numbers, their features), `size` at a time."""
-    if rows is None:
-        for first, features in store.blocks(size):
-            yield np.arange(first, first + len(features)), features
-    else:
-        for start in range(0, len(rows), size):
-            yield rows[start : start + size], store.features(rows[start : start + size])
+class Best:
+    """The `k` best rows for a query so far, and all that tie with the last of them."""
+
+    def __init__(self, query: Vectors, k: int, metric: str) -> None:
+        self._query, self._k, self._metric = query, k, metric
+        self._square = float(np.square(query, dtype=np.float64).sum())
+        self._least = float(np.finfo(np.float32).min)  # above the -inf of what is left out
+        self.rows, self._ids, self._scores = NO_ROWS, NO_ROWS, np.empty(0)
+
+    def promising(self, nearness: NDArray[np.float32], error: float) -> Rows:
+        """Return where `nearness`, which is `error` off at most, may be that of one of the best rows."""
+        at = np.flatnonzero(~(nearness < self._least - error))  # NaN, of an overflow, is for `scores` to judge
+        if len(at) > 2 * self._k:
+            last = float(np.partition(nearness[at], -self._k)[-self._k])
+            at = at[~(nearness[at] < self._tied(last - error) - error)]
+        return at
+
+    def add(self, rows: Rows, ids: Rows, features: Vectors) -> None:
+        """Consider some `rows`, with their `ids` and `features`."""
+        scores = score(self._query, features, self._metric)
+        whole = np.isfinite(scores)
+        rows, ids = np.concatenate([self.rows, rows[whole]]), np.concatenate([self._ids, ids[whole]])
+        scores = np.concatenate([self._scores, scores[whole]])
+        kept = contenders(scores, ids, self._k, self._metric)
+        self.rows, self._ids, self._scores = rows[kept], ids[kept], scores[kept]
+        if len(kept) >= self._k:
+            last = float(self._scores[self._k - 1])
+            self._least = self._tied(self._square - last * last if self._metric == "l2" else last)
+
+    def _tied(self, nearness: float) -> float:
+        """Return the least nearness of rows that may tie with one of this `nearness`, or lead those that do."""
+        if self._metric != "l2":
+            return nearness - 2 * float(tolerance(np.float64(nearness)))
+        distance = max(0.0, self._square - nearness) ** 0.5
+        distance += 2 * float(tolerance(np.float64(distance)))
+        return self._square - distance * distance
+
+    def ranking(self) -> Ranking:
+        """Return the rows and their scores, the best first."""
+        at, scores = in_order(self._scores, self._ids, self._metric)
+        return self.rows[at], scores
 
 
-@np.errstate(invalid="ignore")
-def rerank(queries: Vectors, rows: Sequence[Rows], store: FeatureStore, k: int, metric: str) -> list[Ranking]:
-    """Return the `k` best of `rows`, ascending for each of `queries`, (m, 2048), as `scan` does.
+@np.errstate(invalid="ignore", over="ignore")
+def rerank(queries: Vectors, rows: Sequence[Rows], store: FeatureStore, ids: Rows, metric: str) -> list[Ranking]:
+    """Return `rows`, some for each of `queries`, (m, 2048), with their scores, the best first, without damaged ones.
 
-    Rows are read once for several queries: 100 take 1.4 ms, and the rest 0.5.
+    `ids` are those of all rows. Rows are read once for several queries: 100 take 1.4 ms, and the rest 0.5.
     """
     results: list[Ranking] = []
-    start = 0
-    while start < len(queries):
-        ends = start + np.flatnonzero(np.cumsum([len(some) for some in rows[start:]]) <= 2 * BLOCK) + 1
-        if not len(ends):
-            results += scan(queries[start : start + 1], [NO_ROWS], store, k, metric, rows[start])
-            start += 1
+    while (start := len(results)) < len(queries):
+        count = int((np.cumsum([len(some) for some in rows[start:]]) <= 2 * BLOCK).sum())
+        if not count:
+            results.append(rank(queries[start], rows[start], store, ids, metric))
             continue
-        stop = int(ends[-1])
-        union = np.unique(np.concatenate(rows[start:stop]))
+        union = np.unique(np.concatenate(rows[start : start + count]))
         features = store.features(union)
-        vectors = prepared(features, metric)
-        for query, some in zip(queries[start:stop], rows[start:stop]):
-            at = np.searchsorted(union, some)
-            nearness = _nearness(prepared(query[None], metric), vectors[at], metric)[0]
-            best = np.argsort(-nearness, kind="stable")[:k]
-            best = best[nearness[best] > -np.inf]
-            results.append(_by_score(some[best], _scores(query, features[at[best]], metric), metric))
-        start = stop
+        for query, some in zip(queries[start : start + count], rows[start : start + count]):
+            scores = score(query, features[np.searchsorted(union, some)], metric)
+            results.append(_ranked(some, scores, ids, metric))
     return results
+
+
+@np.errstate(invalid="ignore", over="ignore")
+def rank(query: Vectors, rows: Rows, store: FeatureStore, ids: Rows, metric: str) -> Ranking:
+    """Return what `rerank` does for one query, (2048,), and any number of `rows`."""
+    parts = [score(query, store.features(rows[i : i + BLOCK]), metric) for i in range(0, len(rows), BLOCK)]
+    return _ranked(rows, np.concatenate([np.empty(0), *parts]), ids, metric)
+
+
+def _ranked(rows: Rows, scores: Scores, ids: Rows, metric: str) -> Ranking:
+    rows, scores = rows[np.isfinite(scores)], scores[np.isfinite(scores)]
+    at, scores = in_order(scores, ids[rows], metric)
+    return rows[at], scores
 
 
 @np.errstate(invalid="ignore")
@@ -99,37 +151,22 @@ def prepared(vectors: Vectors, metric: str) -> NDArray[np.float32]:
     return unit
 
 
-def _nearness(queries: NDArray[np.float32], rows: NDArray[np.float32], metric: str) -> NDArray[np.float32]:
+def _nearness(
+    queries: NDArray[np.float32], rows: NDArray[np.float32], metric: str
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     """Return (m, n) numbers that order `rows`, which are `prepared`, as `metric` does, more being nearer.
 
-    It is -inf for rows that hold NaN or infinity.
+    It is -inf for rows that hold NaN or infinity. Also returns what the numbers may be off for each query.
     """
     nearness: NDArray[np.float32] = queries @ rows.T
-    if metric == "l2":  # -|q - f|^2, less |q|^2, which is the same for all rows
-        nearness = 2 * nearness - np.einsum("ij,ij->i", rows, rows)
+    errors = np.full(len(queries), ROUNDING, np.float32)
+    if metric != "cosine":
+        squares = np.einsum("ij,ij->i", rows, rows)
+        longest = np.sqrt(np.max(squares, initial=0, where=np.isfinite(squares)))
+        errors *= longest * np.sqrt(np.einsum("ij,ij->i", queries, queries))
+        if metric == "l2":  # -|q - f|^2, less |q|^2, which is the same for all rows
+            nearness = 2 * nearness - squares
+            errors = 2 * errors + ROUNDING * longest**2
     suspects = np.flatnonzero(~np.isfinite(nearness).all(axis=0))  # far fewer to look at than all rows
     nearness[:, suspects[~np.isfinite(rows[suspects]).all(axis=1)]] = -np.inf
-    return nearness
-
-
-def rank(query: Vectors, rows: Rows, store: FeatureStore, metric: str) -> Ranking:
-    """Return `rows` and their scores in double precision, ordered by these: float32 leaves ties in doubt."""
-    parts = [_scores(query, store.features(rows[i : i + BLOCK]), metric) for i in range(0, len(rows), BLOCK)]
-    return _by_score(rows, np.concatenate([np.empty(0), *parts]), metric)
-
-
-def _by_score(rows: Rows, scores: Scores, metric: str) -> Ranking:
-    order = np.lexsort((rows, scores if metric == "l2" else -scores))
-    return rows[order], scores[order]
-
-
-def _scores(query: Vectors, rows: Vectors, metric: str) -> Scores:
-    features, vector = rows.astype(np.float64), query.astype(np.float64)
-    if metric == "l2":
-        distances: Scores = np.linalg.norm(features - vector, axis=1)
-        return distances
-    scores: Scores = features @ vector
-    if metric == "cosine":
-        lengths = np.linalg.norm(features, axis=1) * np.linalg.norm(vector)
-        scores = np.clip(scores / np.maximum(lengths, np.finfo(np.float64).tiny), -1, 1)
-    return scores
+    return nearness, errors

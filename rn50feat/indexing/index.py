@@ -19,11 +19,12 @@ import numpy as np
 from rn50feat import lock
 from rn50feat.errors import IndexingError
 from rn50feat.indexing import index_file, index_plan
-from rn50feat.indexing.exact import BLOCK, METRICS, Rows, prepared
+from rn50feat.indexing.exact import BLOCK, Rows, prepared
 from rn50feat.indexing.faiss_index import FaissIndex
 from rn50feat.indexing.index_file import Facts, require_same
 from rn50feat.indexing.index_plan import MAX_RAM, Plan
 from rn50feat.indexing.recall import tune
+from rn50feat.indexing.scores import METRICS
 from rn50feat.store import FeatureStore
 
 TARGET_RECALL = 0.98

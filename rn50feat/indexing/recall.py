@@ -15,12 +15,12 @@ from rn50feat.indexing.exact import Rows
 from rn50feat.indexing.faiss_index import FaissIndex
 from rn50feat.indexing.index_file import Facts
 from rn50feat.indexing.nearest import Nearest, OpenIndex
+from rn50feat.indexing.scores import Scores, tolerance
 from rn50feat.store import FeatureStore
 
 AT = 10  # recall@10
 # Below 8 lists nothing is saved: looking into them takes 0.3 ms, reading the candidates' rows 1.4.
 FIRST = 8
-TIE = 1e-6  # relative difference of scores that rounding may cause
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,13 @@ def _steps(lists: int) -> list[int | None]:
     return steps
 
 
-def _recall(truth: list[exact.Scores], found: list[exact.Scores], metric: str) -> float | None:
+def _recall(truth: list[Scores], found: list[Scores], metric: str) -> float | None:
     """Return the part of the true neighbours that were found; those as near as the last true one count as true."""
     hits = total = 0
     sign = -1 if metric == "l2" else 1
     for true, given in zip(truth, found):
         if len(true):
             bound = sign * true[-1]
-            hits += min(len(true), int((sign * given >= bound - TIE * abs(bound)).sum()))
+            hits += min(len(true), int((sign * given >= bound - tolerance(bound)).sum()))
             total += len(true)
     return hits / total if total else None

@@ -1,0 +1,93 @@
+"""Score rows, and order them by their scores: what every ranking of the program agrees on.
+
+In: features. Out: cosines, inner products or Euclidean distances in float64,
+and the order of the hits. A score depends on the two vectors alone: equal rows
+have equal scores, in whatever block, position or batch they are computed, by
+every processor. Scores that differ by at most `tolerance` are equal: a cosine
+of 0.9999996 next to one of 0.9999999 says nothing about the images. Equal
+scores are ordered by id.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+METRICS = ("cosine", "l2", "ip")
+TIE = 1e-6  # scores that differ by less are equal; for scores above 1, relative to the score
+Vectors = NDArray[np.floating[Any]]
+Scores = NDArray[np.float64]
+_PART = 256  # rows at once: 4 MB in float64 stay in the cache
+
+
+def tolerance(scores: Scores) -> Scores:
+    """Return by how much scores may differ from `scores` and still be equal to them."""
+    return TIE * np.maximum(1, np.abs(scores))
+
+
+def reaches(scores: Scores, threshold: float) -> NDArray[np.bool_]:
+    """Return which similarities are at least `threshold`, or equal to it."""
+    return scores >= threshold - tolerance(np.float64(threshold))
+
+
+def score(query: Vectors, rows: Vectors, metric: str) -> Scores:
+    """Return the score of each of `rows`, (n, 2048), with `query`, (2048,); NaN or infinity for damaged rows.
+
+    A BLAS product would compute the last rows of a block, and a single row, in another order than the others.
+    """
+    vector = query.astype(np.float64)
+    parts = [_score(vector, rows[i : i + _PART].astype(np.float64), metric) for i in range(0, len(rows), _PART)]
+    return np.concatenate([np.empty(0), *parts])
+
+
+def _score(query: Scores, rows: Scores, metric: str) -> Scores:
+    if metric == "l2":
+        return _lengths(rows - query)
+    products: Scores = np.einsum("ij,j->i", rows, query)
+    if metric == "ip":
+        return products
+    lengths = _lengths(rows) * _lengths(query[None])
+    cosines: Scores = np.clip(products / np.maximum(lengths, np.finfo(np.float64).tiny), -1, 1)
+    return cosines
+
+
+def _lengths(vectors: Scores) -> Scores:
+    lengths: Scores = np.sqrt(np.einsum("ij,ij->i", vectors, vectors))
+    return lengths
+
+
+def in_order(scores: Scores, ids: NDArray[np.int64], metric: str) -> tuple[NDArray[np.int64], Scores]:
+    """Return the order of `scores`, the best first, equal ones by `ids`; and the scores in this order.
+
+    From the best down, each score takes those below that are equal to it, and they all become that score: unlike
+    a fixed grid this parts no two that are near each other, unless there are others right above them.
+    """
+    sign = 1 if metric == "l2" else -1
+    costs = sign * scores
+    by_cost = np.argsort(costs, kind="stable")
+    costs = costs[by_cost]
+    limits = costs + tolerance(costs)
+    stop = 0
+    for start in np.flatnonzero(costs[1:] <= limits[:-1]).tolist():
+        if start >= stop:
+            stop = int(np.searchsorted(costs, limits[start], "right"))
+            costs[start:stop] = costs[start]
+    by_id = np.lexsort((ids[by_cost], costs))
+    return by_cost[by_id], sign * costs[by_id]
+
+
+def contenders(scores: Scores, ids: NDArray[np.int64], k: int, metric: str) -> NDArray[np.int64]:
+    """Return the places in `scores` of all that can be among the `k` first by `in_order`, whatever else is added.
+
+    Of the same score only the `k` first ids can, so that a thousand copies cost no memory.
+    """
+    costs = scores if metric == "l2" else -scores
+    by_cost = np.lexsort((ids, costs))
+    costs = costs[by_cost]
+    if len(costs) <= k:
+        return by_cost
+    last = costs[k - 1]
+    kept = (costs <= last + 2 * tolerance(last)) & (np.arange(len(costs)) - np.searchsorted(costs, costs) < k)
+    return by_cost[kept]
