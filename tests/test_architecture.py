@@ -22,7 +22,7 @@ LAYERS = [
     ["places.archives", "beside"],
     ["places.exclusion"],
     ["provenance", "pages.page", "variants", "resampling", "formats.crc32c", "formats.protobuf", "formats.names"],
-    ["formats.table", "formats.translation"],
+    ["formats.table", "formats.translation", "indexing.scores"],
     ["formats.hdf5", "formats.checkpoint"],
     ["formats.keras", "formats.slim"],
     ["formats.apart"],

@@ -107,9 +107,7 @@ def test_ties_are_by_id_at_every_place(
                 assert found == [ids[:k] for ids in expected[: len(found)]]
 
 
-def test_more_copies_than_an_index_has_candidates_need_no_scan(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_more_copies_than_an_index_has_candidates_need_no_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = clusters(300)
     rows[50:250] = rows[7]
     store = filled(tmp_path / "out.h5", rows)
