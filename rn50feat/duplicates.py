@@ -321,4 +321,5 @@ class _Pairs:
     def smaller(self, first: int) -> Rows:
         """Return the smaller files that are near `first`."""
         start, stop = np.searchsorted(self._pairs[:, 0], self._rank[first] + np.arange(2))
-        return self._order[self._pairs[start:stop, 1]]
+        found: Rows = self._order[self._pairs[start:stop, 1]]
+        return found

@@ -36,7 +36,7 @@ def filled(tmp_path: Path) -> FeatureStore:
 
 
 def look(folder: Path, see: Callable[[Any], Any], collection: str = "out") -> Any:
-    client = QdrantClient(path=str(folder))
+    client = QdrantClient(path=str(folder), force_disable_check_same_thread=True)
     try:
         return see(client)
     finally:
@@ -169,7 +169,7 @@ def test_the_command_line(rn50feat: Run, filled: FeatureStore, tmp_path: Path) -
     assert (done.returncode, done.stderr.splitlines()[0]) == (0, "db: 5 upserted, 0 deleted, 0 unchanged")
     for refused in ("-0", "--normalize"):
         assert rn50feat("export", "db", "--to", "qdrant", refused).returncode == 2
-    client = QdrantClient(path=str(tmp_path / "db"))
+    client = QdrantClient(path=str(tmp_path / "db"), force_disable_check_same_thread=True)
     try:
         done = rn50feat("export", "db", "--to", "qdrant")
     finally:

@@ -164,7 +164,7 @@ def test_a_file_that_is_no_store_says_so(tmp_path: Path, path: Path, name: str) 
         "newer.h5": "has schema 2, this version reads 1: upgrade",
         "folder.h5": "is a folder: name a file for the store",
         "pipe.h5": "is no regular file: name a file for the store",
-        "loop.h5": "cannot be found",
+        "loop.h5": r"cannot be found \(Too many levels of symbolic links\): name a file for the store",
     }[name]
     with pytest.raises(StoreError, match=f"{name}.*{reason}"):
         FeatureStore(tmp_path / name)

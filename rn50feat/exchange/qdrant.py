@@ -113,7 +113,9 @@ def _connected(url: str) -> Iterator[tuple[Any, ModuleType]]:
             key = os.environ.get("QDRANT_API_KEY")
             client = QdrantClient(url=url, api_key=key, timeout=TIMEOUT, check_compatibility=False)
         else:
-            client = QdrantClient(path=url)
+            # To find out whether threads may share its database the client opens another, and never closes it;
+            # no thread but this one uses it.
+            client = QdrantClient(path=url, force_disable_check_same_thread=True)
         with closing(client):
             yield client, models
     except (ApiException, OSError, RuntimeError, ValueError) as error:

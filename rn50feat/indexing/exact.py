@@ -8,6 +8,7 @@ with the store. A product in float32 tells which rows may be among the best;
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -96,9 +97,9 @@ class Best:
     def _tied(self, nearness: float) -> float:
         """Return the least nearness of rows that may tie with one of this `nearness`, or lead those that do."""
         if self._metric != "l2":
-            return nearness - 2 * float(tolerance(np.float64(nearness)))
-        distance = max(0.0, self._square - nearness) ** 0.5
-        distance += 2 * float(tolerance(np.float64(distance)))
+            return nearness - 2 * float(tolerance(nearness))
+        distance = math.sqrt(max(0.0, self._square - nearness))
+        distance += 2 * float(tolerance(distance))
         return self._square - distance * distance
 
     def ranking(self) -> Ranking:

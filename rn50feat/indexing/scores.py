@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 METRICS = ("cosine", "l2", "ip")
 TIE = 1e-6  # scores that differ by less are equal; for scores above 1, relative to the score
@@ -22,14 +22,15 @@ Scores = NDArray[np.float64]
 _PART = 256  # rows at once: 4 MB in float64 stay in the cache
 
 
-def tolerance(scores: Scores) -> Scores:
+def tolerance(scores: ArrayLike) -> Scores:
     """Return by how much scores may differ from `scores` and still be equal to them."""
-    return TIE * np.maximum(1, np.abs(scores))
+    allowed: Scores = TIE * np.maximum(1, np.abs(scores))
+    return allowed
 
 
 def reaches(scores: Scores, threshold: float) -> NDArray[np.bool_]:
     """Return which similarities are at least `threshold`, or equal to it."""
-    return scores >= threshold - tolerance(np.float64(threshold))
+    return scores >= threshold - tolerance(threshold)
 
 
 def score(query: Vectors, rows: Vectors, metric: str) -> Scores:
@@ -90,4 +91,5 @@ def contenders(scores: Scores, ids: NDArray[np.int64], k: int, metric: str) -> N
         return by_cost
     last = costs[k - 1]
     kept = (costs <= last + 2 * tolerance(last)) & (np.arange(len(costs)) - np.searchsorted(costs, costs) < k)
-    return by_cost[kept]
+    found: NDArray[np.int64] = by_cost[kept]
+    return found
