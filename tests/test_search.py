@@ -15,9 +15,10 @@ from vectors import clusters, filled
 
 import rn50feat
 from rn50feat import FeatureStore
-from rn50feat.errors import ProvenanceError, QueryError, WeightsError
+from rn50feat.engines import Engine, EngineOptions
+from rn50feat.errors import DeviceError, ProvenanceError, QueryError, WeightsError
 from rn50feat.indexing.exact import scan
-from rn50feat.search import search_stored
+from rn50feat.search import FEW, search_stored
 from rn50feat.verify import verify
 from rn50feat.writer import create_store, open_store
 
@@ -205,3 +206,17 @@ def test_damaged_rows_are_no_hits_and_crowd_out_none(tmp_path: Path, metric: str
     assert all(np.isfinite(hit.score) for hit in result.hits)
     assert len(search_stored(["00000.jpg"], store, k=3, metric=metric)[0].hits) == 3
     assert search_stored(["00003.jpg"], store, metric=metric)[0].hits == ()
+
+
+def test_a_few_queries_are_computed_on_the_cpu_and_many_where_a_run_would_be(store: FeatureStore, pink: Path) -> None:
+    asked: list[str] = []
+
+    def start(weights: object, provenance: object, options: EngineOptions, *, progress: bool) -> Engine:
+        asked.append(options.device)
+        raise DeviceError("seen")
+
+    many = [pink] * (FEW + 1)
+    for queries, device in (([pink], "auto"), ([pink], "cuda"), (many, "auto")):
+        with pytest.raises(DeviceError, match="seen"):
+            rn50feat.search(queries, store, options=EngineOptions(device=device), start=start)
+    assert asked == ["cpu", "cuda", "auto"]
