@@ -286,6 +286,8 @@ def test_the_command_lists_what_is_left_out(nas: Path, start: FakeStart, rn50fea
     lines = [f"{nas}/{pattern.replace('[#]', '#')}\t{pattern}" for pattern in listed]
     assert done.stdout.splitlines()[:-1] == lines
     assert "at most 1 to compute, 3 unchanged, 0 failed before, 0 ignored, 3 excluded, 0 to remove" in done.stdout
-    variable = rn50feat("extract", "pictures", "out.h5", "--json", RN50FEAT_EXCLUDE="sub/\n*e.png")
-    assert json.loads(variable.stdout)["excluded"] == 5
+    variable = rn50feat("extract", "pictures", "out.h5", "--json", "--list-excluded", RN50FEAT_EXCLUDE="sub/\n*e.png")
+    found = json.loads(variable.stdout)
+    assert found["excluded"] == len(found["excluded_list"]) == 5
+    assert found["excluded_list"][-1] == {"location": f"{nas}/white.png", "pattern": "*e.png"}
     assert "2 unchanged, 5 excluded, in" in variable.stderr

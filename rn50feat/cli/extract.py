@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from functools import partial
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +28,7 @@ from rn50feat.cli.options import (
     typed,
 )
 from rn50feat.cli.outcome import STOP_CODES, tell
-from rn50feat.cli.terminal import progress, say, signals, write
+from rn50feat.cli.terminal import progress, signals, write
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import PruneError, RN50FeatError, raise_all
 from rn50feat.places.exclusion import Excluded
@@ -146,7 +145,7 @@ def command(
     selection = Selection(sources, listing=from_file, null=null, shard=shard, exclude=exclude)
     options = EngineOptions(**{field.name: settings.pop(field.name) for field in dataclasses.fields(EngineOptions)})
     if list_excluded:
-        settings["on_excluded"] = partial(_list, as_json)
+        settings["on_excluded"] = _lister(ending, as_json)
     if dry_run:
         del settings["time_budget"]
         _show_preview(selection, out, ending, as_json, **settings)
@@ -174,10 +173,13 @@ def command(
     raise_all([*errors, *summary.beyond(max_failures, max_ledger, out)])
 
 
-def _list(as_json: bool, excluded: Excluded) -> None:
-    """Print what is left out: on stderr where stdout is for JSON."""
-    line = report.excluded_line(excluded)
-    say(line) if as_json else write(f"{line}\n")
+def _lister(ending: Ending, as_json: bool) -> Callable[[Excluded], None]:
+    """Return what prints each thing that is left out, or keeps it for the JSON."""
+    if not as_json:
+        return lambda excluded: write(report.excluded_line(excluded))
+    listed: list[dict[str, str]] = []
+    ending.add(excluded_list=listed)
+    return lambda excluded: listed.append(dataclasses.asdict(excluded))
 
 
 def _show_preview(selection: Selection, out: Path, ending: Ending, as_json: bool, **settings: Any) -> None:

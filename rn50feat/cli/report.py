@@ -304,7 +304,7 @@ def failure_lines(failures: Iterable[FailureRecord]) -> str:
 
 def excluded_line(excluded: Excluded) -> str:
     """Return a line for a folder or file that is left out: its location, and the pattern."""
-    return f"{one_line(excluded.location)}\t{one_line(excluded.pattern)}"
+    return f"{one_line(excluded.location)}\t{one_line(excluded.pattern)}\n"
 
 
 def size(length: float) -> str:
