@@ -20,6 +20,7 @@ from rn50feat import images, limits
 from rn50feat.engines import EngineOptions, local
 from rn50feat.errors import ImageError, SourceError
 from rn50feat.places import sources
+from rn50feat.places.selection import Selection
 from rn50feat.places.sources import Reference
 from rn50feat.weights import find, provenance
 
@@ -60,9 +61,8 @@ def bench(
     The network's rate does not depend on its weights, so random ones will do.
     Raises `SourceError` when there is no picture, or none that can be decoded.
     """
-    roots = sources.roots([folder])
     begun = time.perf_counter()
-    found = list(islice(sources.references(roots), 10_000))
+    found = list(islice(Selection(folder).references(), 10_000))
     listing = len(found) / (time.perf_counter() - begun)
     pictures = [reference for reference in found if images.named_as_picture(reference.location)][:count]
     if not pictures:
