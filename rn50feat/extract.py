@@ -10,14 +10,16 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from itertools import chain
 
 from rn50feat import lock
 from rn50feat import prune as pruning
-from rn50feat.engines import EngineOptions, StartEngine, local
+from rn50feat.engines import Engine, EngineOptions, StartEngine, local
 from rn50feat.places.exclusion import Excluded
 from rn50feat.places.selection import Selection, Sources
+from rn50feat.places.sources import Reference
 from rn50feat.run import Run
 from rn50feat.store import locate_output
 from rn50feat.summary import Progress, Summary
@@ -36,9 +38,12 @@ def extract(
     preprocess: str | None = None,
     exif: bool | None = None,
     exact_decode: bool | None = None,
+    color: str | None = None,
+    value_range: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
+    damaged: str = "keep",
     prune: bool = False,
     prune_limit: float = pruning.LIMIT,
     force: bool = False,
@@ -57,16 +62,16 @@ def extract(
     one ``imagenet-v1``, the variant that the weights tell, its preprocessing,
     and float32 when computed in fp32, else float16. `overwrite` replaces the
     store; `retry_failed` tries pictures again that failed and have not changed.
+    Images that decode with a warning are `damaged`: keep gives them a row and a note, skip makes them failures.
 
     `prune` removes the rows of pictures that are gone from these sources, or
     that the selection leaves out (`on_excluded` gets what it does),
     though not when a source is empty or more than `prune_limit` percent of
     its rows would go, unless `force` is given.
 
-    A commit comes after `commit_rows` pictures or `commit_seconds`. A run
-    ends early, after a commit, when `time_budget` seconds are over or
-    `should_stop` returns a reason. Raises the leaves of `RN50FeatError`;
-    what was committed by then stays.
+    A commit comes after `commit_rows` pictures or `commit_seconds`. A run ends early, after a commit, when
+    `time_budget` seconds are over or `should_stop` returns a reason. Raises the leaves of `RN50FeatError`; what was
+    committed by then stays.
     """
     selection = Selection.of(pictures)
     pruning.check(selection, prune)
@@ -76,19 +81,26 @@ def extract(
     def stop() -> str | None:
         return "time budget" if deadline is not None and time.monotonic() > deadline else should_stop()
 
-    with lock.run_lock(path), Run(path, selection, overwrite, stop, commit_rows, commit_seconds, on_excluded) as run:
-        run.agree(Choices(weights, variant, preprocess, exif, exact_decode), dtype)
+    with (
+        lock.run_lock(path),
+        Run(path, selection, overwrite, stop, commit_rows, commit_seconds, on_excluded, damaged) as run,
+    ):
+        run.agree(Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), dtype)
         run.watch(selection, on_progress)
         found = selection.found()
-        todo = run.todo(found, retry_failed)
-        if (first := next(todo, None)) is not None:
-            with run.timed("start"):
-                engine = start(run.weights, run.provenance, options, progress=on_progress is not None)
-            with engine:
-                run.compute(engine, chain([first], todo))
+        _compute(run, run.todo(found, retry_failed), partial(start, progress=on_progress is not None), options)
         run.finish()
         if run.summary.stopped == "time budget":
             run.count_left(found, retry_failed)
         if prune and not run.summary.stopped:
             run.prune(selection, prune_limit, force)
         return run.summary
+
+
+def _compute(run: Run, todo: Iterator[Reference], start: Callable[..., Engine], options: EngineOptions) -> None:
+    """Send what is to be computed through an engine, which starts only when there is something."""
+    if (first := next(todo, None)) is not None:
+        with run.summary.timed("start"):
+            engine = start(run.weights, run.provenance, options)
+        with engine:
+            run.compute(engine, chain([first], todo))

@@ -3,19 +3,22 @@
 In: an open file. Out: its attributes and datasets, each of which is what the
 layout says; inside `damage_told`, anything else is reported as damage. Row i
 of every dataset in `ROWS` belongs to one image, entry i of `LEDGER` to one
-failure, of `ARCHIVES` to one archive.
+failure, of `ARCHIVES` to one archive, of `DAMAGED` to one damaged image.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import h5py
 import numpy as np
 
 from rn50feat.damage import Malformed
+from rn50feat.errors import StoreError
 
 FORMAT = "rn50feat"
 SCHEMA = 1
@@ -43,7 +46,9 @@ ARCHIVES: Table = {
     "archives/path": (TEXT, (), 256),  # stores from before archives were read lack these: they are listed anew
     **{f"archives/{name}": (np.int64, (), 256) for name in ("size", "mtime_ns", "pictures", "others")},
 }
-TABLES = (ROWS, LEDGER, RUNS, ARCHIVES)
+DAMAGED: Table = {"damaged/id": (np.int64, (), 256), "damaged/reason": (TEXT, (), 256)}
+TABLES = (ROWS, LEDGER, RUNS, ARCHIVES, DAMAGED)
+YOUNGER = {"archives": ARCHIVES, "damaged": DAMAGED}  # by group: stores of older versions lack these
 _TABLE_OF = {name: table for table in TABLES for name in table}
 _ATTRIBUTES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("format", "store_id", "provenance"), (str, bytes)),
@@ -62,6 +67,23 @@ class Column:
 def decode_text(value: bytes) -> str:
     """Return a stored string; bytes that are not UTF-8 become surrogate escapes."""
     return value.decode("utf-8", "surrogateescape")
+
+
+def encoded(value: Any) -> Any:
+    """Return a text as it is stored, and anything else as it is."""
+    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
+
+
+def committed_length(path: Path) -> int:
+    """Return where the HDF5 file at `path` ends, by its own superblock, in bytes."""
+    with open(path, "rb") as file:
+        head = file.read(36)
+        length = int.from_bytes(head[28:36], "little")  # superblock version 2, as `writer` makes it
+        if head[8:9] != b"\x02" or length > os.fstat(file.fileno()).st_size:
+            raise StoreError(
+                f"{path} was rewritten by another program: rn50feat reads it, but writes only its own files"
+            )
+        return length
 
 
 def attribute(file: h5py.File, name: str) -> Any:
@@ -121,6 +143,6 @@ def check(file: h5py.File) -> None:
     for name in _ATTRIBUTES:
         attribute(file, name)
     for table in TABLES:
-        if table is not ARCHIVES or "archives" in file:
+        if not any(table is other and group not in file for group, other in YOUNGER.items()):
             for name in table:
                 dataset(file, name)

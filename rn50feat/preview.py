@@ -62,6 +62,8 @@ def preview(
     preprocess: str | None = None,
     exif: bool | None = None,
     exact_decode: bool | None = None,
+    color: str | None = None,
+    value_range: str | None = None,
     dtype: str | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
@@ -76,7 +78,7 @@ def preview(
     path = locate_output(store)
     existing = FeatureStore(path) if path.exists() else None
     old = None if overwrite else existing
-    agree(old, Choices(weights, variant, preprocess, exif, exact_decode), dtype)
+    agree(old, Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), dtype)
     catalogue = Catalogue(old, selection)
     met = np.zeros(len(catalogue), bool)
     counts: Counter[Verdict] = Counter()

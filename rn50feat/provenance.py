@@ -9,12 +9,22 @@ and are recorded per run instead.
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from rn50feat.errors import PreprocessingError, ProvenanceError
 
 UNSTATED = "unstated"
+_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
+_LIMITS = re.compile(f"({_NUMBER}):({_NUMBER})")
+PROFILES = {"stored": "ignored", "srgb": "converted to sRGB"}  # by name, as ``--color`` takes it
+
+
+def value_limits(rule: str) -> tuple[float, float] | None:
+    """Return the numbers of a range that is given as LOW:HIGH, None for any other text."""
+    match = _LIMITS.fullmatch(rule)
+    return (float(match[1]), float(match[2])) if match and float(match[1]) < float(match[2]) else None
 
 
 @dataclass(frozen=True)

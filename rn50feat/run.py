@@ -10,7 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -24,6 +24,7 @@ from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree, require
 from rn50feat.engines import Batch, Engine, Failure
 from rn50feat.errors import RN50FeatError, SourceError
+from rn50feat.marks import refusal
 from rn50feat.nothing import nothing_found
 from rn50feat.places import archives, sources
 from rn50feat.places.exclusion import Excluded
@@ -54,10 +55,10 @@ class Run:
         commit_rows: float,
         commit_seconds: float,
         on_excluded: Callable[[Excluded], None] = lambda excluded: None,
+        damaged: str = "keep",
     ) -> None:
-        self.path = path
-        self._selection, self._on_excluded = selection, on_excluded
-        self.summary = Summary()
+        self.path, self._selection, self.summary = path, selection, Summary()
+        self._on_excluded, self._damaged = on_excluded, damaged
         self._committed: Summary | None = None  # what of it is in the store
         self._started, self._clock = datetime.now(timezone.utc), time.monotonic()
         old = FeatureStore(path) if path.exists() else None  # raises for a file that is not ours to overwrite
@@ -95,7 +96,7 @@ class Run:
         """Yield the pictures that the network must see; deal with all other files on the way."""
         steps = plan(found, self.path, self._catalogue, retry_failed=retry_failed, rule=self._selection.rule)
         while not self._stopped():
-            with self.timed("find"):
+            with self.summary.timed("find"):
                 step = next(steps, None)
             if step is None:
                 return
@@ -171,11 +172,16 @@ class Run:
         features = self._open().copied(step.twin, step.reference)
         if features is None:
             return False
+        reference = replace(step.reference, damage=self._open().damage(step.twin))
+        if reason := refusal(reference, self._damaged):
+            self._fail(Failure(reference, reason))
+            return True
+        self.summary.damaged += bool(reference.damage)
         if step.row is not None:
-            self._open().replace(step.row, step.reference, features)
+            self._open().replace(step.row, reference, features)
             self._count(1)
         else:
-            self._copies.append((step.reference, features))
+            self._copies.append((reference, features))
         if len(self._copies) >= PORTION:
             self._write_copies()
         self.summary.reused += 1
@@ -206,7 +212,7 @@ class Run:
         self.provenance = replace(self.provenance, weights_sha256=engine.weights_sha256)
         require(self._old, self.provenance)
         for batch in engine.embed(references):
-            with self.timed("write"):
+            with self.summary.timed("write"):
                 self._write(batch)
             self._tell()
             if self._stopped():
@@ -218,17 +224,16 @@ class Run:
         writer, new = self._open(), []
         good = storable(batch.features, writer.dtype)
         for i, (reference, features) in enumerate(zip(batch.references, batch.features)):
-            if (fault := unstorable_row(reference)) is not None:
-                self._fail(Failure(reference, fault))
+            fault = unstorable_row(reference) or refusal(reference, self._damaged)
+            if fault or not good[i]:
+                self._fail(Failure(reference, fault or not_storable(features, writer.dtype)))
                 continue
-            row = self._catalogue.row(stored_path(self.path, reference.location))
-            if not good[i]:
-                self._fail(Failure(reference, not_storable(features, writer.dtype)))
-            elif row is None:
+            if (row := self._catalogue.row(stored_path(self.path, reference.location))) is None:
                 new.append(i)
             else:
                 writer.replace(row, reference, features)
                 self.summary.changed += 1
+            self.summary.damaged += bool(reference.damage)
         if new:
             writer.append([batch.references[i] for i in new], batch.features[new])
             self.summary.new += len(new)
@@ -322,13 +327,6 @@ class Run:
         if self._on_progress is not None:
             total = None if self._total is None else self._total + self._members
             self._on_progress(Progress(self.summary, total))
-
-    @contextmanager
-    def timed(self, stage: str) -> Iterator[None]:
-        """Add the time of a block to that of a stage."""
-        begun = time.monotonic()
-        yield
-        self.summary.stages[stage] = self.summary.stages.get(stage, 0.0) + time.monotonic() - begun
 
     def __enter__(self) -> Run:
         return self

@@ -38,7 +38,8 @@ class Hit:
     l2 a Euclidean distance, where less is. Scores within 1e-6 of each other
     are equal, and equal ones are ordered by ``id``. ``path`` is the stored one;
     ``location`` opens the picture, and ``state`` tells whether a file of the
-    size and time that the row was made from is there now.
+    size and time that the row was made from is there now. ``damage`` is what
+    was wrong with the image then, "" for nothing.
     """
 
     rank: int
@@ -47,6 +48,7 @@ class Hit:
     location: str
     id: int
     state: State = "present"
+    damage: str = ""
 
 
 @dataclass(frozen=True)
@@ -175,15 +177,16 @@ def _rank(
         raise QueryError("--min-score nan is no number: give one, 0.9 say")
     nearest = Nearest(store, metric, None if exact else open_index(store))
     facts = {name: store.column(name) for name in ("ids", "size", "mtime_ns")}
+    damage = store.damage()
     results = []
     for name, (rows, scores) in zip(names, nearest.find(queries, own, k)):
         hits = []
         if min_score is not None:
             rows, scores = rows[reaches(scores, min_score)], scores[reaches(scores, min_score)]
         for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist()), 1):
-            path = store.path_of(row)
+            path, number = store.path_of(row), int(facts["ids"][row])
             location = store.locate(path)
             now = state(Reference(location, facts["size"][row], facts["mtime_ns"][row]))
-            hits.append(Hit(rank, score, path, location, int(facts["ids"][row]), now))
+            hits.append(Hit(rank, score, path, location, number, now, damage.get(number, "")))
         results.append(Result(name, tuple(hits)))
     return results

@@ -10,7 +10,7 @@ those) the pass ends with an error.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -63,5 +63,6 @@ class Snapshot:
                     " try again when the run that writes to it has ended"
                 )
             paths, references = store.paths(first, first + len(ids)), store.references(first, len(ids))
-            features = store.block(first, len(ids))[rows]
-        return Block(ids[rows], [paths[row] for row in rows], [references[row] for row in rows], features)
+            features, damage = store.block(first, len(ids))[rows], store.damage()
+        known = [replace(references[row], damage=damage.get(int(ids[row]), "")) for row in rows]
+        return Block(ids[rows], [paths[row] for row in rows], known, features)

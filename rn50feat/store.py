@@ -27,7 +27,7 @@ from rn50feat import journal, layout, lock
 from rn50feat.damage import REMEDY, Malformed, damage_told
 from rn50feat.disk import DISK, Disk, advice
 from rn50feat.errors import ArgumentError, DamagedStoreError, StoreError
-from rn50feat.layout import ARCHIVES, FORMAT, LEDGER, SCHEMA, TABLES, Column, decode_text
+from rn50feat.layout import ARCHIVES, DAMAGED, FORMAT, LEDGER, SCHEMA, TABLES, Column, decode_text
 from rn50feat.places.archives import ArchiveRecord
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
@@ -95,18 +95,6 @@ def is_store(path: Path) -> bool:
             return bool(np.all(file.attrs.get("format") == FORMAT))
     except OSError:
         return False
-
-
-def committed_length(path: Path) -> int:
-    """Return where the HDF5 file at `path` ends, by its own superblock, in bytes."""
-    with open(path, "rb") as file:
-        head = file.read(36)
-        length = int.from_bytes(head[28:36], "little")  # superblock version 2, as `writer` makes it
-        if head[8:9] != b"\x02" or length > os.fstat(file.fileno()).st_size:
-            raise StoreError(
-                f"{path} was rewritten by another program: rn50feat reads it, but writes only its own files"
-            )
-        return length
 
 
 class FeatureStore:
@@ -244,6 +232,11 @@ class FeatureStore:
         """Return the ledger of pictures that could not be read."""
         with self._access() as file:
             return [FailureRecord(*entry) for entry in layout.entries(file, LEDGER)]
+
+    def damage(self) -> dict[int, str]:
+        """Return what is wrong with the images of rows, by id, for those with which something is."""
+        with self._access() as file:
+            return dict(map(tuple, layout.entries(file, DAMAGED))) if "damaged" in file else {}
 
     def archives(self) -> list[ArchiveRecord]:
         """Return the archives that were listed to their ends."""

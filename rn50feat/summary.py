@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import platform
 import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
@@ -37,6 +40,7 @@ class Summary:
     changed: int = 0
     reused: int = 0  # copies and moved files, which took the features of another row
     unchanged: int = 0
+    damaged: int = 0  # among the new, changed and reused ones
     failed: int = 0
     failed_before: int = 0  # not tried again
     ignored: int = 0  # no pictures
@@ -74,6 +78,13 @@ class Summary:
         """The pictures computed a second, the engine's start left out."""
         seconds = self.seconds - self.stages.get("start", 0.0)
         return self.computed / seconds if seconds > 0 else 0.0
+
+    @contextmanager
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the time of a block to that of a stage."""
+        begun = time.monotonic()
+        yield
+        self.stages[stage] = self.stages.get(stage, 0.0) + time.monotonic() - begun
 
     def beyond(self, failures: Limit | None, ledger: Limit | None, store: Path) -> list[TooManyFailuresError]:
         """Return an error for each limit that was passed.

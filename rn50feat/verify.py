@@ -20,7 +20,7 @@ from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
 from rn50feat.errors import IndexingError, OutOfMemoryError, SourceError, StoreError
 from rn50feat.indexing import index_file
-from rn50feat.layout import ARCHIVES, TABLES, fault
+from rn50feat.layout import TABLES, YOUNGER, fault
 from rn50feat.places import archives, sources
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
@@ -91,7 +91,7 @@ def _check_shapes(store: FeatureStore, report: Report) -> bool:
     """Check that all datasets are there, of one length each for rows and ledger."""
     layout = store.layout()
     for table in TABLES:
-        if table is ARCHIVES and not any(name in layout for name in ARCHIVES):
+        if any(table is other for other in YOUNGER.values()) and not any(name in layout for name in table):
             continue
         missing = [name for name in table if name not in layout]
         if missing:
@@ -134,6 +134,8 @@ def _check_records(store: FeatureStore, report: Report) -> None:
     """Read the ledger and the records of the runs."""
     with _reading("the ledger of failures", report):
         store.failures()
+    with _reading("the notes of damaged images", report):
+        store.damage()
     with _reading("the archives", report):
         store.archives()
     with _reading("the records of the runs", report):

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from rn50feat import formats, tensors, variants
 from rn50feat.errors import PreprocessingError, WeightsError
-from rn50feat.provenance import Preprocessing, Provenance
+from rn50feat.provenance import PROFILES, Preprocessing, Provenance, value_limits
 from rn50feat.tensors import Claims, Held
 from rn50feat.variants import TORCHVISION, Variant
 
@@ -156,7 +156,9 @@ class Choices:
     """What a user says of the vectors of a run; None leaves it to the store, or else to the weights.
 
     Names of weights, of a variant and of a preprocessing, whether orientation
-    is applied, and whether large JPEGs are decoded whole.
+    is applied, whether large JPEGs are decoded whole, what becomes of colour
+    profiles (stored or srgb), and what numbers of more than 8 bits are taken
+    over (type, own or LOW:HIGH).
     """
 
     weights: str | None = None
@@ -164,6 +166,8 @@ class Choices:
     preprocess: str | None = None
     exif: bool | None = None
     exact_decode: bool | None = None
+    color: str | None = None
+    value_range: str | None = None
 
 
 def settle(choices: Choices, old: Provenance | None) -> tuple[Weights, Provenance]:
@@ -241,4 +245,19 @@ def _preprocessing(suggested: Preprocessing, choices: Choices, old: Preprocessin
         chosen = replace(chosen, decoding="exact" if exact else "scaled")
     elif exact is False:
         raise PreprocessingError(f"the preprocessing {name} decodes pictures whole: leave --scaled-decode out")
+    if choices.color is not None:
+        if choices.color not in PROFILES:
+            raise PreprocessingError(f"there is no color {choices.color}: give one of {', '.join(PROFILES)}")
+        chosen = replace(chosen, profile=PROFILES[choices.color])
+    if choices.value_range is not None:
+        chosen = replace(chosen, value_range=_range(choices.value_range))
     return chosen
+
+
+def _range(text: str) -> str:
+    """Return a range as records have it; raise `PreprocessingError` for none."""
+    if limits := value_limits(text):
+        return f"{limits[0]:.15g}:{limits[1]:.15g}"
+    if text not in ("type", "own"):
+        raise PreprocessingError(f"there is no range {text}: give type, own, or LOW:HIGH (0:4095, say)")
+    return text

@@ -27,13 +27,14 @@ from rn50feat import journal, layout, lock
 from rn50feat.damage import damage_told
 from rn50feat.disk import DISK, Disk, advice
 from rn50feat.errors import ArgumentError, StoreBusyError, StoreError
-from rn50feat.layout import ARCHIVES, FORMAT, LEDGER, ROWS, RUNS, SCHEMA, TABLES, WIDTH, Table, decode_text
+from rn50feat.layout import ARCHIVES, FORMAT, LEDGER, ROWS, RUNS, SCHEMA, TABLES, WIDTH, Table, decode_text, encoded
+from rn50feat.marks import Marks
 from rn50feat.places.archives import ArchiveRecord
 from rn50feat.places.sources import UNKNOWN, Reference
 from rn50feat.provenance import Provenance
 from rn50feat.rows import row_number, row_numbers
 from rn50feat.storable import for_ledger, require_storable, text_for_ledger
-from rn50feat.store import committed_length, shared, stored_path
+from rn50feat.store import shared, stored_path
 
 logger = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ _VERSION = ("v108", "v108")
 def open_store(path: Path, *, disk: Disk = DISK) -> StoreWriter:
     """Open the store at `path` for writing, after undoing a commit that was interrupted."""
     with _told(path), shared(path, disk):
-        journaled = journal.JournaledFile(path, length=committed_length(path), disk=disk)
+        journaled = journal.JournaledFile(path, length=layout.committed_length(path), disk=disk)
     with damage_told(path):
         file = h5py.File(journaled, "r+", libver=_VERSION)
         layout.check(file)
@@ -94,6 +95,7 @@ class StoreWriter:
         self._next_id = int(layout.attribute(file, "next_id"))
         self._ledger = {decode_text(name): i for i, name in enumerate(file["failures/path"][:])}
         self._archives: dict[str, int] | None = None
+        self._marks = Marks(file)
         self._recorded, self._changed, self._put_off = False, True, False
 
     def append(self, references: Sequence[Reference], features: NDArray[np.floating[Any]]) -> None:
@@ -102,21 +104,27 @@ class StoreWriter:
         if not references:
             return
         paths = [stored_path(self.path, reference.location) for reference in references]
+        facts = self._facts(references)
         with self._told():
-            self._append(
-                ROWS, {"paths": paths, "features": np.asarray(features, self.dtype), **self._facts(references)}
-            )
+            self._append(ROWS, {"paths": paths, "features": np.asarray(features, self.dtype), **facts})
+            self._marks.add(facts["ids"], references)
         self.forgive(paths)
 
     def replace(self, row: int, reference: Reference, features: NDArray[np.floating[Any]]) -> None:
         """Give `row`, whose picture has changed, new features of shape (2048,) and a new id."""
         _require([reference], features, (WIDTH,))
-        row = self._row(row)
+        row, facts = self._row(row), self._facts([reference])
         with self._told():
+            self._marks.drop([int(self._file["ids"][row])])
             self._file["features"][row] = features
-            for name, values in self._facts([reference]).items():
+            for name, values in facts.items():
                 self._file[name][row] = values[0]
+            self._marks.add(facts["ids"], [reference])
         self.forgive([stored_path(self.path, reference.location)])
+
+    def damage(self, row: int) -> str:
+        """Return what was wrong with the image of a row, "" for nothing."""
+        return self._marks.of(int(self._file["ids"][row]))
 
     def touch(self, row: int, reference: Reference) -> None:
         """Note the new time of a file whose bytes are those of its row."""
@@ -154,7 +162,7 @@ class StoreWriter:
             if path in self._ledger:
                 entry = self._ledger[path]
                 for name, value in facts.items():
-                    self._file[f"failures/{name}"][entry] = _encoded(value)
+                    self._file[f"failures/{name}"][entry] = encoded(value)
                 self._file["failures/attempts"][entry] += 1
             else:
                 self._ledger[path] = len(self._ledger)
@@ -170,6 +178,7 @@ class StoreWriter:
         if rows.ndim != 1 or (np.diff(rows) <= 0).any():
             raise ArgumentError("rows to remove must be a list in ascending order, each row once")
         with self._told():
+            self._marks.drop(self._file["ids"][:][rows].tolist())
             count = self._file["ids"].shape[0] - len(rows)
             holes = rows[rows < count]
             movers = np.setdiff1d(np.arange(count, count + len(rows)), rows)
@@ -203,7 +212,7 @@ class StoreWriter:
                 self._append(ARCHIVES, {name: [value] for name, value in facts.items()})
             else:
                 for name, value in facts.items():
-                    self._file[name][entry] = _encoded(value)
+                    self._file[name][entry] = encoded(value)
 
     def record(self, run: Mapping[str, Any]) -> None:
         """Write this run's record; a later call of the same run replaces it."""
@@ -224,7 +233,7 @@ class StoreWriter:
             count = dataset.shape[0]
             dataset.resize(count + len(values), axis=0)
             if h5py.check_string_dtype(dataset.dtype):
-                values = np.array([_encoded(value) for value in values], dtype=object)
+                values = np.array([encoded(value) for value in values], dtype=object)
             dataset[count:] = values
 
     def _remove(self, table: Mapping[str, Any], entry: int) -> None:
@@ -328,7 +337,3 @@ def _uninterrupted() -> Iterator[None]:
         signal.signal(signal.SIGINT, handler)
         if kept:
             signal.raise_signal(signal.SIGINT)
-
-
-def _encoded(value: Any) -> Any:
-    return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value

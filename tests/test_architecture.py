@@ -34,6 +34,7 @@ LAYERS = [
     ["weights"],
     ["layout", "storable"],
     ["network", "places.selection", "presence", "store"],
+    ["marks"],
     [
         "catalogue",
         "writer",

@@ -80,7 +80,7 @@ def test_the_file_is_as_described(desk: Path) -> None:
             for name in (listed[0], *(group + other for other in listed[1:])):
                 documented.add(name)
                 assert name in file, name
-                assert len(file[name]) == {"N": 13, "M": 1, "A": 0, "R": len(file["runs"])}[row[1]], name
+                assert len(file[name]) == {"N": 13, "M": 1, "A": 0, "D": 0, "R": len(file["runs"])}[row[1]], name
         present: set[str] = set()
         file.visititems(lambda name, item: present.add(name) if isinstance(item, h5py.Dataset) else None)
         assert documented == present

@@ -14,6 +14,7 @@ from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.index import update
 from rn50feat.cli.options import (
     PATTERN,
+    color_options,
     commit_interval,
     duration,
     engine_at,
@@ -70,8 +71,16 @@ if TYPE_CHECKING:
     default=None,
     help="Decode large JPEGs whole, not at a smaller scale.  [default: as the store, or as the preprocessing]",
 )
+@color_options
 @option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored features.  [default: by precision]")
 @option("--overwrite", is_flag=True, help="Replace the store by a new one.")
+@option(
+    "--damaged",
+    type=click.Choice(["keep", "skip"]),
+    default="keep",
+    show_default=True,
+    help="Give damaged images that still decode a row and a note in the ledger, or count them as failures.",
+)
 @option("--retry-failed", is_flag=True, help="Try pictures again that failed and have not changed.")
 @option("--prune", is_flag=True, help="Remove the rows of pictures that are gone from these sources.")
 @option(
@@ -147,7 +156,7 @@ def command(
     if list_excluded:
         settings["on_excluded"] = _lister(ending, as_json)
     if dry_run:
-        del settings["time_budget"]
+        del settings["time_budget"], settings["damaged"]
         _show_preview(selection, out, ending, as_json, **settings)
         return
     errors: list[RN50FeatError] = []

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import json_option, network_options, option, out_argument
+from rn50feat.cli.options import color_options, json_option, network_options, option, out_argument
 from rn50feat.cli.outcome import tell
 from rn50feat.cli.terminal import progress, signals
 
@@ -43,6 +43,7 @@ from rn50feat.cli.terminal import progress, signals
     default=None,
     help="Large JPEGs were decoded whole, not at a smaller scale.  [default: as the preprocessing]",
 )
+@color_options
 @option("--made-by", metavar="WORDS", help="What made the features, where rn50feat cannot: search by --stored alone.")
 @option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored features.  [default: as FEATURES]")
 @option("--quiet", is_flag=True, help="Show no progress and no summary.")

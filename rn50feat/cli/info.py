@@ -16,7 +16,11 @@ from rn50feat.cli.terminal import write
 
 @click.command("info")
 @store_argument
-@option("--failures", is_flag=True, help="List the pictures that could not be read: path, reason, attempts.")
+@option(
+    "--failures",
+    is_flag=True,
+    help="List the images that could not be read, and damaged ones: path, reason, attempts.",
+)
 @json_option
 @pass_ending
 def command(ending: Ending, store: Path | None, failures: bool, as_json: bool) -> None:
@@ -24,11 +28,17 @@ def command(ending: Ending, store: Path | None, failures: bool, as_json: bool) -
 
     STORE is as for search.
     """
+    from rn50feat.marks import damaged as damaged_images
+
     opened = open_store(store, ending)
     facts = report.describe(opened)
-    ledger = opened.failures() if failures else []
     ending.add(**facts)
     if failures:
+        ledger, damaged = opened.failures(), damaged_images(opened)
         ending.add(failures_list=[dataclasses.asdict(failure) for failure in ledger])
+        ending.add(damaged_list=[dataclasses.asdict(image) for image in damaged])
+        words = report.failure_lines(ledger) + report.damage_lines(damaged)
+    else:
+        words = report.description(facts, opened)
     if not as_json:
-        write(report.failure_lines(ledger) if failures else report.description(facts, opened))
+        write(words)

@@ -22,7 +22,7 @@ from rn50feat.engines import EngineOptions
 from rn50feat.errors import SourceError
 from rn50feat.pages.page import target
 from rn50feat.places.selection import Shard
-from rn50feat.provenance import PREPROCESSINGS
+from rn50feat.provenance import PREPROCESSINGS, PROFILES
 from rn50feat.variants import VARIANTS
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -164,6 +164,22 @@ network_options = _all_of(
         "--preprocess",
         type=click.Choice(list(PREPROCESSINGS)),
         help="How pictures become the network's input.  [default: as the store, or as suits the variant]",
+    ),
+)
+
+color_options = _all_of(
+    option(
+        "--color",
+        type=click.Choice(list(PROFILES)),
+        help="Take colours as they are stored, or convert embedded ICC profiles to sRGB.  [default: as the store,"
+        " or stored]",
+    ),
+    option(
+        "--range",
+        "value_range",
+        metavar="type|own|LOW:HIGH",
+        help="What becomes black and white of more than 8 bits: the ends of the type, the image's own smallest and"
+        " largest, or these numbers, 0:4095 for 12 bits.  [default: as the store, or type]",
     ),
 )
 

@@ -33,8 +33,9 @@ def _tell_in_words(summary: Summary, out: Path) -> None:
     if summary.stopped:
         rest = "" if summary.left is None else f", {summary.left} pictures left"
         say(f"stopped by {summary.stopped}{rest}: run again to go on")
-    if summary.failed:
-        say(f"rn50feat info {out} --failures tells what could not be read, and why")
+    if summary.failed or summary.damaged:
+        what = "what could not be read" if summary.failed else "which images are damaged"
+        say(f"rn50feat info {out} --failures tells {what}, and why")
     if out.exists():
         from rn50feat.store import FeatureStore
 

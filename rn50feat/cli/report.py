@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rn50feat.duplicates import Group, Member
     from rn50feat.indexing.index import Report as IndexReport
     from rn50feat.indexing.index_plan import Plan
+    from rn50feat.marks import DamageRecord
     from rn50feat.places.exclusion import Excluded
     from rn50feat.preview import Preview
     from rn50feat.provenance import Preprocessing, Provenance
@@ -44,14 +45,19 @@ def table(results: Iterable[Result]) -> str:
 
 
 def _mark(found: Hit | Member) -> str:
-    return f"  ({found.state})" if found.state in MARKED else ""
+    return f"  ({marks})" if (marks := _marks(found)) else ""
+
+
+def _marks(found: Hit | Member) -> str:
+    marks = [found.state] if found.state in MARKED else []
+    return ", ".join([*marks, "damaged"] if getattr(found, "damage", "") else marks)
 
 
 def tab_separated(results: Iterable[Result]) -> str:
-    """Return a line for each hit: query, rank, score, path, and missing or changed where that is so."""
+    """Return a line for each hit: query, rank, score, path, and missing, changed or damaged where that is so."""
     return "".join(
         f"{one_line(result.query)}\t{hit.rank}\t{hit.score:.6f}\t{one_line(hit.path)}"
-        f"{'' if hit.state == 'present' else chr(9) + hit.state}\n"
+        f"{chr(9) + marks if (marks := _marks(hit)) else ''}\n"
         for result in results
         for hit in result.hits
     )
@@ -61,7 +67,7 @@ def comma_separated(results: Iterable[Result]) -> str:
     """Return CSV with a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["query", "rank", "score", "path", "location", "id", "state"])
+    writer.writerow(["query", "rank", "score", "path", "location", "id", "state", "damage"])
     for result in results:
         writer.writerows([result.query, *asdict(hit).values()] for hit in result.hits)
     return text.getvalue()
@@ -80,6 +86,8 @@ def result_facts(results: Iterable[Result], store: FeatureStore, metric: str) ->
 
 def describe(store: FeatureStore, runs: int = 5) -> dict[str, Any]:
     """Return what there is to know of a store, ready for JSON; its last `runs` runs, newest first."""
+    from rn50feat.marks import damaged
+
     with store.reading():
         return {
             "rows": len(store),
@@ -88,6 +96,7 @@ def describe(store: FeatureStore, runs: int = 5) -> dict[str, Any]:
             "id": store.id,
             "provenance": json.loads(store.provenance.to_json()),
             "failures": len(store.failures()),
+            "damaged": len(damaged(store)),
             "index": _index_of(store),
             "runs": store.runs()[: -runs - 1 : -1],
         }
@@ -126,6 +135,8 @@ def description(facts: dict[str, Any], store: FeatureStore) -> str:
         ("index", _index_words(facts["index"])),
         ("failures", f"{facts['failures']}{' (--failures lists them)' if facts['failures'] else ''}"),
     ]
+    if facts["damaged"]:
+        lines.append(("damaged", f"{facts['damaged']} of the rows come from damaged images (--failures lists them)"))
     lines += [("last runs" if i == 0 else "", run_line(run)) for i, run in enumerate(facts["runs"])]
     return "".join(f"{name:13}  {text}\n" for name, text in lines)
 
@@ -142,9 +153,15 @@ def provenance_lines(provenance: Provenance) -> list[tuple[str, str]]:
         ("weights", f"{one_line(provenance.weights_label)}{mark}"),
         ("picture", f"as {picture.name}: {_resized(picture)}"),
         ("", f"EXIF orientation {picture.exif}, transparency {picture.transparency}, {picture.channels}"),
+        ("", f"colour profiles {picture.profile}, {_range(picture.value_range)}"),
         ("", f"large JPEGs decoded {'at a smaller scale' if picture.decoding == 'scaled' else 'whole'}{fast}"),
         ("", f"mean {_numbers(picture.mean)}, std {_numbers(picture.std)}, of values up to {picture.white:g}"),
     ]
+
+
+def _range(rule: str) -> str:
+    limits = {"type": "all that their type holds", "own": "their own smallest to their own largest"}
+    return f"more than 8 bits taken over {limits.get(rule, rule.replace(':', ' to '))}"
 
 
 def _resized(picture: Preprocessing) -> str:
@@ -175,6 +192,7 @@ def counts(summary: dict[str, Any]) -> str:
         "reused",
         "unchanged",
         "removed",
+        "damaged",
         "failed",
         "failed_before",
         "vanished",
@@ -305,6 +323,11 @@ def failure_lines(failures: Iterable[FailureRecord]) -> str:
 def excluded_line(excluded: Excluded) -> str:
     """Return a line for a folder or file that is left out: its location, and the pattern."""
     return f"{one_line(excluded.location)}\t{one_line(excluded.pattern)}\n"
+
+
+def damage_lines(damaged: Iterable[DamageRecord]) -> str:
+    """Return a line for each damaged image: path, what is wrong, and no attempts, since it has a row."""
+    return "".join(f"{one_line(d.path)}\tis damaged, but has a row: {one_line(d.reason)}\t0\n" for d in damaged)
 
 
 def size(length: float) -> str:

@@ -74,6 +74,8 @@ def import_features(
     preprocess: str | None = None,
     exif: bool | None = None,
     exact_decode: bool | None = None,
+    color: str | None = None,
+    value_range: str | None = None,
     made_by: str | None = None,
     dtype: str | None = None,
     should_stop: Callable[[], str | None] = lambda: None,
@@ -85,7 +87,7 @@ def import_features(
     given, by lines or (`null`) NULs, or in another ``.npy``; in a
     ``.parquet`` file they are its column ``path``, and the features its
     `column`, ``features`` unless given. Relative ones start at `root`, the
-    working folder unless given. `weights` to `exact_decode` say what made the
+    working folder unless given. `weights` to `value_range` say what made the
     features, as for `extract`, or `made_by` does in words: then no picture
     can be computed alike, and the store is searched by stored path alone.
     Parquet files of `export` know it themselves. Raises `ExchangeError` for
@@ -96,7 +98,9 @@ def import_features(
     path = locate_output(store)
     with lock.run_lock(path):
         old = FeatureStore(path) if path.exists() else None
-        provenance = _provenance(file, old, Choices(weights, variant, preprocess, exif, exact_decode), made_by)
+        provenance = _provenance(
+            file, old, Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), made_by
+        )
         width = settle_dtype(old, dtype, {str(file.path): file.dtype})
         locations = _locations(file, Path(root))
         facts = {"command": "import", "source": str(file.path.absolute()), "precision": "unstated"}

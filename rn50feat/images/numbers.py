@@ -6,7 +6,6 @@ for their range. Out: 0 to 255.
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,9 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rn50feat.errors import ImageError
-
-_NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
-_LIMITS = re.compile(f"({_NUMBER}):({_NUMBER})")
+from rn50feat.provenance import value_limits
 
 
 @dataclass(frozen=True)
@@ -42,12 +39,6 @@ class Numbers:
         return stored if (self.scale, self.zero) == (1.0, 0.0) else stored * self.scale + self.zero
 
 
-def limits(rule: str) -> tuple[float, float] | None:
-    """Return the numbers that LOW:HIGH names, None for another text."""
-    match = _LIMITS.fullmatch(rule)
-    return (float(match[1]), float(match[2])) if match and float(match[1]) < float(match[2]) else None
-
-
 def to_8_bits(values: NDArray[Any], numbers: Numbers, rule: str) -> NDArray[np.uint8]:
     """Return `values`, of shape (height, width), as uint8 by the `rule` of `Preprocessing.value_range`.
 
@@ -58,7 +49,7 @@ def to_8_bits(values: NDArray[Any], numbers: Numbers, rule: str) -> NDArray[np.u
     if not np.isfinite(values).all():
         raise ImageError("holds pixels that are no finite numbers")
     own = float(values.min()), float(values.max())
-    low, high = limits(rule) or (own if rule == "own" else _by_type(numbers, own))
+    low, high = value_limits(rule) or (own if rule == "own" else _by_type(numbers, own))
     scaled = (values.astype(np.float32) - low) * (255 / max(high - low, 1e-30))
     found: NDArray[np.uint8] = np.rint(np.clip(scaled, 0, 255)).astype(np.uint8)
     return 255 - found if numbers.inverted else found

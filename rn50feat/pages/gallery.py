@@ -112,6 +112,9 @@ def _hit(thumbnail: Thumbnail, hit: Hit, full: float) -> str:
     if hit.state != "present":
         label += f", {hit.state}"
         caption += f'<p class="mark"><b>{hit.state}:</b> {_STATES[hit.state]}</p>\n'
+    if hit.damage:
+        label += ", damaged"
+        caption += f'<p class="mark"><b>damaged:</b> {escape(hit.damage)}</p>\n'
     return _figure(thumbnail, label, hit.path, "" if hit.state == "missing" else hit.location, caption)
 
 
