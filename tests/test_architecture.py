@@ -28,7 +28,7 @@ LAYERS = [
     ["formats.apart"],
     ["formats"],
     ["images.kinds", "images.numbers", "images.png", "images.jpeg", "images.colors"],
-    ["images.tiff"],
+    ["images.tiff", "images.wide"],
     ["images.samples"],
     ["places.sources", "images", "journal", "lock", "tensors", "backends"],
     ["weights"],

@@ -70,6 +70,20 @@ def test_a_range_is_for_more_than_eight_bits() -> None:
     assert distance(numbers("f4", "<", True), value_range="0:1") == 0
 
 
+@pytest.mark.parametrize("order", ["<", ">"])
+@pytest.mark.parametrize("alpha", [False, True])
+def test_a_range_is_for_colours_of_sixteen_bits_too(order: str, alpha: bool) -> None:
+    channels = [np.rint(RGB / 255 * 4095), *([np.full((260, 300, 1), 65535)] if alpha else [])]
+    pixels = np.concatenate(channels, axis=-1).astype(np.uint16)
+    data = tiff(pixels, order=order, meaning=2, **({"t338": (2,)} if alpha else {}))
+    assert decoded(data).crop.max() < 17
+    assert distance(data, RGB, value_range="0:4095") == 0
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 300, 260, 16, 6 if alpha else 2, 0, 0, 0))
+    rows = zlib.compress(b"".join(b"\0" + row.astype(">u2").tobytes() for row in pixels))
+    data = b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", rows) + chunk(b"IEND", b"")
+    assert distance(data, RGB, value_range="0:4095") == 0
+
+
 @pytest.mark.parametrize("compression", ["tiff_lzw", "tiff_adobe_deflate"])
 def test_compressed_numbers_are_read_in_their_byte_order(compression: str) -> None:
     for values in ((GREY / 255).astype(np.float32), (GREY * 257).astype(np.int32), (GREY * 257).astype(np.uint16)):

@@ -24,7 +24,7 @@ from PIL import Image, UnidentifiedImageError
 
 from rn50feat import resampling
 from rn50feat.errors import ImageError
-from rn50feat.images import jpeg, png, samples, tiff
+from rn50feat.images import jpeg, png, samples, tiff, wide
 from rn50feat.images.kinds import holds_picture, named_as_picture, pillow_formats, unread
 from rn50feat.provenance import Preprocessing
 
@@ -114,8 +114,9 @@ def _refusal(data: bytes) -> str:
             try:
                 open_as(io.BytesIO(data), "")
             except Exception as error:  # whatever a plugin raises on broken data
-                declared = f"is a {tiff.describe(data)}, which is not understood" if name == "TIFF" else ""
-                return declared or f"cannot be decoded: {_one_line(error)}"
+                if name == "TIFF" and (samples_are := tiff.describe(data)):
+                    return f"is a {samples_are}, which is not understood"
+                return f"cannot be decoded: {_one_line(error)}"
     return "is no picture in a format that Pillow reads"
 
 
@@ -164,6 +165,8 @@ def _load(data: bytes, suffix: str, max_pixels: int, preprocessing: Preprocessin
             known = samples.declared(data, image)
             if orientation is not None and _orientation(image) != 1:
                 orientation = None  # Pillow turns a TIFF by its own when it loads it
+            if preprocessing.value_range != "type" and wide.is_wide(opened):
+                wide.load(data, opened, preprocessing.value_range)
             image.load()
         if preprocessing.exif == "applied":
             found = _orientation(opened)

@@ -86,8 +86,11 @@ def undeclared_alpha(image: Image.Image) -> bool:
 
 
 def describe(data: bytes) -> str:
-    """Return what the samples of a TIFF are, in words."""
-    (_, tags), *_ = _directories(data)
+    """Return what the samples of a TIFF are, in words; "" where its first directory cannot be read."""
+    found = next(_directories(data), None)
+    if found is None:
+        return ""
+    tags = found[1]
     kind = {_UNSIGNED: "unsigned", _SIGNED: "signed", _FLOAT: "float"}
     bits = tags.get(_BITS, (1,))
     name = kind.get(tags.get(_FORMAT, (_UNSIGNED,))[0], "unknown")
