@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,6 +22,10 @@ _ADVICE = {
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "see to its permissions"),
     **dict.fromkeys((errno.ENOMEM,), "close other programs, or raise the limit (ulimit -v)"),
     **dict.fromkeys((errno.EFBIG,), "raise the limit (ulimit -f)"),
+    **dict.fromkeys(
+        (errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
+        "it or its folder was renamed, replaced or removed meanwhile: take its path as it is now",
+    ),
 }
 
 
@@ -33,7 +38,9 @@ class Disk:
     """The system calls that change what is on the disk; all raise `OSError`."""
 
     def create(self, path: Path) -> int:
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+        """Make an empty file in the place of whatever has this name; what a link points to stays as it is."""
+        path.unlink(missing_ok=True)
+        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
     def write(self, handle: int, data: ReadableBuffer, offset: int) -> None:
         view = memoryview(data)
@@ -61,7 +68,13 @@ class Disk:
             if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise
         finally:
-            os.close(handle)
+            close(handle)
 
 
 DISK = Disk()
+
+
+def close(handle: int) -> None:
+    """Close a file whose content is synced or of no more use: an error comes too late to lose anything."""
+    with suppress(OSError):
+        os.close(handle)

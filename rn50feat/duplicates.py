@@ -30,7 +30,6 @@ from rn50feat.indexing import exact as exactly
 from rn50feat.indexing.exact import BLOCK, ROUNDING, Rows
 from rn50feat.indexing.nearest import Nearest, OpenIndex, open_index
 from rn50feat.indexing.scores import TIE, in_order, reaches
-from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
 from rn50feat.presence import Identity, identity
 from rn50feat.presence import state as now
@@ -95,6 +94,7 @@ def duplicates(
     threshold: float | None = None,
     exact: bool = False,
     scan: bool = False,
+    check: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Group]:
     """Return the groups of pictures of `store` whose cosine with the group's first is at least `threshold`.
@@ -102,6 +102,7 @@ def duplicates(
     Unless given, that is the `default_threshold`.
     `exact` finds only copies, byte for byte. The index is used where there is
     one for cosine, unless `scan` is set: then every two rows are compared.
+    `check` asks remote storage about members there.
     `on_progress` gets (pictures done, pictures in all). Raises `QueryError`
     for a threshold that is no cosine, `IndexingError` for an index that is
     damaged or of another store.
@@ -122,12 +123,12 @@ def duplicates(
             groups.claim(first, rows)
     with files.held():
         found = groups.finished()
-    return [_looked_up(group) for group in found]
+    return [_looked_up(group, check) for group in found]
 
 
-def _looked_up(group: list[tuple[Member, Reference]]) -> Group:
+def _looked_up(group: list[tuple[Member, Reference]], check: bool) -> Group:
     """Return a group with the state of each member; of the copies of its first, one that is there takes the lead."""
-    members = [replace(member, state="unchecked" if is_url(member.location) else now(known)) for member, known in group]
+    members = [replace(member, state=now(known, check=check)) for member, known in group]
     lead = next((i for i, member in enumerate(members) if member.is_copy), 0)
     members.insert(0, members.pop(lead))
     seen: set[Identity] = set()

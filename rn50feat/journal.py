@@ -24,99 +24,24 @@ program at each of them.
 
 from __future__ import annotations
 
-import hashlib
+import errno
 import io
 import os
-import struct
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rn50feat.disk import DISK, Disk
+from rn50feat.disk import DISK, Disk, close
+from rn50feat.rollback import PAGE, Page, journal_path, left, packed
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer, WriteableBuffer
-
-PAGE = 4096
-SECTOR = 512  # what a disk writes whole: a page may be half old, half new
-_MAGIC = b"rn50feat journal 1\n"
-_HEADER = struct.Struct("<QQ")  # committed length in bytes, number of pages
-_PAGE = struct.Struct(f"<Q{PAGE}s{PAGE}s")  # number, old content, new content
-_CHECKSUM = 16
-
-
-def journal_path(path: Path) -> Path:
-    return path.with_name(path.name + "-journal")
 
 
 def new_path(path: Path) -> Path:
     """Return where a file lies until its first commit."""
     return path.with_name(path.name + "-new")
-
-
-def recover(path: Path, disk: Disk = DISK) -> bool:
-    """Undo the commit that was interrupted at `path`; return whether there was one.
-
-    The caller holds the file alone.
-    """
-    journal = journal_path(path)
-    if not journal.exists():
-        return False
-    saved = _complete(journal.read_bytes())
-    undone = False
-    if saved is not None:
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-        try:
-            known = min(saved.length, os.fstat(handle).st_size)  # what lies beyond is cut off, or was
-            undone = all(_belongs(handle, page, known) for page in saved.pages)
-            if undone:
-                for page in saved.pages:
-                    disk.write(handle, page.old[: saved.length - page.number * PAGE], page.number * PAGE)
-                disk.truncate(handle, saved.length)
-                disk.sync(handle)
-        finally:
-            os.close(handle)
-    disk.remove(journal)
-    disk.sync_folder(path.parent)
-    return undone
-
-
-@dataclass(frozen=True)
-class _Page:
-    """A page of the file, before and after a commit."""
-
-    number: int
-    old: bytes
-    new: bytes
-
-
-@dataclass(frozen=True)
-class _Saved:
-    """What a journal holds: the committed length, and the pages that its commit changes."""
-
-    length: int
-    pages: list[_Page]
-
-
-def _belongs(handle: int, page: _Page, length: int) -> bool:
-    """Tell whether each sector of a page, of a file of `length`, is the old or the new one."""
-    found = os.pread(handle, max(0, min(PAGE, length - page.number * PAGE)), page.number * PAGE)
-    cuts = [slice(start, min(start + SECTOR, len(found))) for start in range(0, len(found), SECTOR)]
-    return all(found[cut] in (page.old[cut], page.new[cut]) for cut in cuts)
-
-
-def _complete(data: bytes) -> _Saved | None:
-    """Return what a complete journal holds, None for an incomplete one."""
-    start, stop = len(_MAGIC) + _HEADER.size, len(data) - _CHECKSUM
-    if stop < start or not data.startswith(_MAGIC):
-        return None
-    if hashlib.blake2b(memoryview(data)[:stop], digest_size=_CHECKSUM).digest() != data[stop:]:
-        return None
-    length, count = _HEADER.unpack_from(data, len(_MAGIC))
-    step = _PAGE.size
-    return _Saved(length, [_Page(*_PAGE.unpack_from(data, start + i * step)) for i in range(count)])
 
 
 class JournaledFile(io.RawIOBase):
@@ -220,8 +145,9 @@ class JournaledFile(io.RawIOBase):
         file as it was at the last commit, or a journal that brings it there.
         """
         self._disk.sync(self.handle)
+        self._require_place()
         if self._new:
-            if journal_path(self.path).exists():  # of a file that lay here once: it must not undo this one
+            if left(self.path):  # of a file that lay here once: it must not undo this one
                 self._disk.remove(journal_path(self.path))
             self._disk.rename(new_path(self.path), self.path)
             self._new = False
@@ -233,6 +159,12 @@ class JournaledFile(io.RawIOBase):
                 self._disk.remove(journal_path(self.path))
                 self._settle()
         self._committed = self._length
+
+    def _require_place(self) -> None:
+        """Raise `FileNotFoundError` when the file is no longer at its path: rows written to it would be lost."""
+        place = os.stat(new_path(self.path) if self._new else self.path)
+        if not os.path.samestat(place, os.fstat(self.handle)):
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def _settle(self) -> None:
         """Take the new state for the committed one: nothing after this may undo it."""
@@ -246,16 +178,14 @@ class JournaledFile(io.RawIOBase):
         journal = journal_path(self.path)
         handle = self._disk.create(journal)
         try:
-            pieces = [_MAGIC + _HEADER.pack(self._committed, len(numbers))]
+            pages = []
             for number in numbers:
                 old = os.pread(self.handle, PAGE, number * PAGE).ljust(PAGE, b"\0")
-                pieces.append(_PAGE.pack(number, old, self._new_page(number, old)))
-            content = b"".join(pieces)
-            checksum = hashlib.blake2b(content, digest_size=_CHECKSUM).digest()
-            self._disk.write(handle, content + checksum, 0)
+                pages.append(Page(number, old, self._new_page(number, old)))
+            self._disk.write(handle, packed(self._committed, pages), 0)
             self._disk.sync(handle)
         finally:
-            os.close(handle)
+            close(handle)
         self._disk.sync_folder(journal.parent)
 
     def _new_page(self, number: int, old: bytes) -> bytes:
@@ -286,13 +216,12 @@ class JournaledFile(io.RawIOBase):
         if self.closed:
             return
         super().close()
-        try:
+        with suppress(OSError):  # whoever writes next removes what stays beyond the committed end, or the new file
             if self._undo_to is not None and self._new:
                 self._disk.remove(new_path(self.path))
             elif self._undo_to is not None:
                 self._disk.truncate(self.handle, self._undo_to)
-        finally:
-            os.close(self.handle)
+        close(self.handle)
 
 
 def _pieces(offset: int, length: int) -> Iterator[tuple[int, int, int, int]]:

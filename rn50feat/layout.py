@@ -8,6 +8,7 @@ failure, of `ARCHIVES` to one archive, of `DAMAGED` to one damaged image.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ import numpy as np
 
 from rn50feat.damage import Malformed
 from rn50feat.errors import StoreError
+from rn50feat.hdf5_storage import link_fault, storage_fault
 
 FORMAT = "rn50feat"
 SCHEMA = 1
@@ -46,6 +48,7 @@ ARCHIVES: Table = {
     "archives/path": (TEXT, (), 256),  # stores from before archives were read lack these: they are listed anew
     **{f"archives/{name}": (np.int64, (), 256) for name in ("size", "mtime_ns", "pictures", "others")},
 }
+_MOST_COMPRESSED = 1032  # bytes out of one, by the deflate filter: h5repack may have put it on a store
 DAMAGED: Table = {"damaged/id": (np.int64, (), 256), "damaged/reason": (TEXT, (), 256)}
 TABLES = (ROWS, LEDGER, RUNS, ARCHIVES, DAMAGED)
 YOUNGER = {"archives": ARCHIVES, "damaged": DAMAGED}  # by group: stores of older versions lack these
@@ -96,8 +99,17 @@ def attribute(file: h5py.File, name: str) -> Any:
 
 def column(file: h5py.File, name: str) -> Column | None:
     """Return the shape and dtype of a dataset, None where there is none of that name."""
-    if name not in file or not isinstance(found := file[name], h5py.Dataset):
+    found = file
+    for step in name.split("/"):
+        if not isinstance(found, h5py.Group) or step not in found:
+            return None
+        if (wrong := link_fault(found, step)) is not None:  # which would open another file
+            raise Malformed(f"{name} is {wrong}")
+        found = found[step]
+    if not isinstance(found, h5py.Dataset):
         return None
+    if (wrong := storage_fault(found)) is not None:
+        raise Malformed(f"{name} is {wrong}")
     try:
         return Column(found.shape, found.dtype)
     except TypeError as error:  # HDF5 has kinds of numbers that numpy has not
@@ -126,6 +138,9 @@ def dataset(file: h5py.File, name: str) -> h5py.Dataset:
         raise Malformed(f"{name} is missing")
     if (wrong := fault(name, found)) is not None:
         raise Malformed(wrong)
+    room = file.id.get_filesize() * (_MOST_COMPRESSED if file[name].compression else 1)
+    if math.prod(found.shape) * found.dtype.itemsize > room:  # reading zeros for what is not there takes all memory
+        raise Malformed(f"{name} has {found.shape[0]} entries, more than the file has room for")
     first = "ids" if name in ROWS else next(iter(_TABLE_OF[name]))
     if name != first and ((other := column(file, first)) is None or other.shape[:1] != found.shape[:1]):
         raise Malformed(f"{name} has {found.shape[0]} entries, {first} {'none' if other is None else other.shape[0]}")

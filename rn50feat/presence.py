@@ -14,7 +14,7 @@ from rn50feat.errors import SourceError, VanishedError
 from rn50feat.places import archives, remote, sources
 from rn50feat.places.sources import Reference
 
-State = Literal["present", "missing", "changed"]
+State = Literal["present", "missing", "changed", "unchecked"]
 Identity = tuple[int, int, str] | str
 
 
@@ -49,8 +49,14 @@ def is_gone(location: str) -> bool:
     return False
 
 
-def state(known: Reference) -> State:
-    """Compare a file with what it was when its row was made."""
+def state(known: Reference, *, check: bool = True) -> State:
+    """Compare a file with what it was when its row was made.
+
+    Unless `check` is set, remote storage is not asked: a store may come from
+    anywhere, and must not choose whom this machine sends requests to.
+    """
+    if not check and remote.is_url(known.location):
+        return "unchecked"
     try:
         return "present" if _as_known(known) else "changed"
     except (SourceError, ValueError):

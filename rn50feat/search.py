@@ -38,8 +38,9 @@ class Hit:
     l2 a Euclidean distance, where less is. Scores within 1e-6 of each other
     are equal, and equal ones are ordered by ``id``. ``path`` is the stored one;
     ``location`` opens the picture, and ``state`` tells whether a file of the
-    size and time that the row was made from is there now. ``damage`` is what
-    was wrong with the image then, "" for nothing.
+    size and time that the row was made from is there now; for an object in
+    remote storage it is ``unchecked``, unless that was asked for. ``damage`` is what
+    was wrong with the image when the row was made, "" for nothing.
     """
 
     rank: int
@@ -68,6 +69,7 @@ def search(
     min_score: float | None = None,
     exclude_self: bool = False,
     exact: bool = False,
+    check: bool = False,
     weights_file: str | None = None,
     options: EngineOptions = EngineOptions(),
     start: StartEngine = local.start,
@@ -78,7 +80,7 @@ def search(
     `metric` is cosine, l2 or ip; `min_score` drops hits below it (not for
     l2). `exclude_self` drops the query's own row: the one with its path or,
     where there is none, those with its very bytes. `exact` looks at every row
-    even where there is an index.
+    even where there is an index. `check` asks remote storage about hits there.
 
     `weights_file` says where the store's weights are when they have moved.
     Raises `QueryError` for a query that cannot be read, `WeightsError` and
@@ -90,9 +92,12 @@ def search(
     if not names:
         return []
     references, vectors = _embed(names, store, weights_file, options, start, progress)
-    with store.reading():
+
+    def work() -> list[list[_Found]]:
         own = _own_rows(references, store) if exclude_self else [NO_ROWS] * len(references)
-        return _rank(names, vectors, own, store, k, metric, min_score, exact)
+        return _rank(vectors, own, store, k, metric, min_score, exact)
+
+    return _results(names, store.steadily(work), check)
 
 
 def search_stored(
@@ -104,18 +109,22 @@ def search_stored(
     min_score: float | None = None,
     exclude_self: bool = False,
     exact: bool = False,
+    check: bool = False,
 ) -> list[Result]:
     """Return what `search` does for pictures that `store` holds, by stored path, without touching their files."""
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     names = list(paths)
-    with store.reading():
+
+    def work() -> list[list[_Found]]:
         found = store.rows_of(names)
         for name, row in zip(names, found):
             if row is None:
                 raise QueryError(f"{store.path} holds no picture {name}: give a path as rn50feat search shows it")
         rows = np.array(found, np.int64)
         own = [rows[i : i + 1] if exclude_self else NO_ROWS for i in range(len(rows))]
-        return _rank(names, store.features(rows), own, store, k, metric, min_score, exact)
+        return _rank(store.features(rows), own, store, k, metric, min_score, exact)
+
+    return _results(names, store.steadily(work), check)
 
 
 def _embed(
@@ -158,8 +167,10 @@ def _own_rows(references: Sequence[Reference], store: FeatureStore) -> list[Rows
     ]
 
 
+_Found = tuple[Hit, Reference]  # a hit, and its file as its row knows it
+
+
 def _rank(
-    names: Sequence[str],
     queries: Vectors,
     own: Sequence[Rows],
     store: FeatureStore,
@@ -167,7 +178,7 @@ def _rank(
     metric: str,
     min_score: float | None,
     exact: bool,
-) -> list[Result]:
+) -> list[list[_Found]]:
     """Return the hits of `queries`, (m, 2048), without their `own` rows."""
     if metric not in METRICS:
         raise QueryError(f"there is no metric {metric}: give one of {', '.join(METRICS)}")
@@ -179,14 +190,22 @@ def _rank(
     facts = {name: store.column(name) for name in ("ids", "size", "mtime_ns")}
     damage = store.damage()
     results = []
-    for name, (rows, scores) in zip(names, nearest.find(queries, own, k)):
+    for rows, scores in nearest.find(queries, own, k):
         hits = []
         if min_score is not None:
             rows, scores = rows[reaches(scores, min_score)], scores[reaches(scores, min_score)]
         for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist()), 1):
             path, number = store.path_of(row), int(facts["ids"][row])
-            location = store.locate(path)
-            now = state(Reference(location, facts["size"][row], facts["mtime_ns"][row]))
-            hits.append(Hit(rank, score, path, location, number, now, damage.get(number, "")))
-        results.append(Result(name, tuple(hits)))
+            known = Reference(store.locate(path), int(facts["size"][row]), int(facts["mtime_ns"][row]))
+            hit = Hit(rank, score, path, known.location, number, damage=damage.get(number, ""))
+            hits.append((hit, known))
+        results.append(hits)
     return results
+
+
+def _results(names: Sequence[str], found: Sequence[Sequence[_Found]], check: bool) -> list[Result]:
+    """Return results with the states of all files: a slow disk is asked when the store is no longer held."""
+    return [
+        Result(name, tuple(replace(hit, state=state(known, check=check)) for hit, known in hits))
+        for name, hits in zip(names, found)
+    ]

@@ -9,34 +9,32 @@ torch.
 from __future__ import annotations
 
 import json
-import logging
 import os
 import stat
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import journal, layout, lock
-from rn50feat.damage import REMEDY, Malformed, damage_told
-from rn50feat.disk import DISK, Disk, advice
-from rn50feat.errors import ArgumentError, DamagedStoreError, StoreError
-from rn50feat.layout import ARCHIVES, DAMAGED, FORMAT, LEDGER, SCHEMA, TABLES, Column, decode_text
+from rn50feat import layout, lock
+from rn50feat.damage import Malformed, damage_told
+from rn50feat.errors import ArgumentError, StoreError
+from rn50feat.layout import ARCHIVES, DAMAGED, LEDGER, TABLES, Column, decode_text
+from rn50feat.opening import opened, shared
 from rn50feat.places.archives import ArchiveRecord
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
 from rn50feat.rows import row_number, row_numbers, span
 
-logger = logging.getLogger(__name__)
-
 SUFFIXES = (".h5", ".hdf5")
+T = TypeVar("T")
 NUMBERS = ("ids", "size", "mtime_ns", "digest")
 
 
@@ -88,13 +86,8 @@ def _folder(store: Path) -> str:
     return os.path.join(store.parent, "")
 
 
-def is_store(path: Path) -> bool:
-    """Tell whether `path` is an HDF5 file of this program's format."""
-    try:
-        with h5py.File(path, "r", locking=False) as file:
-            return bool(np.all(file.attrs.get("format") == FORMAT))
-    except OSError:
-        return False
+class _MovedError(Exception):
+    """Rows were replaced or removed while a reader gave way."""
 
 
 class FeatureStore:
@@ -108,6 +101,8 @@ class FeatureStore:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = locate_store(path)
         self._file: h5py.File | None = None
+        self._steady: NDArray[np.int64] | None = None  # the ids of rows that must not move
+        self._seen = False  # it was there once
         with self._access() as file:
             self.id = str(layout.attribute(file, "store_id"))
             self.provenance = Provenance.from_json(layout.attribute(file, "provenance"))
@@ -118,11 +113,50 @@ class FeatureStore:
         if self._file is not None:
             yield
             return
-        with shared(self.path), _open(self.path) as self._file:
+        with ExitStack() as self._held:
             try:
+                self._take()
                 yield
             finally:
                 self._file = None
+
+    def _take(self) -> None:
+        remedy = "it or its folder was renamed or removed since: run again with its path as it is now"
+        self._held.enter_context(shared(self.path, remedy=remedy if self._seen else ""))
+        self._file = self._held.enter_context(opened(self.path))
+        self._seen = True
+
+    def steadily(self, work: Callable[[], T]) -> T:
+        """Return what `work` does with rows that do not move meanwhile.
+
+        The store is held open as in a ``with store.reading():`` block, but
+        where the work calls `give_way`, a commit that waits goes first. Rows
+        may be added then; if rows move, the work begins again, and the third
+        time commits wait for its end.
+        """
+        if self._file is not None:  # the caller holds one commit
+            return work()
+        for last in (False, False, True):
+            with self.reading():
+                self._steady = None if last else self.column("ids")
+                try:
+                    return work()
+                except _MovedError:
+                    continue
+                finally:
+                    self._steady = None
+        raise AssertionError  # the last time, nothing moves
+
+    def give_way(self) -> None:
+        """Let a commit go first that waits for this reader, in the midst of work that `steadily` does."""
+        known = self._steady
+        if known is None or not lock.awaited(self.path):
+            return
+        self._file = None
+        self._held.close()
+        self._take()
+        if not np.array_equal(self.column("ids", 0, len(known)), known):
+            raise _MovedError
 
     @contextmanager
     def _access(self) -> Iterator[h5py.File]:
@@ -268,64 +302,6 @@ def _run(text: bytes) -> dict[str, Any]:
         record: dict[str, Any] = json.loads(text)
         if not {"started", "ended", "device", "precision", "counts"} <= record.keys():
             raise Malformed("a record of a run is incomplete")
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise Malformed("a record of a run is none") from error
     return record
-
-
-def _recover(path: Path, disk: Disk) -> None:
-    """Undo an interrupted commit, if there is one; the caller holds the store alone."""
-    try:
-        if journal.recover(path, disk):
-            logger.warning("%s was interrupted in the middle of a commit: restored as of the commit before", path)
-    except OSError as error:
-        raise StoreError(
-            f"{path} was interrupted in the middle of a commit and cannot be restored here ({error.strerror}):"
-            " open it once where it can be written"
-        ) from error
-
-
-@contextmanager
-def shared(path: Path, disk: Disk = DISK) -> Iterator[None]:
-    """Hold a store against commits, after undoing one that was interrupted."""
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        absent = isinstance(error, (FileNotFoundError, NotADirectoryError))
-        remedy = "name an existing store, or make one with rn50feat extract" if absent else advice(error)
-        raise StoreError(f"{path}: {error.strerror}: {remedy}") from error
-    try:
-        while True:
-            with lock.held(handle, path, alone=False):
-                if not journal.journal_path(path).exists():
-                    yield
-                    return
-            with lock.held(handle, path, alone=True):  # whoever wrote that journal has died
-                _recover(path, disk)
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _open(path: Path) -> Iterator[h5py.File]:
-    try:
-        try:  # rdcc_nbytes=0: a cache of chunks reads its whole 128 kB for one row (100 rows: 4.1 ms, without it 1.4)
-            file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)  # its own lock would be a second one
-        except OSError:
-            # HDF5 wants it all the same where this very process has the file open with it, as notebooks do.
-            file = h5py.File(path, "r", rdcc_nbytes=0)
-    except OSError as error:
-        if error.errno:  # not of the content: too many open files, say, or a disk that cannot be read
-            raise StoreError(f"{path} cannot be read ({os.strerror(error.errno)}): {advice(error)}") from error
-        if path.is_file() and h5py.is_hdf5(path):
-            raise DamagedStoreError(f"{path} is a damaged HDF5 file: {REMEDY}") from error
-        raise StoreError(f"{path} is no HDF5 file: name another store") from error
-    with file:
-        with damage_told(path):
-            kind = layout.attribute(file, "format") if "format" in file.attrs else None
-            schema = layout.attribute(file, "schema") if kind == FORMAT else SCHEMA
-        if kind != FORMAT:
-            raise StoreError(f"{path} is an HDF5 file, but not a store of rn50feat: name another file")
-        if schema != SCHEMA:
-            raise StoreError(f"{path} has schema {schema}, this version reads {SCHEMA}: upgrade rn50feat")
-        yield file

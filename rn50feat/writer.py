@@ -29,12 +29,13 @@ from rn50feat.disk import DISK, Disk, advice
 from rn50feat.errors import ArgumentError, StoreBusyError, StoreError
 from rn50feat.layout import ARCHIVES, FORMAT, LEDGER, ROWS, RUNS, SCHEMA, TABLES, WIDTH, Table, decode_text, encoded
 from rn50feat.marks import Marks
+from rn50feat.opening import shared
 from rn50feat.places.archives import ArchiveRecord
 from rn50feat.places.sources import UNKNOWN, Reference
 from rn50feat.provenance import Provenance
 from rn50feat.rows import row_number, row_numbers
 from rn50feat.storable import for_ledger, require_storable, text_for_ledger
-from rn50feat.store import shared, stored_path
+from rn50feat.store import stored_path
 
 logger = logging.getLogger(__name__)
 
@@ -269,7 +270,7 @@ class StoreWriter:
 
     def _commit(self, patience: float) -> None:
         with _told(self.path), _uninterrupted():
-            self._journal.commit(lambda: lock.held(self._journal.handle, self.path, alone=True, patience=patience))
+            self._journal.commit(lambda: lock.alone(self._journal.handle, self.path, patience=patience))
         self._changed = False
 
     @contextmanager

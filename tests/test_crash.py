@@ -22,7 +22,7 @@ from PIL import Image
 from scenes import encoded
 
 import rn50feat
-from rn50feat import FeatureStore, journal
+from rn50feat import FeatureStore, journal, rollback
 from rn50feat.engines import EngineOptions
 from rn50feat.writer import StoreWriter, create_store, open_store
 
@@ -231,7 +231,7 @@ def test_a_recovery_stopped_anywhere_can_be_begun_again(tmp_path: Path, monkeypa
     scene = tmp_path / "scene"
     lay_out(files, scene, folder / "pictures")
     second = SnapshotDisk(scene, mixtures=3)
-    assert journal.recover(scene / "out.h5", second)
+    assert rollback.recover(scene / "out.h5", second)
     second.note()
     assert state(scene / "out.h5") == before
     assert len(second.snapshots) > 20

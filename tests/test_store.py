@@ -13,7 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
-from rn50feat import FeatureStore, journal
+from rn50feat import FeatureStore, journal, rollback
 from rn50feat.catalogue import Catalogue
 from rn50feat.cli.report import describe
 from rn50feat.errors import ArgumentError, OutOfMemoryError, ProvenanceError, RowError, StoreError
@@ -215,12 +215,12 @@ def test_a_journal_undoes_nothing_in_another_file(path: Path) -> None:
     for backup in (older, path.with_name("other.h5").read_bytes()):
         path.write_bytes(backup)  # put in the place of the store whose run was interrupted
         journal.journal_path(path).write_bytes(left)
-        assert not journal.recover(path)
+        assert not rollback.recover(path)
         assert path.read_bytes() == backup
         assert not journal.journal_path(path).exists()
     path.write_bytes(last)  # the very file that the journal is of
     journal.journal_path(path).write_bytes(left)
-    assert journal.recover(path)
+    assert rollback.recover(path)
     assert path.read_bytes() == last
 
 

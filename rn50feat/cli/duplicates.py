@@ -9,7 +9,7 @@ import click
 
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import form_of, html_option, json_option, option, store_argument
+from rn50feat.cli.options import check_option, form_of, html_option, json_option, option, store_argument
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, stages, write
 
@@ -27,6 +27,7 @@ from rn50feat.cli.terminal import say, stages, write
 @json_option
 @option("--csv", is_flag=True, help="Print CSV.")
 @html_option
+@check_option
 @pass_ending
 def command(
     ending: Ending,
@@ -38,6 +39,7 @@ def command(
     as_json: bool,
     csv: bool,
     html: Path | None,
+    check: bool,
 ) -> None:
     """Find groups of near-identical pictures in STORE.
 
@@ -59,13 +61,14 @@ def command(
             threshold=threshold,
             exact=exact,
             scan=scan,
+            check=check,
             on_progress=lambda done, total: tell("comparing", done, total),
         )
     if html:
         from rn50feat.pages.gallery import groups_page
         from rn50feat.pages.page import save
 
-        save(html, groups_page(groups, opened, threshold=1.0 if exact else threshold))
+        save(html, groups_page(groups, opened, threshold=1.0 if exact else threshold, check=check))
     ending.add(**report.groups_facts(groups, opened, None if exact else threshold))
     if form != "json":
         default = report.group_table if sys.stdout.isatty() else report.group_lines

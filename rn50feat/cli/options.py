@@ -154,6 +154,10 @@ html_option = option(
     "--html", type=page_file, metavar="FILE", help="Write FILE, a page that shows the pictures, as well."
 )
 
+check_option = option(
+    "--check", is_flag=True, help="Ask remote storage about images there: whether they are as they were, and for pages."
+)
+
 network_options = _all_of(
     option(
         "--variant",

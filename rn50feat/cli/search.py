@@ -10,7 +10,7 @@ import click
 
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import engine_options, form_of, html_option, json_option, option
+from rn50feat.cli.options import check_option, engine_options, form_of, html_option, json_option, option
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import attended, write
 from rn50feat.engines import EngineOptions
@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 @option("--csv", is_flag=True, help="Print CSV.")
 @option("-0", "--null", is_flag=True, help="Print paths alone, each ended by a NUL.")
 @html_option
+@check_option
 @engine_options
 @pass_ending
 def command(
@@ -55,6 +56,7 @@ def command(
     csv: bool,
     null: bool,
     html: Path | None,
+    check: bool,
     **engine: Any,
 ) -> None:
     """Find the pictures of STORE that are most similar to each QUERY picture.
@@ -79,7 +81,7 @@ def command(
     store = open_store(named[0] if named else None, ending)
     stored = _as_stored(stored, store)
     settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score}
-    settings |= {"exclude_self": exclude_self, "exact": exact}
+    settings |= {"exclude_self": exclude_self, "exact": exact, "check": check}
     results = by_path(stored, store, **settings) if stored else []
     if pictures:
         results += by_picture(
@@ -89,9 +91,11 @@ def command(
     if html:
         from rn50feat.pages.gallery import search_page
         from rn50feat.pages.page import save
+        from rn50feat.places.remote import is_url
         from rn50feat.places.sources import locate
 
-        locations = [*map(store.locate, stored), *(locate(picture) for picture in pictures)]
+        known = [store.locate(path) if check or not is_url(path) else "" for path in stored]
+        locations = [*known, *(locate(picture) for picture in pictures)]
         save(html, search_page(results, locations, store, k=k, metric=metric, options=EngineOptions(**engine)))
     ending.add(**report.result_facts(results, store, metric))
     if form != "json":

@@ -21,7 +21,8 @@ def find_store() -> Path:
     """Return the store that is meant where none is named; raise `StoreError` when that is not clear."""
     if named := os.environ.get("RN50FEAT_STORE"):
         return Path(named)
-    from rn50feat.store import SUFFIXES, is_store
+    from rn50feat.opening import is_store
+    from rn50feat.store import SUFFIXES
 
     found = sorted(path for path in Path.cwd().iterdir() if path.suffix in SUFFIXES and is_store(path))
     if len(found) == 1:

@@ -67,19 +67,16 @@ def main(
     """
     leave_signals()
     os.nice(NICENESS)
-    connection = Connection(channel)
+    parent = Parent(channel)
     settings = Preprocessing(**preprocessing)
     fill = partial(_thumbnail if thumbnails else _crop, settings=settings, max_pixels=max_pixels)
     timed = partial(_timed, seconds, patience)
     images.lift_pillow_limit()
     silence_libraries()
-    connection.send_bytes(b"ready")
+    parent.send("ready")
     crops, allowance = None, Allowance(share, whole, buffer, enough=whole >= needed(max_pixels))
     while True:
-        try:
-            requests = json.loads(connection.recv_bytes())
-        except (EOFError, ConnectionResetError):
-            return
+        requests = parent.receive()
         if crops is None:  # the parent makes room in the buffer while this process starts
             crops = np.frombuffer(mmap.mmap(buffer, 0), settings.crop_dtype)
             crops = crops.reshape(-1, settings.crop, settings.crop, 3)
@@ -88,7 +85,28 @@ def main(
             _answered(partial(_decode, reference, partial(fill, crops[slot]), max_pixels), allowance, timed)
             for slot, reference in map(from_request, requests)
         ]
-        connection.send_bytes(json.dumps(answers).encode())
+        parent.send(answers)
+
+
+class Parent:
+    """The process that sends the requests, as JSON over a socket; when it has ended, this one ends without a word."""
+
+    def __init__(self, channel: int) -> None:
+        self._connection = Connection(channel)
+
+    def receive(self) -> Any:
+        """Return the next request."""
+        try:
+            return json.loads(self._connection.recv_bytes())
+        except (EOFError, OSError):
+            sys.exit()
+
+    def send(self, message: object) -> None:
+        """Send that this process is ready, or an answer."""
+        try:
+            self._connection.send_bytes(json.dumps(message).encode())
+        except OSError:
+            sys.exit()
 
 
 def _answered(

@@ -18,10 +18,9 @@ import numpy as np
 
 from rn50feat.errors import WeightsError
 from rn50feat.formats.translation import Array, Stored, shown_name
+from rn50feat.hdf5_storage import link_fault, storage_fault
 
 _LONGEST_TEXT = 4096
-_LARGEST_CHUNK = 1 << 26  # bytes, of a dataset cut in chunks
-_HARMLESS_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32}
 
 
 @contextmanager
@@ -62,7 +61,8 @@ def datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
                     raise _refusal(path, inner, "a second name of something else")
                 seen.add(address)
                 if isinstance(item, h5py.Dataset):
-                    _refuse_other_storage(item, inner, path)
+                    if kind := storage_fault(item):
+                        raise _refusal(path, inner, kind)
                     found[inner] = item
                 elif isinstance(item, h5py.Group):
                     waiting.append((inner, item))
@@ -70,24 +70,9 @@ def datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
 
 
 def _child(group: h5py.Group, name: str, path: Path) -> Any:
-    link = group.get(name, getlink=True)
-    if not isinstance(link, h5py.HardLink):
-        kind = "an external link" if isinstance(link, h5py.ExternalLink) else "a soft link"
+    if kind := link_fault(group, name):
         raise _refusal(path, name, kind)
     return group[name]
-
-
-def _refuse_other_storage(dataset: h5py.Dataset, name: str, path: Path) -> None:
-    if dataset.is_virtual:
-        raise _refusal(path, name, "a virtual dataset")
-    creation = dataset.id.get_create_plist()
-    if creation.get_external_count():
-        raise _refusal(path, name, "a dataset with external storage")
-    filters = {creation.get_filter(i)[0] for i in range(creation.get_nfilters())}
-    if not filters <= _HARMLESS_FILTERS:
-        raise _refusal(path, name, "a dataset with a filter that HDF5 itself does not have")
-    if dataset.chunks and np.prod(dataset.chunks, dtype=float) * dataset.dtype.itemsize > _LARGEST_CHUNK:
-        raise _refusal(path, name, "a dataset in chunks of more than 64 MiB")
 
 
 def _refusal(path: Path, name: str, kind: str) -> WeightsError:

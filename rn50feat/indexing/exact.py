@@ -62,6 +62,7 @@ def best_of(
             at = best.promising(line, error)
             if len(at):
                 best.add(numbers[at], ids[numbers[at]], features[at])
+        store.give_way()
     return found
 
 
@@ -116,6 +117,7 @@ def rerank(queries: Vectors, rows: Sequence[Rows], store: FeatureStore, ids: Row
     """
     results: list[Ranking] = []
     while (start := len(results)) < len(queries):
+        store.give_way()
         count = int((np.cumsum([len(some) for some in rows[start:]]) <= 2 * BLOCK).sum())
         if not count:
             results.append(rank(queries[start], rows[start], store, ids, metric))

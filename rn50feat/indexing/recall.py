@@ -37,7 +37,8 @@ def tune(store: FeatureStore, index: FaissIndex, facts: Facts, held_out: Rows, t
     Half of what the target leaves must be to spare, since another sample of
     queries would have another recall. The truth is a scan of all rows.
     """
-    with store.reading():
+
+    def work() -> Recall:
         rows = np.flatnonzero(np.isin(store.column("ids"), held_out))
         queries, own = store.features(rows), [rows[i : i + 1] for i in range(len(rows))]
         nearest = Nearest(store, facts.metric, OpenIndex(index, facts))
@@ -51,6 +52,8 @@ def tune(store: FeatureStore, index: FaissIndex, facts: Facts, held_out: Rows, t
             if recall is None or recall >= (1 + target) / 2:
                 break
         return Recall(recall, probes)
+
+    return store.steadily(work)
 
 
 def _steps(lists: int) -> list[int | None]:

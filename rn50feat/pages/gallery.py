@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import base64
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import tee
 from pathlib import Path
@@ -20,6 +20,7 @@ from rn50feat.images import named_as_picture
 from rn50feat.pages.page import escape, page, style
 from rn50feat.pages.thumbnails import Thumbnail, thumbnails
 from rn50feat.places.archives import split
+from rn50feat.places.remote import is_url
 from rn50feat.search import Hit, Result
 from rn50feat.store import FeatureStore
 
@@ -33,6 +34,7 @@ _STATES = {
     "changed": "its file has changed since it was extracted",
     "same file": "another path to a file shown before, no copy",
 }
+_UNREAD = Thumbnail(b"", "is in remote storage: --check shows it")
 
 
 def search_page(
@@ -44,28 +46,49 @@ def search_page(
     metric: str,
     options: EngineOptions = EngineOptions(),
 ) -> Iterator[str]:
-    """Yield a page of search results; `locations` are those of the queries' files, in the same order."""
+    """Yield a page of search results.
+
+    `locations` are those of the queries' files, in the same order, empty for
+    one that is not to be read. Hits that are ``unchecked`` are not read either.
+    """
     shown = (
         location
         for result, query in zip(results, locations)
-        for location in (query, *(hit.location for hit in result.hits))
+        for location in (query, *("" if hit.state == "unchecked" else hit.location for hit in result.hits))
     )
     facts = [("score", _SCORES[metric]), ("hits", f"at most {k} for each query")]
-    with closing(thumbnails(shown, options)) as pictures:
+    with closing(_thumbnails(shown, options)) as pictures:
         body = _search_body(results, locations, metric, pictures)
         yield from _page(f"Similar pictures in {store.path.name}", body, store, facts)
 
 
 def groups_page(
-    groups: Iterable[Group], store: FeatureStore, *, threshold: float, options: EngineOptions = EngineOptions()
+    groups: Iterable[Group],
+    store: FeatureStore,
+    *,
+    threshold: float,
+    check: bool = False,
+    options: EngineOptions = EngineOptions(),
 ) -> Iterator[str]:
-    """Yield a page of groups of near-identical pictures, found at a cosine of at least `threshold`."""
+    """Yield a page of groups of near-identical pictures, found at a cosine of at least `threshold`.
+
+    Those in remote storage are read only when `check` is set.
+    """
     groups, ahead = tee(groups)
-    shown = (member.location for group in ahead for member in group.members)
-    with closing(thumbnails(shown, options)) as pictures:
+    members = (member for group in ahead for member in group.members)
+    shown = (member.location if check or not is_url(member.location) else "" for member in members)
+    with closing(_thumbnails(shown, options)) as pictures:
         body = _groups_body(groups, pictures)
         facts = [("same picture", f"from a cosine of {threshold:g} with the first of the group")]
         yield from _page(f"Near-identical pictures in {store.path.name}", body, store, facts)
+
+
+def _thumbnails(locations: Iterable[str], options: EngineOptions) -> Generator[Thumbnail, None, None]:
+    """Yield a thumbnail for each location; a blank one for an empty location."""
+    wanted, ahead = tee(locations)
+    with closing(thumbnails(filter(None, ahead), options)) as made:
+        for location in wanted:
+            yield next(made) if location else _UNREAD
 
 
 def _page(title: str, body: Iterable[str], store: FeatureStore, facts: Iterable[tuple[str, str]]) -> Iterator[str]:
@@ -109,7 +132,7 @@ def _hit(thumbnail: Thumbnail, hit: Hit, full: float) -> str:
     rank = f'<span class="rank">{_spoken("hit")}{hit.rank}</span>'
     caption = f'<p class="score">{rank} <b>{_spoken("score")}{hit.score:.4f}</b></p>\n'
     caption += _bar(hit.score / full if full else 0.0)
-    if hit.state != "present":
+    if hit.state in _STATES:
         label += f", {hit.state}"
         caption += f'<p class="mark"><b>{hit.state}:</b> {_STATES[hit.state]}</p>\n'
     if hit.damage:
