@@ -22,7 +22,7 @@ from rn50feat.errors import ImageError, SourceError
 from rn50feat.places import sources
 from rn50feat.places.selection import Selection
 from rn50feat.places.sources import Reference
-from rn50feat.weights import find, provenance
+from rn50feat.weights import find, provenance, with_weights
 
 SECONDS = 4.0  # for each stage; the network's first batches are left out
 
@@ -81,7 +81,7 @@ def bench(
 
     sound = _sound(contents, decode, folder)
     decoding = _rate(decode, sound)
-    backend = local.backend(chosen, origin, options, progress=False)
+    backend = with_weights(lambda: local.backend(chosen, origin, options))
     side, size = origin.preprocessing.crop, options.batch_size or backend.batch_size
     crops = np.zeros((size, side, side, 3), origin.preprocessing.crop_dtype)
     with ThreadPoolExecutor(backend.lanes) as threads:

@@ -11,9 +11,10 @@ import os
 from pathlib import Path
 
 from rn50feat import beside, formats, network, tensors, variants
+from rn50feat.download import Told
 from rn50feat.errors import WeightsError
 from rn50feat.provenance import Provenance
-from rn50feat.weights import Choices, settle
+from rn50feat.weights import Choices, settle, with_weights
 
 SUFFIX = ".safetensors"
 
@@ -25,7 +26,7 @@ def convert(
     variant: str | None = None,
     preprocess: str | None = None,
     force: bool = False,
-    progress: bool = False,
+    on_download: Told = lambda done, total: None,
 ) -> Provenance:
     """Write the weights `source` to `target`, as a whole or not at all, and return what features of them depend on.
 
@@ -44,7 +45,7 @@ def convert(
     if path.exists() and not force:
         raise WeightsError(f"{path} exists: name another, or give --force to replace it")
     chosen = variants.recorded(provenance.network)
-    state = network.state(weights, chosen, progress=progress)
+    state = with_weights(lambda: network.state(weights, chosen), on_download)
     content = tensors.packed(state, chosen, provenance.preprocessing, source=provenance.weights_label)
     with beside.written([path], kind=WeightsError) as (file,):
         file.write(content)

@@ -10,14 +10,16 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from rn50feat import waiting
 from rn50feat.backends import CPU_BATCH
-from rn50feat.engines import Batch, EngineOptions, StartEngine
+from rn50feat.download import Told
+from rn50feat.engines import Batch, Engine, EngineOptions, StartEngine
 from rn50feat.errors import StoreError
 from rn50feat.limits import cores
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
 from rn50feat.store import FeatureStore
-from rn50feat.weights import Choices, Weights, settle
+from rn50feat.weights import Choices, Weights, settle, with_weights
 
 _ANOTHER = "use another file, or --overwrite, which discards all its rows"
 
@@ -50,7 +52,7 @@ def embed_like(
     options: EngineOptions,
     start: StartEngine,
     *,
-    progress: bool,
+    on_download: Told,
 ) -> Iterator[Batch]:
     """Yield the features and failures of `references`, as `store` would hold them.
 
@@ -64,6 +66,12 @@ def embed_like(
     count = len(references)
     batch_size = min(options.batch_size or CPU_BATCH, count)
     options = replace(options, batch_size=batch_size, workers=min(options.workers or cores(), count))
-    with start(weights, recorded, options, progress=progress) as engine:
+
+    def started() -> Engine:
+        return waiting.attend(
+            lambda: start(weights, recorded, options), lambda: None, dispose=lambda engine: engine.__exit__()
+        )
+
+    with with_weights(started, on_download) as engine:
         recorded.require(replace(provenance, weights_sha256=engine.weights_sha256), where=where, remedy=remedy)
         yield from engine.embed(references)

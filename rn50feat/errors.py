@@ -10,6 +10,7 @@ each of them into one ``Error:`` line::
     │   └── DamagedError         an archive, or bytes in one, that are not as they were packed
     ├── ImageError               one picture that cannot be decoded (a ledger entry, not an exit)
     ├── WeightsError             weights that are missing, damaged or no ResNet50
+    │   └── MissingWeightsError  published weights that must be downloaded first
     ├── PreprocessingError       a preprocessing that this machine, or its own definition, does not allow
     ├── DeviceError              a device or precision that this machine lacks
     ├── LimitError               a limit of the process, its container or machine that is too low
@@ -73,6 +74,12 @@ class ImageError(RN50FeatError):
 
 class WeightsError(RN50FeatError):
     """Weights are missing, damaged, or not those of a ResNet50."""
+
+
+class MissingWeightsError(WeightsError):
+    """Published weights, in ``weights``, are not on this machine yet: `weights.fetch` downloads them."""
+
+    weights: Any = None
 
 
 class PreprocessingError(RN50FeatError):

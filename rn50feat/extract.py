@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from functools import partial
+from collections.abc import Callable
 from itertools import chain
 
-from rn50feat import lock
+from rn50feat import lock, waiting
 from rn50feat import prune as pruning
 from rn50feat.engines import Engine, EngineOptions, StartEngine, local
+from rn50feat.errors import MissingWeightsError
 from rn50feat.places.exclusion import Excluded
 from rn50feat.places.selection import Selection, Sources
-from rn50feat.places.sources import Reference
 from rn50feat.run import Run
 from rn50feat.store import locate_output
 from rn50feat.summary import Progress, Summary
-from rn50feat.weights import Choices
+from rn50feat.weights import Choices, Weights, fetch
 
 COMMIT_ROWS = 10_000
 COMMIT_SECONDS = 20.0  # what a kill may cost; a commit itself takes some 15 ms
@@ -76,31 +75,65 @@ def extract(
     selection = Selection.of(pictures)
     pruning.check(selection, prune)
     path = locate_output(store)
-    deadline = None if time_budget is None else time.monotonic() + time_budget
+    end = float("inf") if time_budget is None else time.monotonic() + time_budget
 
     def stop() -> str | None:
-        return "time budget" if deadline is not None and time.monotonic() > deadline else should_stop()
+        return "time budget" if time.monotonic() > end else should_stop()
 
-    with (
-        lock.run_lock(path),
-        Run(path, selection, overwrite, stop, commit_rows, commit_seconds, on_excluded, damaged) as run,
-    ):
-        run.agree(Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), dtype)
-        run.watch(selection, on_progress)
-        found = selection.found()
-        _compute(run, run.todo(found, retry_failed), partial(start, progress=on_progress is not None), options)
-        run.finish()
-        if run.summary.stopped == "time budget":
-            run.count_left(found, retry_failed)
-        if prune and not run.summary.stopped:
-            run.prune(selection, prune_limit, force)
-        return run.summary
+    def once() -> Summary:
+        locked = lock.run_lock(path)
+        with locked, Run(path, selection, overwrite, stop, commit_rows, commit_seconds, on_excluded, damaged) as run:
+            run.agree(Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), dtype)
+            run.watch(selection, on_progress)
+            _fill(run, selection, lambda: start(run.weights, run.provenance, options), retry_failed)
+            if prune and not run.summary.stopped:
+                run.prune(selection, prune_limit, force)
+            return run.summary
+
+    return _with_weights(once, stop, on_progress)
 
 
-def _compute(run: Run, todo: Iterator[Reference], start: Callable[..., Engine], options: EngineOptions) -> None:
-    """Send what is to be computed through an engine, which starts only when there is something."""
-    if (first := next(todo, None)) is not None:
-        with run.summary.timed("start"):
-            engine = start(run.weights, run.provenance, options)
+def _fill(run: Run, selection: Selection, start: Callable[[], Engine], retry_failed: bool) -> None:
+    """Give every image of `selection` its row; `start` only when there is something to compute."""
+    if not selection.can_be_read_again:
+        run.weights.require()
+    found = selection.found()
+    todo = run.todo(found, retry_failed)
+    if (first := next(todo, None)) is not None and (engine := _started(run, start)) is not None:
         with engine:
             run.compute(engine, chain([first], todo))
+    run.finish()
+    if run.summary.stopped == "time budget":
+        run.count_left(found, retry_failed)
+
+
+def _started(run: Run, start: Callable[[], Engine]) -> Engine | None:
+    """Return the engine that `start` starts, which may take a minute; None when the run is stopped meanwhile."""
+    run.tell("preparing the network")
+    try:
+        with run.summary.timed("start"):
+            return waiting.attend(start, run.stop, dispose=lambda engine: engine.__exit__())
+    except waiting.Stopped:
+        return None
+
+
+def _with_weights(
+    once: Callable[[], Summary], stop: Callable[[], str | None], on_progress: Callable[[Progress], None] | None
+) -> Summary:
+    """Return what `once` returns; when it lacks weights, download them, and meanwhile keep nobody from the store."""
+
+    def told(done: int, total: int) -> None:
+        if on_progress is not None:
+            of = f" of {total / 1e6:.0f}" if total else ""
+            on_progress(Progress(Summary(), None, f"downloading {missing.name}, {done / 1e6:.0f}{of} MB"))
+
+    begun = time.monotonic()
+    try:
+        return once()
+    except MissingWeightsError as error:
+        missing: Weights = error.weights
+    try:
+        fetch(missing, stop=stop, told=told)
+    except waiting.Stopped as stopped:
+        return Summary(seconds=time.monotonic() - begun, stopped=stopped.reason)
+    return once()

@@ -28,10 +28,18 @@ _NO_MEMORY = re.compile(r"bad_?\s?alloc|cannot allocate|can't allocate|out of me
 
 
 def cores() -> int:
-    """Return how many cores this process may use: those of its affinity, or the quota of its groups, rounded up."""
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quotas = (_quota(group) for group in _groups("cpu"))
-    return max(1, min([count, *(math.ceil(quota) for quota in quotas if quota is not None)]))
+    """Return how many cores this process may use."""
+    return quota() or _seen()
+
+
+def quota() -> int | None:
+    """Return how many cores the quota of its groups leaves this process, rounded up; None for all that it sees."""
+    quotas = [math.ceil(found) for group in _groups("cpu") if (found := _quota(group)) is not None]
+    return min(quotas) if quotas and min(quotas) < _seen() else None
+
+
+def _seen() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def memory() -> int | None:
@@ -62,6 +70,8 @@ def told() -> Iterator[None]:
 
 def exceeded(error: BaseException) -> LimitError | None:
     """Return what to tell of an error that comes of a limit of this process or its machine, None for another."""
+    if isinstance(error, FileNotFoundError) and error.filename is None and not _has_working_folder():
+        return LimitError("the working folder is gone: change to one that exists, or name files by their whole paths")
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
     if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
@@ -73,6 +83,13 @@ def exceeded(error: BaseException) -> LimitError | None:
     if isinstance(error, MemoryError) or number == errno.ENOMEM or _NO_MEMORY.search(text):
         return _worded("memory", "v", resource.RLIMIT_AS, "raise it", 1024)
     return None
+
+
+def _has_working_folder() -> bool:
+    try:
+        return bool(os.getcwd())
+    except FileNotFoundError:
+        return False
 
 
 def _worded(what: str, option: str, kind: int, remedy: str, unit: int = 1) -> LimitError:

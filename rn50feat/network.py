@@ -60,12 +60,12 @@ class Normalized(torch.nn.Module):
         return features
 
 
-def load(weights: Weights, variant: Variant = TORCHVISION, *, progress: bool = False) -> Network:
+def load(weights: Weights, variant: Variant = TORCHVISION) -> Network:
     """Return the network of `variant` with `weights`; raises what `state` raises.
 
     The SHA-256 of random weights is that of the tensors in the order of their names.
     """
-    tensors = state(weights, variant, progress=progress)
+    tensors = state(weights, variant)
     body = _empty(variant)
     kept = {name: tensors[name] for name in body.state_dict() if name in tensors}
     body.load_state_dict(kept, strict=False, assign=True)
@@ -73,10 +73,10 @@ def load(weights: Weights, variant: Variant = TORCHVISION, *, progress: bool = F
     return Network(_folded(body.eval().requires_grad_(False)), sha256)
 
 
-def state(weights: Weights, variant: Variant, *, progress: bool = False) -> StateDict:
+def state(weights: Weights, variant: Variant) -> StateDict:
     """Return the tensors of `weights` under torchvision's names, float32, complete for `variant`.
 
-    Downloads published ones first. Random weights are those of
+    Random weights are those of
     ``torch.manual_seed(seed); resnet50()``. Raises `WeightsError` when the
     weights cannot be had, are no ResNet50's, or are another variant's.
     """
@@ -84,7 +84,7 @@ def state(weights: Weights, variant: Variant, *, progress: bool = False) -> Stat
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(weights.seed)
             return dict(torchvision.models.resnet50(weights=None).state_dict())
-    held = weights_files.read(weights, progress=progress)
+    held = weights_files.read(weights)
     weights_files.require(weights, held.claims, variant)
     _check(held.tensors, _empty(variant).state_dict(), weights)
     return held.tensors

@@ -39,7 +39,8 @@ class Preview:
     names in a list that lead to no file. ``seconds`` comes
     from the rate of the last run that computed anything, None without one;
     ``bytes`` is about the size that the store would have, in float16 where
-    only the run's precision will decide.
+    only the run's precision will decide. ``download`` names the weights that
+    a run would download first, None where it would not.
     """
 
     compute: int
@@ -51,6 +52,7 @@ class Preview:
     remove: int
     seconds: float | None
     bytes: int
+    download: str | None = None
 
 
 def preview(
@@ -78,7 +80,7 @@ def preview(
     path = locate_output(store)
     existing = FeatureStore(path) if path.exists() else None
     old = None if overwrite else existing
-    agree(old, Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), dtype)
+    chosen, _ = agree(old, Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), dtype)
     catalogue = Catalogue(old, selection)
     met = np.zeros(len(catalogue), bool)
     counts: Counter[Verdict] = Counter()
@@ -113,6 +115,7 @@ def preview(
         remove=removed,
         seconds=None if rate is None else counts[Verdict.COMPUTE] / rate,
         bytes=size + _growth(rows, counts[Verdict.COMPUTE], kind.itemsize),
+        download=chosen.name if counts[Verdict.COMPUTE] and chosen.missing else None,
     )
 
 

@@ -75,7 +75,7 @@ class Run:
         self._known: set[str] = set()  # archives that have not changed
         self._members = 0  # of archives: they are more files than were counted
         self._uncommitted, self._last_commit = 0, time.monotonic()
-        self._on_progress: Callable[[Progress], None] | None = None
+        self._on_progress: Callable[[Progress], None] = lambda progress: None
         self._total: int | None = None
 
     def agree(self, choices: Choices, dtype: str | None) -> None:
@@ -95,7 +95,7 @@ class Run:
     def todo(self, found: Iterator[Reference | Excluded], retry_failed: bool) -> Iterator[Reference]:
         """Yield the pictures that the network must see; deal with all other files on the way."""
         steps = plan(found, self.path, self._catalogue, retry_failed=retry_failed, rule=self._selection.rule)
-        while not self._stopped():
+        while not self.stop():
             with self.summary.timed("find"):
                 step = next(steps, None)
             if step is None:
@@ -105,11 +105,12 @@ class Run:
             if step.verdict is Verdict.COMPUTE or not self._take(step):
                 self._handed += 1
                 yield step.reference
-            self._tell()
+            self.tell()
 
-    def _stopped(self) -> bool:
+    def stop(self) -> str | None:
+        """Return why the run is to end early, None while it is not."""
         self.summary.stopped = self.summary.stopped or self._stop()
-        return self.summary.stopped is not None
+        return self.summary.stopped
 
     def _take(self, step: Step) -> bool:
         """Do what needs no network; return False for a copy whose original was replaced in this very run."""
@@ -214,8 +215,8 @@ class Run:
         for batch in engine.embed(references):
             with self.summary.timed("write"):
                 self._write(batch)
-            self._tell()
-            if self._stopped():
+            self.tell()
+            if self.stop():
                 break
         self.summary.stages.update(engine.seconds)
 
@@ -314,19 +315,18 @@ class Run:
 
     def watch(self, selection: Selection, on_progress: Callable[[Progress], None] | None) -> None:
         """Report progress, and count the files in a thread meanwhile, so that it has an end."""
-        self._on_progress = on_progress
 
         def count() -> None:
             with suppress(SourceError):  # of a list that cannot be read; the run itself will tell
                 self._total = selection.count()
 
         if on_progress is not None:
+            self._on_progress = on_progress
             threading.Thread(target=count, daemon=True).start()
 
-    def _tell(self) -> None:
-        if self._on_progress is not None:
-            total = None if self._total is None else self._total + self._members
-            self._on_progress(Progress(self.summary, total))
+    def tell(self, phase: str = "") -> None:
+        """Report how far the run is, and what it is busy with besides the images."""
+        self._on_progress(Progress(self.summary, self._total and self._total + self._members, phase))
 
     def __enter__(self) -> Run:
         return self

@@ -14,6 +14,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from rn50feat.download import Told
 from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
 from rn50feat.errors import QueryError, SourceError
@@ -73,7 +74,7 @@ def search(
     weights_file: str | None = None,
     options: EngineOptions = EngineOptions(),
     start: StartEngine = local.start,
-    progress: bool = False,
+    on_download: Told = lambda done, total: None,
 ) -> list[Result]:
     """Return the `k` most similar pictures of `store` for each picture in `queries`.
 
@@ -91,7 +92,7 @@ def search(
     names = [os.fspath(q) for q in ([queries] if isinstance(queries, (str, os.PathLike)) else queries)]
     if not names:
         return []
-    references, vectors = _embed(names, store, weights_file, options, start, progress)
+    references, vectors = _embed(names, store, weights_file, options, start, on_download)
 
     def work() -> list[list[_Found]]:
         own = _own_rows(references, store) if exclude_self else [NO_ROWS] * len(references)
@@ -133,14 +134,14 @@ def _embed(
     weights_file: str | None,
     options: EngineOptions,
     start: StartEngine,
-    progress: bool,
+    on_download: Told,
 ) -> tuple[list[Reference], Vectors]:
     """Return the references and features, (m, 2048), of query pictures."""
     references = [_reference(name) for name in names]
     if options.device == "auto" and len(references) <= FEW:
         options = replace(options, device="cpu")
     found: dict[str, tuple[Reference, Vectors]] = {}
-    for batch in embed_like(store, references, weights_file, options, start, progress=progress):
+    for batch in embed_like(store, references, weights_file, options, start, on_download=on_download):
         for failure in batch.failures:
             raise QueryError(f"{failure.reference.location} {failure.reason}: give another picture")
         found.update((ref.location, (ref, row)) for ref, row in zip(batch.references, batch.features))

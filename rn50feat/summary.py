@@ -120,10 +120,14 @@ class Summary:
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is: what it did so far, of how many files (None while they are being counted)."""
+    """How far a run is: what it did so far, of how many files (None while they are being counted).
+
+    ``phase`` says what it is busy with where that is not the images.
+    """
 
     done: Summary
     total: int | None
+    phase: str = ""
 
 
 def _version(package: str) -> str | None:

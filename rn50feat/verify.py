@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rn50feat.download import Told
 from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
 from rn50feat.errors import IndexingError, OutOfMemoryError, SourceError, StoreError
@@ -50,7 +51,7 @@ def verify(
     weights_file: str | None = None,
     options: EngineOptions = EngineOptions(),
     start: StartEngine = local.start,
-    progress: bool = False,
+    on_download: Told = lambda done, total: None,
 ) -> Report:
     """Check the datasets of `store` against each other, and every row.
 
@@ -70,7 +71,7 @@ def verify(
     if not report.findings and sources:
         _check_sources(store, report)
     if not report.findings and recompute:
-        _check_again(store, report, recompute, weights_file, options, start, progress)
+        _check_again(store, report, recompute, weights_file, options, start, on_download)
     _check_index(store, report)
     return report
 
@@ -205,7 +206,7 @@ def _check_again(
     weights_file: str | None,
     options: EngineOptions,
     start: StartEngine,
-    progress: bool,
+    on_download: Told,
 ) -> None:
     """Compute random rows again; pictures that are gone or have changed are left out."""
     rows = _drawn(store, count)
@@ -216,7 +217,7 @@ def _check_again(
     worst, exact = 0.0, _computed_exactly(store)
     if exact and options.precision == "auto":
         options = replace(options, precision="fp32")
-    for batch in embed_like(store, references, weights_file, options, start, progress=progress):
+    for batch in embed_like(store, references, weights_file, options, start, on_download=on_download):
         for reference, features in zip(batch.references, batch.features):
             stored = rows[reference.location]
             error = float(np.linalg.norm(features - stored) / np.linalg.norm(stored))

@@ -12,17 +12,22 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from rn50feat import formats, tensors, variants
-from rn50feat.errors import PreprocessingError, WeightsError
+from rn50feat import caches, formats, tensors, variants
+from rn50feat.download import Told, download
+from rn50feat.errors import MissingWeightsError, PreprocessingError, WeightsError
 from rn50feat.provenance import PROFILES, Preprocessing, Provenance, value_limits
 from rn50feat.tensors import Claims, Held
 from rn50feat.variants import TORCHVISION, Variant
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -56,6 +61,18 @@ class Weights:
     def published(self) -> Published | None:
         return PUBLISHED.get(self.name)
 
+    @property
+    def missing(self) -> bool:
+        """Whether these are published weights that must be downloaded first."""
+        return self.published is not None and self.path is not None and not os.path.exists(self.path)
+
+    def require(self) -> None:
+        """Raise `MissingWeightsError` for published weights that must be downloaded first."""
+        if self.missing:
+            error = MissingWeightsError(f"the weights {self.name} are not at {self.path}: download them first")
+            error.weights = self
+            raise error
+
     def claims(self, sha256: str = "") -> Claims:
         """Return which variants these weights may be for; published ones are known by name or SHA-256."""
         published = self.published or next((p for p in PUBLISHED.values() if sha256.startswith(p.sha256)), None)
@@ -81,9 +98,12 @@ def find(spec: str) -> Weights:
 
 
 def _download_folder() -> Path:
-    """Return torch.hub's own folder for weights (its `get_dir`, without importing torch)."""
-    cache = os.environ.get("XDG_CACHE_HOME", "~/.cache")
-    return Path(os.environ.get("TORCH_HOME", f"{cache}/torch"), "hub", "checkpoints").expanduser()
+    folder = caches.weights_folder()
+    if folder is None:
+        raise WeightsError(
+            "there is no home folder to look for weights in: set TORCH_HOME to a folder, or give --weights FILE"
+        )
+    return folder
 
 
 def hash_file(path: Path) -> str:
@@ -111,29 +131,36 @@ def require(weights: Weights, claims: Claims, variant: Variant) -> None:
         )
 
 
-def read(weights: Weights, *, progress: bool = False) -> Held:
-    """Return what weights that lie in a file hold, as `tensors.read` does, downloading published ones first.
+def read(weights: Weights) -> Held:
+    """Return what weights that lie in a file hold, as `tensors.read` does; raise `WeightsError`.
 
-    `progress` shows the download on stderr. Raises `WeightsError`.
+    Published ones that are not there raise `MissingWeightsError`.
     """
     assert weights.path is not None
-    if weights.published and not weights.path.exists():
-        _download(weights.published, weights.path, progress)
+    weights.require()
     held = tensors.read(weights.path)
     return replace(held, claims=weights.claims()) if weights.published else held
 
 
-def _download(published: Published, path: Path, progress: bool) -> None:
-    import torch
+def fetch(
+    weights: Weights, *, stop: Callable[[], str | None] = lambda: None, told: Told = lambda done, total: None
+) -> None:
+    """Download published weights that are not there; raise `WeightsError` when that fails.
 
+    `told` gets the bytes that there are, and how many there will be. Raises
+    `waiting.Stopped` when `stop` returns a reason.
+    """
+    if weights.missing and weights.published and weights.path:
+        download(weights.published.url, weights.published.sha256, weights.path, stop=stop, told=told)
+
+
+def with_weights(work: Callable[[], T], told: Told = lambda done, total: None) -> T:
+    """Return what `work` returns, fetching the weights that it lacks, if any."""
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        torch.hub.download_url_to_file(published.url, str(path), hash_prefix=published.sha256, progress=progress)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; a wrong hash is a RuntimeError
-        raise WeightsError(
-            f"{published.url} cannot be downloaded ({error}): fetch it by hand and put it at {path},"
-            " or name other weights"
-        ) from error
+        return work()
+    except MissingWeightsError as error:
+        fetch(error.weights, told=told)
+    return work()
 
 
 def recorded(provenance: Provenance) -> Weights:
@@ -191,7 +218,7 @@ def provenance(weights: Weights, choices: Choices = Choices(), old: Provenance |
     yet, unless `old` has it. Raises `WeightsError` for a downloaded file that
     is damaged.
     """
-    sha256 = hash_file(weights.path) if weights.path and weights.path.exists() else ""
+    sha256 = hash_file(weights.path) if weights.path and os.path.exists(weights.path) else ""
     if sha256 and weights.published and not sha256.startswith(weights.published.sha256):
         raise WeightsError(
             f"{weights.path} is damaged (its SHA-256 begins with {sha256[:8]}, not {weights.published.sha256}):"

@@ -86,9 +86,7 @@ class FakeStart:
     def __init__(self) -> None:
         self.engines: list[FakeEngine] = []
 
-    def __call__(
-        self, weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool = False
-    ) -> Engine:
+    def __call__(self, weights: Weights, provenance: Provenance, options: EngineOptions) -> Engine:
         self.engines.append(FakeEngine(provenance.preprocessing, options.batch_size or 32))
         return self.engines[-1]
 
@@ -113,9 +111,7 @@ class LocalFakeStart:
     seconds: float = 0.0
     mark: str = ""
 
-    def __call__(
-        self, weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool = False
-    ) -> Engine:
+    def __call__(self, weights: Weights, provenance: Provenance, options: EngineOptions) -> Engine:
         backend = _DeadlyBackend()
         backend.seconds, backend.mark = self.seconds, self.mark
         return LocalEngine(backend, DecoderPool(provenance.preprocessing, **LIMITS), 3)
@@ -138,9 +134,7 @@ class _DeadlyBackend(FakeBackend):
 class BlindStart:
     """A `StartEngine` on a machine that has none of the pictures."""
 
-    def __call__(
-        self, weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool = False
-    ) -> Engine:
+    def __call__(self, weights: Weights, provenance: Provenance, options: EngineOptions) -> Engine:
         return _BlindEngine(provenance.preprocessing, 4)
 
 

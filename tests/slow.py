@@ -1,5 +1,6 @@
 """The command line with a slow fake engine: ``python slow.py SECONDS ARGUMENT...``; one line on stdout at the start."""
 
+import os
 import sys
 import time
 from collections.abc import Iterable, Iterator
@@ -21,7 +22,10 @@ class SlowEngine(FakeEngine):
 
 
 class SlowStart(FakeStart):
-    def __call__(self, weights, provenance, options, *, progress=False):  # type: ignore[no-untyped-def]
+    def __call__(self, weights, provenance, options):  # type: ignore[no-untyped-def]
+        if seconds := os.environ.get("START_SECONDS"):
+            print("start", flush=True)
+            time.sleep(float(seconds))
         return SlowEngine(provenance.preprocessing, options.batch_size or 32)
 
 

@@ -16,7 +16,7 @@ PACKAGE = Path(rn50feat.__file__).parent
 # The journey of one picture, from the bottom: a module imports only from rows above its own.
 LAYERS = [
     ["errors", "exchange", "hdf5_storage", "indexing", "pages", "places"],
-    ["disk", "limits", "rows", "unseen", "engines.allowance"],
+    ["caches", "disk", "limits", "rows", "unseen", "waiting", "engines.allowance"],
     ["damage", "places.zip_names", "places.folders", "places.remote", "places.lists"],
     ["places.zips"],
     ["places.archives", "beside"],
@@ -26,7 +26,7 @@ LAYERS = [
     ["formats.hdf5", "formats.checkpoint"],
     ["formats.keras", "formats.slim"],
     ["formats.apart"],
-    ["formats"],
+    ["formats", "download"],
     ["images.kinds", "images.numbers", "images.png", "images.jpeg", "images.colors"],
     ["images.tiff", "images.wide"],
     ["images.samples"],
@@ -70,7 +70,7 @@ LAYERS = [
     ["run", "search", "duplicates", "preview", "verify", "bench", "exchange.merge", "exchange.importing"],
     ["extract", "pages.gallery"],
     ["cli"],
-    ["cli.report", "cli.streams"],
+    ["cli.facts", "cli.report", "cli.streams"],
     ["cli.terminal"],
     ["cli.ending"],
     ["cli.options", "cli.stores"],
@@ -105,7 +105,7 @@ MODULES = modules()
 
 OWNERS = {
     "click": {name for name in MODULES if name.startswith("cli")}
-    - {"cli", "cli.outcome", "cli.report", "cli.stores", "cli.streams", "cli.terminal"},
+    - {"cli", "cli.facts", "cli.outcome", "cli.report", "cli.stores", "cli.streams", "cli.terminal"},
     "h5py": {"hdf5_storage", "layout", "opening", "store", "writer", "formats.hdf5", "formats.keras"},
     "pyarrow": {"exchange.parquet"},
     "qdrant_client": {"exchange.qdrant"},
@@ -118,7 +118,6 @@ OWNERS = {
     "torch": {
         "network",
         "structure",
-        "weights",
         "tensors",
         "backends.torch",
         "backends.fused",

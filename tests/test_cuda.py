@@ -277,7 +277,7 @@ def test_auto_goes_on_with_the_cpu_and_says_why_in_one_line(
 ) -> None:
     monkeypatch.setattr(local, "_may_have_gpu", lambda: True)
     options = EngineOptions(backend=name, precision="fp32")
-    made = local.backend(weights.find("random"), weights.provenance(weights.find("random")), options, progress=False)
+    made = local.backend(weights.find("random"), weights.provenance(weights.find("random")), options)
     assert made.device == "cpu"
     if name == "torch":
         assert made.name == "torch"
@@ -285,7 +285,7 @@ def test_auto_goes_on_with_the_cpu_and_says_why_in_one_line(
     assert told.startswith(f"no GPU is used: cpu ({CARD}, capability 6.1) cannot run the network")
     with pytest.raises(DeviceError, match="cannot run the network"):
         cuda_only = EngineOptions(backend=name, precision="fp32", device="cuda")
-        local.backend(weights.find("random"), weights.provenance(weights.find("random")), cuda_only, progress=False)
+        local.backend(weights.find("random"), weights.provenance(weights.find("random")), cuda_only)
 
 
 def test_of_several_devices_auto_uses_those_that_work(

@@ -13,7 +13,6 @@ import pytest
 
 from rn50feat import limits
 from rn50feat.engines import allowance
-from rn50feat.store import FeatureStore
 
 Group = Callable[..., None]
 
@@ -114,35 +113,45 @@ def test_all_processes_together_stay_within_the_budget(workers: int) -> None:
     assert allowance.shares(workers, 1, None) == (allowance.needed(1),) * 2
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce these limits")
-@pytest.mark.parametrize(
-    ("limit", "options", "words"),
-    [
-        ("-f 8", "", "the size of a file (ulimit -f 8) is too low: raise it"),
-        ("-n 24", "--workers 16", "open files (ulimit -n 24) is too low: raise it, or use fewer --workers"),
-    ],
-)
-def test_a_run_names_the_limit_that_it_meets(
-    pictures: Path, store: FeatureStore, limit: str, options: str, words: str
-) -> None:
-    (pictures / "another.png").write_bytes((pictures / "red.png").read_bytes() + b"x")
-    command = f"ulimit {limit}; exec {sys.executable} -m rn50feat extract pictures out.h5 --backend torch {options}"
-    done = subprocess.run(["bash", "-c", command], cwd=store.path.parent, capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (1, f"Error: the limit on {words}\n")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce this limit")
-def test_decoding_processes_start_below_a_limit_on_memory(pictures: Path) -> None:
-    program = (
-        "import rn50feat, fake; s = rn50feat.extract('pictures', 'out.h5', weights='random',"
-        " start=fake.LocalFakeStart()); print(s.new, s.failed)"
-    )
-    command = f'ulimit -v 3000000; OPENBLAS_NUM_THREADS=1 exec {sys.executable} -c "{program}"'
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=pictures.parent,
-        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent)},
+def limited(limit: str, program: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    """Run a Python program in `folder` under a ``ulimit``."""
+    return subprocess.run(
+        ["bash", "-c", f'ulimit {limit}; exec "$0" -c "$1"', sys.executable, program],
+        cwd=folder,
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parent), "OPENBLAS_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
     )
-    assert (done.stdout, done.stderr) == ("5 0\n", "")
+
+
+EXTRACT = """
+import fake, rn50feat
+try:
+    summary = rn50feat.extract("pictures", "out.h5", weights="random", start=fake.LocalFakeStart())
+    print(summary.new, "new", summary.failed, "failed")
+except rn50feat.RN50FeatError as error:
+    print(error)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems do not enforce these limits")
+@pytest.mark.parametrize(
+    ("limit", "words"),
+    [
+        ("-v 3000000", "5 new 0 failed"),
+        ("-f 8", "the limit on the size of a file (ulimit -f 8) is too low: raise it"),
+        ("-n 8", "the limit on open files (ulimit -n 8) is too low: raise it, or use fewer --workers"),
+    ],
+)
+def test_a_run_stays_within_its_limits_or_names_the_one_it_meets(pictures: Path, limit: str, words: str) -> None:
+    done = limited(limit, EXTRACT, pictures.parent)
+    assert (done.stdout, done.stderr) == (f"{words}\n", "")
+
+
+def test_a_working_folder_that_is_gone_is_named(tmp_path: Path) -> None:
+    program = "import os; os.mkdir('w'); os.chdir('w'); os.rmdir('../w'); from rn50feat.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", program, "bench"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: the working folder is gone: change to one that exists, or name files by their whole paths\n"
+    )

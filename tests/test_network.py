@@ -25,7 +25,7 @@ from torchvision import transforms
 import rn50feat
 from rn50feat import EngineOptions, network, weights
 from rn50feat.backends.torch import TorchBackend
-from rn50feat.errors import DeviceError, WeightsError
+from rn50feat.errors import DeviceError, MissingWeightsError, WeightsError
 from rn50feat.provenance import Preprocessing
 from rn50feat.weights import Weights
 
@@ -249,6 +249,12 @@ def test_published_weights_are_downloaded_once_and_checked(published: Callable[.
     chosen = published()
     before = weights.provenance(chosen)
     assert (before.weights_sha256, before.preprocessing.resize) == ("", 232)
+    with pytest.raises(MissingWeightsError):
+        network.load(chosen)
+    told: list[tuple[int, int]] = []
+    weights.fetch(chosen, told=lambda done, total: told.append((done, total)))
+    size = chosen.path.stat().st_size
+    assert told == [(min(at + (1 << 16), size), size) for at in range(0, size, 1 << 16)]
     loaded = network.load(chosen)
     assert chosen.path == Path(torch.hub.get_dir(), "checkpoints", chosen.path.name)
     after = weights.provenance(chosen)
@@ -258,7 +264,7 @@ def test_published_weights_are_downloaded_once_and_checked(published: Callable[.
 
 def test_a_file_known_by_its_hash_gets_its_own_preprocessing(published: Callable[..., Weights], tmp_path: Path) -> None:
     chosen = published()
-    network.load(chosen)
+    weights.fetch(chosen)
     copy = tmp_path / "copy.pth"
     copy.write_bytes(chosen.path.read_bytes())
     assert weights.provenance(weights.find(str(copy))).preprocessing.resize == 232
@@ -267,15 +273,15 @@ def test_a_file_known_by_its_hash_gets_its_own_preprocessing(published: Callable
 def test_a_download_of_other_content_is_refused(published: Callable[..., Weights]) -> None:
     chosen = published(b"something else")
     with pytest.raises(
-        WeightsError, match="invalid hash value.*fetch it by hand and put it at .*/checkpoints/resnet50"
+        WeightsError, match="its SHA-256 begins with f41f3fa6.*fetch it by hand and put it at .*/checkpoints/resnet50"
     ):
-        network.load(chosen)
-    assert not chosen.path.exists()
+        weights.fetch(chosen)
+    assert list(chosen.path.parent.iterdir()) == []
 
 
 def test_a_downloaded_file_that_was_damaged_later_is_refused(published: Callable[..., Weights]) -> None:
     chosen = published()
-    network.load(chosen)
+    weights.fetch(chosen)
     chosen.path.write_bytes(b"damaged")
     with pytest.raises(WeightsError, match="is damaged.*remove it"):
         weights.provenance(chosen)
@@ -288,9 +294,9 @@ def test_without_a_network_connection_the_error_says_what_to_fetch(
     closed = weights.Published("http://127.0.0.1:9/resnet50-0676ba61.pth", "0676ba61", 256)
     monkeypatch.setitem(weights.PUBLISHED, "imagenet-v1", closed)
     with pytest.raises(
-        WeightsError, match="127.0.0.1:9/resnet50-0676ba61.pth cannot be downloaded .*, or name other weights$"
+        WeightsError, match="127.0.0.1:9/resnet50-0676ba61.pth cannot be downloaded .*, or .* --weights random$"
     ):
-        network.load(weights.find("imagenet-v1"))
+        weights.fetch(weights.find("imagenet-v1"))
 
 
 def test_published_weights_are_torchvisions() -> None:

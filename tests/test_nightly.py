@@ -25,6 +25,7 @@ from scenes import encoded
 
 import rn50feat
 from rn50feat import FeatureStore, journal, run, writer
+from rn50feat.cli.terminal import STOPS, signals
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import PruneError, StoreBusyError, StoreError
 from rn50feat.preview import preview
@@ -63,14 +64,14 @@ def slow(folder: Path, seconds: float, *arguments: str) -> subprocess.Popen[str]
 # Stopping
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_stops_after_the_batch_in_hand(shades: Path, start: FakeStart, number: int, code: int) -> None:
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_stops_after_the_batch_in_hand(shades: Path, start: FakeStart, number: int) -> None:
     with slow(shades.parent, 0.2) as process:
         for _ in range(3):
             process.stdout.readline()
         process.send_signal(number)
         _, errors = process.communicate()
-    assert process.returncode == code
+    assert process.returncode == 128 + number
     assert f"stopped by {signal.Signals(number).name}" in errors
     found = stored(shades.parent)
     assert found == {f"{i:02}.png": i for i in range(6)}
@@ -93,6 +94,40 @@ def test_a_second_interrupt_stops_at_once_and_keeps_what_was_committed(shades: P
     assert time.monotonic() - begun < 2.5  # the batch in hand takes three seconds
     assert stored(shades.parent) == {"00.png": 0, "01.png": 1}
     assert extract(shades, start).new == 18
+
+
+def test_a_signal_stops_while_the_network_is_prepared(shades: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("START_SECONDS", "100")
+    with slow(shades.parent, 0, "--json") as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert json.loads(output)["stopped"] == "SIGTERM"
+    assert "stopped by SIGTERM: run again to go on" in errors
+    assert list(shades.parent.glob("out.h5*")) == []
+
+
+def test_signals_that_come_in_pairs_are_no_impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with signals() as should_stop:
+        assert should_stop() is None
+        for number in (signal.SIGXCPU, signal.SIGXCPU, signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+        assert (should_stop(), ended) == ("SIGXCPU", [])
+        signal.raise_signal(signal.SIGINT)
+        assert ended == [130]
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals() as should_stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert should_stop() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_an_interrupt_in_a_program_of_ones_own_undoes_the_uncommitted(

@@ -43,6 +43,7 @@ def plain(text: str, folder: Path | None = None) -> str:
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "DATE", text)
     text = re.sub(r"in \d+\.\d s", "in SECONDS", text)
     text = re.sub(r"\(\d+(\.\d+)? kB\)", "(SIZE)", text)
+    text = re.sub(r"^cache  .*", "cache", text, flags=re.MULTILINE)  # of this machine
     text = re.sub(r"float(16|32)|\b(bf16|fp32)\b", "PRECISION", text)  # by what the processor has
     text = re.sub(r"\d\.\de-\d\d|0\.0e\+00", "ROUNDING", text)
     return re.sub(r"\b[01]\.\d{4,}", lambda match: f"{float(match[0]):.2f}", text)

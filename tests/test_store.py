@@ -15,7 +15,7 @@ import pytest
 
 from rn50feat import FeatureStore, journal, rollback
 from rn50feat.catalogue import Catalogue
-from rn50feat.cli.report import describe
+from rn50feat.cli.facts import describe
 from rn50feat.errors import ArgumentError, OutOfMemoryError, ProvenanceError, RowError, StoreError
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import beside
+from rn50feat import beside, caches, limits
 from rn50feat.backends import CPU_BATCH, cpu_precision
 from rn50feat.errors import DeviceError
 from rn50feat.provenance import Preprocessing, Provenance
@@ -64,10 +64,12 @@ class OpenVinoBackend:
         self.precision = cpu_precision(precision)
         self.weights_sha256 = provenance.weights_sha256
         self._core = openvino.Core()
-        self._settings = {
+        self._settings: dict[str, str | int] = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[self.precision],
         }
+        if (cores := limits.quota()) is not None:  # OpenVINO has a thread for each core that it sees
+            self._settings["INFERENCE_NUM_THREADS"] = cores
         compiled = self._cached(provenance) if self.weights_sha256 else None
         if compiled is None:
             network = load()
@@ -101,8 +103,9 @@ class OpenVinoBackend:
 
     def _cached(self, provenance: Provenance) -> Any:
         path = self._path(provenance.weights_sha256, provenance)
-        if not path.exists():
+        if path is None or not os.path.exists(path):
             return None
+        caches.use(path)
         try:
             self._blob = np.memmap(path, np.uint8, "c")  # mapped, and kept: the network may refer to it
             content = openvino.Tensor(self._blob, shared_memory=True)
@@ -117,22 +120,22 @@ class OpenVinoBackend:
         content = io.BytesIO()
         compiled.export_model(content)
         path = self._path(network.sha256, provenance)
-        with contextlib.suppress(OSError, DeviceError):  # without a cache the next start is slower, and nothing else
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with beside.written([path], kind=DeviceError) as (file,):
-                file.write(content.getvalue())
+        if path is not None:
+            with contextlib.suppress(OSError, DeviceError):  # without a cache the next start is slower, nothing else
+                path.parent.mkdir(parents=True, exist_ok=True)
+                with beside.written([path], kind=DeviceError) as (file,):
+                    file.write(content.getvalue())
+            caches.use(path)
         return compiled
 
-    def _path(self, sha256: str, provenance: Provenance) -> Path:
-        """Return where the compiled network lies: a name for all that it depends on."""
+    def _path(self, sha256: str, provenance: Provenance) -> Path | None:
+        """Return where the compiled network lies, by a name for all that it depends on; None where nothing is kept."""
         processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         picture = provenance.preprocessing
         normalisation = (picture.mean, picture.std, picture.white, picture.crop_dtype)
         program = (self._settings, BATCH, openvino.__version__, processor)
         facts = (sha256, provenance.network, *normalisation, *program)
-        key = hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
-        cache = Path(os.environ.get("XDG_CACHE_HOME", "~/.cache")).expanduser()
-        return cache / "rn50feat" / f"openvino-{key}.blob"
+        return caches.compiled_path(hashlib.sha256(repr(facts).encode()).hexdigest()[:32])
 
 
 def _convert(network: Network, preprocessing: Preprocessing) -> Any:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rn50feat import limits
 from rn50feat.backends import CPU_BATCH, check, cpu_precision, cuda
 from rn50feat.backends.exact import exact
 from rn50feat.backends.fused import fused_on_cpu, fused_on_cuda
@@ -54,6 +55,8 @@ class TorchBackend:
         self.weights_sha256 = network.sha256
         if device == "cpu":
             dtype = _DTYPES[cpu_precision(precision)]
+            if (cores := limits.quota()) is not None:  # torch has a thread for each core that it sees
+                torch.set_num_threads(cores)
             self.batch_size = CPU_BATCH
             lanes: Sequence[Lane] = CPU_LANES * [CpuLane(_on_cpu(network, preprocessing, dtype))]
             self.device = device

@@ -9,7 +9,7 @@ import click
 
 from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import json_option, network_options, option
-from rn50feat.cli.terminal import attended, say
+from rn50feat.cli.terminal import downloads, say
 
 
 @click.command("convert", no_args_is_help=True)
@@ -36,6 +36,7 @@ def command(
     """
     from rn50feat.convert import convert as run
 
-    origin = run(weights, out, variant=variant, preprocess=preprocess, force=force, progress=attended())
+    with downloads() as on_download:
+        origin = run(weights, out, variant=variant, preprocess=preprocess, force=force, on_download=on_download)
     ending.add(out=str(out), provenance=json.loads(origin.to_json()))
     say(f"{out}: {origin.network}, preprocessing {origin.preprocessing.name}, from {origin.weights_label}")

@@ -9,6 +9,7 @@ import click
 
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
+from rn50feat.cli.facts import describe
 from rn50feat.cli.options import json_option, option, store_argument
 from rn50feat.cli.stores import open_store
 from rn50feat.cli.terminal import write
@@ -31,7 +32,7 @@ def command(ending: Ending, store: Path | None, failures: bool, as_json: bool) -
     from rn50feat.marks import damaged as damaged_images
 
     opened = open_store(store, ending)
-    facts = report.describe(opened)
+    facts = describe(opened)
     ending.add(**facts)
     if failures:
         ledger, damaged = opened.failures(), damaged_images(opened)

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from rn50feat import __version__, limits
+from rn50feat import __version__, limits, waiting
 from rn50feat.cli import (
     bench,
     convert,
@@ -51,7 +51,12 @@ class _Failed(click.ClickException):
 class _Program(click.Group):
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         streams.settle()
-        return super().__call__(*args, **kwargs)
+        try:
+            return super().__call__(*args, **kwargs)
+        except SystemExit as end:
+            if waiting.unfinished():
+                streams.leave(end.code)
+            raise
 
     def main(self, args: Sequence[str] | None = None, *more: Any, **settings: Any) -> Any:
         arguments = list(sys.argv[1:] if args is None else args)

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending
 from rn50feat.cli.stores import mark_random
-from rn50feat.cli.terminal import say
+from rn50feat.cli.terminal import STOPS, say
 
 if TYPE_CHECKING:
     from rn50feat.summary import Summary
 
-STOP_CODES = {"SIGINT": 130, "SIGTERM": 143}
+STOP_CODES = {number.name: 128 + number for number in STOPS}
 
 
 def tell(summary: Summary, out: Path, ending: Ending, *, quiet: bool) -> None:

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rn50feat.errors import RN50FeatError
 from rn50feat.unseen import one_line
 
 if TYPE_CHECKING:
@@ -84,39 +82,6 @@ def result_facts(results: Iterable[Result], store: FeatureStore, metric: str) ->
     return {**context, "results": [asdict(result) for result in results]}
 
 
-def describe(store: FeatureStore, runs: int = 5) -> dict[str, Any]:
-    """Return what there is to know of a store, ready for JSON; its last `runs` runs, newest first."""
-    from rn50feat.marks import damaged
-
-    with store.reading():
-        return {
-            "rows": len(store),
-            "dtype": str(store.dtype),
-            "bytes": store.path.stat().st_size,
-            "id": store.id,
-            "provenance": json.loads(store.provenance.to_json()),
-            "failures": len(store.failures()),
-            "damaged": len(damaged(store)),
-            "index": _index_of(store),
-            "runs": store.runs()[: -runs - 1 : -1],
-        }
-
-
-def _index_of(store: FeatureStore) -> dict[str, Any] | None:
-    """Return what there is to know of the index of a store, or why it is none to use; None where there is none."""
-    from rn50feat.indexing import index_file
-
-    try:
-        facts = index_file.read_facts(store.path)
-        if facts is None:
-            return None
-        index_file.require_same(store, facts)
-    except RN50FeatError as error:
-        return {"error": str(error)}
-    behind = int((store.column("ids") >= facts.next_id).sum())
-    return {"file": str(index_file.faiss_path(store.path)), **facts.as_dict(), "behind": behind}
-
-
 def _index_words(index: dict[str, Any] | None) -> str:
     if index is None:
         return "none: every search looks at all rows"
@@ -126,6 +91,13 @@ def _index_words(index: dict[str, Any] | None) -> str:
     return f"{index['factory']} for {index['metric']} ({size(index['size'])}), {index['rows']} rows{behind}"
 
 
+def _cache_words(cache: dict[str, Any]) -> str:
+    if cache["folder"] is None:
+        return "none: compiled networks are kept in a home folder, and there is none"
+    kept = f"{cache['networks']} compiled network{'' if cache['networks'] == 1 else 's'}"
+    return f"{kept} ({size(cache['bytes'])}) in {one_line(cache['folder'])}"
+
+
 def description(facts: dict[str, Any], store: FeatureStore) -> str:
     """Return what `describe` found, in plain words."""
     lines = [
@@ -133,6 +105,7 @@ def description(facts: dict[str, Any], store: FeatureStore) -> str:
         ("pictures", f"{facts['rows']} rows of 2048 {facts['dtype']}"),
         *provenance_lines(store.provenance),
         ("index", _index_words(facts["index"])),
+        ("cache", _cache_words(facts["cache"])),
         ("failures", f"{facts['failures']}{' (--failures lists them)' if facts['failures'] else ''}"),
     ]
     if facts["damaged"]:
@@ -212,7 +185,8 @@ def preview_line(expected: Preview) -> str:
     others = f"{expected.failed_before} failed before, {expected.ignored} ignored{excluded}{missing}"
     known = expected.seconds is not None or not expected.compute
     time = f"in about {duration(expected.seconds or 0)}" if known else "time unknown before a first run"
-    return f"{found}, {others}, {expected.remove} to remove; about {size(expected.bytes)}, {time}\n"
+    first = f"; a run downloads the weights {expected.download} first: they are not here" if expected.download else ""
+    return f"{found}, {others}, {expected.remove} to remove; about {size(expected.bytes)}, {time}{first}\n"
 
 
 def duration(seconds: float) -> str:

@@ -12,7 +12,7 @@ from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import check_option, engine_options, form_of, html_option, json_option, option
 from rn50feat.cli.stores import mark_random, open_store
-from rn50feat.cli.terminal import attended, write
+from rn50feat.cli.terminal import downloads, write
 from rn50feat.engines import EngineOptions
 from rn50feat.unseen import as_it_was
 
@@ -84,9 +84,9 @@ def command(
     settings |= {"exclude_self": exclude_self, "exact": exact, "check": check}
     results = by_path(stored, store, **settings) if stored else []
     if pictures:
-        results += by_picture(
-            pictures, store, weights_file=weights, options=EngineOptions(**engine), progress=attended(), **settings
-        )
+        settings |= {"weights_file": weights, "options": EngineOptions(**engine)}
+        with downloads() as on_download:
+            results += by_picture(pictures, store, on_download=on_download, **settings)
     mark_random(store)
     if html:
         from rn50feat.pages.gallery import search_page

@@ -46,6 +46,13 @@ def abandon_output() -> None:
     os.close(handle)
 
 
+def leave(code: object) -> None:
+    """End the process at once: a thread that is at work in C++ would crash in Python's own end."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code if isinstance(code, int) else 0 if code is None else 1)
+
+
 class _Messages(io.FileIO):
     """Standard error: what cannot be written there, to a full disk say, is passed over, and the run goes on."""
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from rn50feat.cli import streams
 from rn50feat.errors import OutputError
@@ -21,6 +22,17 @@ from rn50feat.unseen import one_line
 if TYPE_CHECKING:
     from rn50feat.summary import Progress
 
+# What asks a run to stop: people, services, terminals that close, and batch systems some time before their limit.
+STOPS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
+_PERSONAL = frozenset((signal.SIGINT, signal.SIGTERM))
+CLOCK_SECONDS = 0.5  # between two looks of a bar at the clock
 PLAIN_SECONDS = 30.0  # between two lines of progress where there is no terminal
 
 
@@ -32,15 +44,60 @@ def progress(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
     elif attended():
         from tqdm import tqdm
 
-        with tqdm(unit="img", dynamic_ncols=True, leave=False, smoothing=0.1) as bar:
+        with tqdm(unit="img", dynamic_ncols=True, leave=False, smoothing=0.1) as bar, _clock(bar):
 
             def advance(progress: Progress) -> None:
                 bar.total = progress.total
+                bar.set_description_str(progress.phase, refresh=False)
                 bar.update(progress.done.files - bar.n)
 
             yield advance
     else:
         yield _plain_progress()
+
+
+@contextmanager
+def _clock(bar: Any) -> Iterator[None]:
+    """Let the clock of a bar move, whatever the program is busy with."""
+    ended = threading.Event()
+
+    def tick() -> None:
+        while not ended.wait(CLOCK_SECONDS):
+            bar.refresh()
+
+    thread = threading.Thread(target=tick, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+@contextmanager
+def downloads() -> Iterator[Callable[[int, int], None]]:
+    """Yield what shows (bytes done, bytes in all) of a download that may come: a bar, or a line now and then."""
+    bars: list[Any] = []
+    told = time.monotonic()
+
+    def advance(done: int, total: int) -> None:
+        nonlocal told
+        if attended():
+            from tqdm import tqdm
+
+            if not bars:
+                bars.append(tqdm(desc="downloading the weights", unit="B", unit_scale=True, leave=False))
+            bars[0].total = total or None
+            bars[0].update(done - bars[0].n)
+        elif time.monotonic() - told >= PLAIN_SECONDS:
+            told = time.monotonic()
+            say(f"downloading the weights: {done / 1e6:.0f} of {f'{total / 1e6:.0f}' if total else '?'} MB")
+
+    try:
+        yield advance
+    finally:
+        for bar in bars:
+            bar.close()
 
 
 def _plain_progress() -> Callable[[Progress], None]:
@@ -51,6 +108,9 @@ def _plain_progress() -> Callable[[Progress], None]:
         now = time.monotonic()
         if now - told >= PLAIN_SECONDS:
             told = now
+            if progress.phase:
+                say(progress.phase)
+                return
             rate = progress.done.computed / (now - started)
             say(f"{progress.done.found} pictures of {progress.total or '?'} files, {rate:.1f} images/s")
 
@@ -92,19 +152,26 @@ def _plain_stages() -> Callable[[str, int, int], None]:
 
 @contextmanager
 def signals() -> Iterator[Callable[[], str | None]]:
-    """Yield what tells the first SIGINT or SIGTERM by name; a second one ends the process at once."""
-    caught: list[str] = []
+    """Yield what tells the first signal that asks to stop by name; a second SIGINT or SIGTERM ends the process at once.
+
+    Only these two mean impatience: a terminal that closes sends SIGHUP twice, systemd SIGHUP after SIGTERM, a batch
+    system SIGTERM after its warning, and the kernel SIGXCPU every second.
+    """
+    caught: list[int] = []
 
     def note(number: int, _: object) -> None:
-        if caught:
+        if number in _PERSONAL and not _PERSONAL.isdisjoint(caught):
             os._exit(128 + number)  # what was committed is safe, and the lock ends with the process
-        caught.append(signal.Signals(number).name)
-        with suppress(OSError):
-            os.write(2, b"\nstopping after the batch in hand; once more stops at once\n")
+        caught.append(number)
+        if len(caught) == 1:
+            with suppress(OSError):
+                os.write(2, b"\nstopping after the batch in hand; once more stops at once\n")
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    # What was ignored from the start stays so: nohup ignores SIGHUP.
+    heeded = [number for number in STOPS if number in _PERSONAL or signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, note) for number in heeded}
     try:
-        yield lambda: caught[0] if caught else None
+        yield lambda: signal.Signals(caught[0]).name if caught else None
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -11,7 +11,7 @@ import click
 from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import engine_options, json_option, option, store_argument
 from rn50feat.cli.stores import open_store
-from rn50feat.cli.terminal import attended, say, write
+from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.damage import REMEDY
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import VerifyError
@@ -43,14 +43,15 @@ def command(
     from rn50feat.verify import verify as run
 
     opened = open_store(store, ending)
-    result = run(
-        opened,
-        sources=sources,
-        recompute=recompute,
-        weights_file=weights,
-        options=EngineOptions(**engine),
-        progress=attended(),
-    )
+    with downloads() as on_download:
+        result = run(
+            opened,
+            sources=sources,
+            recompute=recompute,
+            weights_file=weights,
+            options=EngineOptions(**engine),
+            on_download=on_download,
+        )
     ending.add(rows=len(opened), **dataclasses.asdict(result))
     for finding in () if as_json else result.findings:
         write(f"{one_line(finding)}\n")

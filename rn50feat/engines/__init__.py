@@ -85,7 +85,7 @@ class Engine(Protocol):
 
 
 class StartEngine(Protocol):
-    """What starts an engine; raises `WeightsError` or `DeviceError`."""
+    """What starts an engine; raises `WeightsError` (for missing ones, `MissingWeightsError`) or `DeviceError`."""
 
-    def __call__(self, weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool) -> Engine:
-        """Return an engine with `weights`, for features of `provenance`; `progress` shows a download on stderr."""
+    def __call__(self, weights: Weights, provenance: Provenance, options: EngineOptions) -> Engine:
+        """Return an engine with `weights`, for features of `provenance`."""

@@ -112,9 +112,9 @@ class LocalEngine:
         self._decoder.close()
 
 
-def start(weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool = False) -> LocalEngine:
+def start(weights: Weights, provenance: Provenance, options: EngineOptions) -> LocalEngine:
     """Start the engine; raise `WeightsError` or `DeviceError` when it cannot compute."""
-    return _started(lambda: backend(weights, provenance, options, progress=progress), provenance.preprocessing, options)
+    return _started(lambda: backend(weights, provenance, options), provenance.preprocessing, options)
 
 
 def engine(backend: Backend, preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:
@@ -143,13 +143,13 @@ def _pool(preprocessing: Preprocessing, options: EngineOptions) -> DecoderPool:
     )
 
 
-def backend(weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool) -> Backend:
+def backend(weights: Weights, provenance: Provenance, options: EngineOptions) -> Backend:
     """Return torch's backend on the GPUs that can run the network, else OpenVINO's or torch's on the CPU."""
 
     def load() -> Network:
         from rn50feat import network
 
-        return network.load(weights, variants.recorded(provenance.network), progress=progress)
+        return network.load(weights, variants.recorded(provenance.network))
 
     if _wants_openvino(options):
         from rn50feat.backends.openvino import OpenVinoBackend
@@ -164,7 +164,7 @@ def backend(weights: Weights, provenance: Provenance, options: EngineOptions, *,
         if device != "auto":
             raise
         logger.warning("no GPU is used: %s", str(problem).removesuffix(": use --device cpu"))
-    return backend(weights, provenance, replace(options, device="cpu"), progress=progress)
+    return backend(weights, provenance, replace(options, device="cpu"))
 
 
 def _wants_openvino(options: EngineOptions) -> bool:

@@ -197,14 +197,12 @@ def start(
     provenance: Provenance,
     options: EngineOptions,
     *,
-    progress: bool = False,
     address: str = "auto",
     each: StartEngine = local.start,
 ) -> RayEngine:
     """Start the engine on the cluster at `address`, `each` on each of its nodes, or for each of its GPUs.
 
-    Raises `ClusterError`, and what `each` raises there. `progress` has
-    nothing to show: the nodes download for themselves.
+    Raises `ClusterError`, and what `each` raises there; weights are downloaded by each node for itself.
     """
     if options.device.startswith("cuda:"):
         raise DeviceError(f"Ray shares the GPUs of a cluster out by itself: say --device cuda, not {options.device}")

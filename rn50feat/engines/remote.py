@@ -13,13 +13,14 @@ import platform
 import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from rn50feat import __version__
 from rn50feat.engines import Batch, Engine, EngineOptions, StartEngine
 from rn50feat.errors import RN50FeatError, WeightsError
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Provenance
-from rn50feat.weights import Weights, find
+from rn50feat.weights import Weights, find, with_weights
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,8 @@ class RemoteEngine:
         options = replace(assignment.options, device=device, workers=assignment.options.workers or workers)
         try:
             weights = _here(assignment.weights)
-            self._engine = engine = assignment.start(weights, assignment.provenance, options, progress=False)
+            start = partial(assignment.start, weights, assignment.provenance, options)
+            self._engine = engine = with_weights(start)
         except RN50FeatError as error:
             raise type(error)(f"on the node {host}: {error}") from error
         return Facts(host, versions(), engine.backend, engine.device, engine.precision, engine.weights_sha256)

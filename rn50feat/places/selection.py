@@ -112,11 +112,16 @@ class Selection:
             elif isinstance(entry, str):
                 yield Reference(location, -1, -1)
 
+    @property
+    def can_be_read_again(self) -> bool:
+        """Whether the files can be found more than once, unlike those of a list on standard input."""
+        return self.listing is None or lists.can_be_read_again(self.listing)
+
     def count(self) -> int | None:
         """Return how many files there are, about; None for a list that can be read but once, and for remote storage."""
         if any(map(is_url, self.roots)):  # a listing costs money there: one will do
             return None
-        if self.listing is not None and not lists.can_be_read_again(self.listing):
+        if not self.can_be_read_again:
             return None
         return sum(1 for _ in self._rooted(warn=False)) + sum(1 for _ in self._listed(warn=False))
 

@@ -72,7 +72,7 @@ def ours(folder: Path, out: Path, backend: str) -> float:
 def alone(backend: str, seconds: float = 4.0) -> float:
     """Return the images/s of the network alone, on crops that are there already."""
     chosen = weights.find("random")
-    network = local.backend(chosen, weights.provenance(chosen), EngineOptions(backend=backend), progress=False)
+    network = local.backend(chosen, weights.provenance(chosen), EngineOptions(backend=backend))
     batches = [np.zeros((network.batch_size, 224, 224, 3), np.uint8)] * 4 * network.lanes
     with ThreadPoolExecutor(network.lanes) as threads:
         list(threads.map(network.features, batches))

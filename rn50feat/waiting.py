@@ -1,0 +1,86 @@
+"""Wait for work that takes seconds or minutes, and stay reachable meanwhile.
+
+In: the work, and what says when to stop. Out: its result, or `Stopped`. The
+work goes on in a thread of its own, because neither an import nor a call into
+C++ or the network looks at a signal before it has ended; whoever waits here
+does so within a tenth of a second.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+T = TypeVar("T")
+SECONDS = 0.1  # between two looks at what says when to stop
+
+_left: list[threading.Thread] = []
+
+
+class Stopped(Exception):
+    """The work was left unfinished, for the reason in ``reason``."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+        self.reason = reason
+
+
+class _Work(threading.Thread, Generic[T]):
+    """A thread that keeps the result of its work, or gives it to `dispose` when nobody waits any more."""
+
+    def __init__(self, work: Callable[[], T], dispose: Callable[[T], object]) -> None:
+        super().__init__(name="waited for", daemon=True)
+        self._work, self._dispose = work, dispose
+        self._lock = threading.Lock()
+        self.results: list[T] = []
+        self.error: BaseException | None = None
+        self.awaited = True
+
+    def run(self) -> None:
+        try:
+            result = self._work()
+        except BaseException as error:
+            self.error = error
+            return
+        with self._lock:
+            self.results.append(result)
+            if self.awaited:
+                return
+        self._dispose(result)
+
+    def leave(self) -> None:
+        """Stop waiting: a result that is there by now is disposed of as well."""
+        with self._lock:
+            self.awaited = False
+        _left.append(self)
+        for result in self.results:
+            self._dispose(result)
+
+
+def attend(
+    work: Callable[[], T], stop: Callable[[], str | None], *, dispose: Callable[[T], object] = lambda result: None
+) -> T:
+    """Return what `work` returns, or raise what it raises; raise `Stopped` soon after `stop` returns a reason.
+
+    What is left unfinished then goes on in its thread, and `dispose` gets
+    its result.
+    """
+    thread = _Work(work, dispose)
+    thread.start()
+    try:
+        while thread.is_alive():
+            thread.join(SECONDS)
+            if thread.is_alive() and (reason := stop()):
+                raise Stopped(reason)
+    except BaseException:
+        thread.leave()
+        raise
+    if thread.error is not None:
+        raise thread.error
+    return thread.results[0]
+
+
+def unfinished() -> bool:
+    """Tell whether some work was left that has not ended: Python cannot end in peace, as its thread may be in C++."""
+    return any(thread.is_alive() for thread in _left)
