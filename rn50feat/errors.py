@@ -24,6 +24,7 @@ each of them into one ``Error:`` line::
     │   ├── RowError             a row that a store does not have (an IndexError)
     │   └── ArgumentError        an argument that does not fit a store (a ValueError)
     ├── IndexingError            an index that cannot be built or used
+    │   └── HistoryError         an index whose ids are of another history of its store
     ├── ExchangeError            features that cannot be exported or imported
     ├── QueryError               a search that cannot be answered
     ├── PruneError               rows that were not removed, to be on the safe side
@@ -134,6 +135,10 @@ class ArgumentError(StoreError, ValueError):
 
 class IndexingError(RN50FeatError):
     """An index of a store cannot be built, or is not one to search with."""
+
+
+class HistoryError(IndexingError):
+    """An index has seen commits that its store has not: their ids may mean different rows."""
 
 
 class ExchangeError(RN50FeatError):

@@ -50,8 +50,10 @@ ARCHIVES: Table = {
 }
 _MOST_COMPRESSED = 1032  # bytes out of one, by the deflate filter: h5repack may have put it on a store
 DAMAGED: Table = {"damaged/id": (np.int64, (), 256), "damaged/reason": (TEXT, (), 256)}
-TABLES = (ROWS, LEDGER, RUNS, ARCHIVES, DAMAGED)
-YOUNGER = {"archives": ARCHIVES, "damaged": DAMAGED}  # by group: stores of older versions lack these
+# A random mark for each commit: what has seen the last of one store means the same rows by its ids.
+HISTORY: Table = {"history": (np.uint8, (16,), 64)}
+TABLES = (ROWS, LEDGER, RUNS, ARCHIVES, DAMAGED, HISTORY)
+YOUNGER = {"archives": ARCHIVES, "damaged": DAMAGED, "history": HISTORY}  # by group: older stores lack these
 _TABLE_OF = {name: table for table in TABLES for name in table}
 _ATTRIBUTES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("format", "store_id", "provenance"), (str, bytes)),
@@ -151,6 +153,11 @@ def entries(file: h5py.File, table: Table) -> Iterator[list[Any]]:
     """Yield the entries of a table of texts and ints: the values in a list, in the order of its names."""
     for entry in zip(*(dataset(file, name)[:] for name in table)):
         yield [decode_text(value) if isinstance(value, bytes) else int(value) for value in entry]
+
+
+def history(file: h5py.File) -> list[str]:
+    """Return the mark of each commit, in hexadecimal digits, oldest first."""
+    return [bytes(mark).hex() for mark in dataset(file, "history")[:]] if "history" in file else []
 
 
 def check(file: h5py.File) -> None:

@@ -38,7 +38,9 @@ class Snapshot:
 
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
-        self.ids: NDArray[np.int64] = store.column("ids")
+        with store.reading():
+            self.ids: NDArray[np.int64] = store.column("ids")
+            self.history = store.history()
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -262,6 +262,11 @@ class FeatureStore:
         with self._access() as file:
             return int(layout.attribute(file, "next_id"))
 
+    def history(self) -> list[str]:
+        """Return the mark of each commit, oldest first: what has seen the last of them knows the store as it is."""
+        with self._access() as file:
+            return layout.history(file)
+
     def failures(self) -> list[FailureRecord]:
         """Return the ledger of pictures that could not be read."""
         with self._access() as file:

@@ -16,7 +16,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import h5py
@@ -255,6 +254,9 @@ class StoreWriter:
         """
         with self._told():
             self._file.attrs["next_id"] = self._next_id
+            if "history" not in self._file:
+                _create(self._file, layout.HISTORY, self.dtype)
+            self._append(layout.HISTORY, {"history": np.frombuffer(uuid.uuid4().bytes, np.uint8)[None]})
             self._file.flush()
         try:
             self._commit(READER_SECONDS)
@@ -288,9 +290,7 @@ class StoreWriter:
     def __enter__(self) -> StoreWriter:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         try:
             if kind is None and self._changed:
                 self.commit()

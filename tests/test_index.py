@@ -10,9 +10,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import faiss
+import h5py
 import numpy as np
 import pytest
 from conftest import Run
@@ -21,13 +23,16 @@ from vectors import append, clusters, filled, remove, replace
 
 import rn50feat
 from rn50feat import FeatureStore
+from rn50feat.cli.report import describe
 from rn50feat.disk import Disk
-from rn50feat.errors import IndexingError, StoreLockedError
-from rn50feat.indexing import index, index_file
+from rn50feat.errors import HistoryError, IndexingError, StoreLockedError
+from rn50feat.indexing import index, index_file, index_plan
 from rn50feat.indexing.faiss_index import FaissIndex
 from rn50feat.indexing.nearest import Nearest, open_index
 from rn50feat.lock import run_lock
+from rn50feat.places.sources import Reference
 from rn50feat.search import search_stored
+from rn50feat.writer import open_store
 
 WITHOUT = "without: search --exact, duplicates --scan"
 KINDS = [*((kind, m) for kind in (None, "IVF8,RaBitQ") for m in ("cosine", "l2", "ip")), ("PCA128,IVF4,SQ8", "l2")]
@@ -391,3 +396,123 @@ def test_extract_brings_the_index_along(rn50feat: Run, tmp_path: Path, scenes: P
     done = rn50feat(*arguments, "--prune")
     assert "12 rows, 1 added, 1 removed" in done.stderr
     assert "12 rows, recall@10" in rn50feat(*arguments, "--weights", weights, "--overwrite").stderr
+
+
+def saved(store: FeatureStore) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in store.path.parent.iterdir()}
+
+
+def restore(store: FeatureStore, files: dict[str, bytes], *names: str) -> None:
+    for name in names:
+        (store.path.parent / name).write_bytes(files[name])
+
+
+INDEX = ("out.faiss", "out.faiss.json")
+
+
+def lose_rows(store: FeatureStore) -> None:
+    """Restore a backup, and add as many rows as were lost: their ids are those of the lost ones."""
+    backup = saved(store)
+    append(store, 400, clusters(20, seed=1))
+    rn50feat.index(store)
+    restore(store, backup, "out.h5")
+    append(store, 500, clusters(30, seed=2))
+
+
+def diverge(store: FeatureStore) -> None:
+    """Let two copies of store and index go on by themselves, and swap their indexes."""
+    start = saved(store)
+    append(store, 400, clusters(20, seed=1))
+    rn50feat.index(store)
+    other = saved(store)
+    restore(store, start, "out.h5", *INDEX)
+    append(store, 500, clusters(20, seed=2))
+    rn50feat.index(store)
+    restore(store, other, *INDEX)
+
+
+def bring_back_removed(store: FeatureStore) -> None:
+    """Restore a backup from before rows were removed: no id was given in between."""
+    backup = saved(store)
+    remove(store, [3, 4])
+    rn50feat.index(store)
+    restore(store, backup, "out.h5")
+
+
+def restore_between_commits(store: FeatureStore) -> None:
+    """Restore a backup that was made in the middle of the run whose end the index has seen."""
+    with open_store(store.path) as writer:
+        row = clusters(1, seed=1)
+        writer.append([Reference(str(store.path.parent / "first.jpg"), 1, 1, bytes(16))], row)
+        writer.commit()
+        backup = saved(store)
+        writer.append([Reference(str(store.path.parent / "second.jpg"), 1, 1, bytes(16))], row)
+    rn50feat.index(store)
+    restore(store, backup, "out.h5")
+    append(store, 500, clusters(3, seed=2))
+
+
+def go_back_before_marks(store: FeatureStore) -> None:
+    """Restore a backup that a version without marks wrote."""
+    with h5py.File(store.path, "r+", libver=("v108", "v108")) as file:
+        del file["history"]
+
+
+@pytest.mark.parametrize(
+    "happen", [lose_rows, diverge, bring_back_removed, restore_between_commits, go_back_before_marks]
+)
+@pytest.mark.parametrize("factory", [None, "IVF8,SQ8"])
+def test_an_index_of_another_history_is_refused_and_built_anew(
+    store: FeatureStore, happen: Callable[[FeatureStore], None], factory: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    rn50feat.index(store, factory=factory, metric="l2", target_recall=1.0)
+    happen(store)
+    name = store.path_of(-1)
+    with pytest.raises(HistoryError, match=f"out.faiss is of another history of .*out.h5 .*--rebuild, or do {WITHOUT}"):
+        search_stored([name], store, metric="l2")
+    with pytest.raises(HistoryError):
+        rn50feat.duplicates(store)
+    (finding,) = rn50feat.verify(store).findings
+    assert "out.faiss is of another history of" in finding
+    assert "another history" in describe(store)["index"]["error"]
+    report = rn50feat.index(store)
+    assert (report.built, report.facts.metric) == (True, "l2")
+    assert report.facts.factory == (factory or index_plan.FLAT)
+    assert "out.faiss is of another history of" in caplog.text
+    assert search_stored([name], store, metric="l2")[0].hits[0].path == name
+    check(store, "l2")
+    assert rn50feat.verify(store).findings == []
+
+
+def test_an_older_index_of_the_same_history_is_used(store: FeatureStore) -> None:
+    rn50feat.index(store)
+    older = saved(store)
+    append(store, 400, clusters(20, seed=1))
+    remove(store, [7])
+    replace(store, 9, clusters(1, seed=2)[0])
+    rn50feat.index(store)
+    restore(store, older, *INDEX)
+    check(store)
+    assert (rn50feat.index(store).built, rn50feat.verify(store).findings) == (False, [])
+
+
+def test_stores_and_indexes_without_marks_are_used_and_get_them(store: FeatureStore) -> None:
+    with h5py.File(store.path, "r+", libver=("v108", "v108")) as file:
+        del file["history"]
+    rn50feat.index(store)
+    about = store.path.with_suffix(".faiss.json")
+    record = json.loads(about.read_text())
+    assert record["marks"] == {"index": ""}
+    del record["marks"]  # as an older version wrote it
+    about.write_text(json.dumps(record))
+    check(store)
+    before = saved(store)
+    assert rn50feat.index(store).built is False
+    assert saved(store) == before
+    append(store, 400, clusters(3, seed=1))
+    (mark,) = store.history()
+    check(store)
+    assert rn50feat.index(store).added == 3
+    assert json.loads(about.read_text())["marks"] == {"index": mark, "before": ""}
+    assert set(json.loads(about.read_text())["index"]) == set(record["index"])  # what an older version reads
+    assert rn50feat.verify(store).findings == []

@@ -10,6 +10,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 from conftest import Run
@@ -51,7 +52,12 @@ def test_a_collection_has_the_rows_under_their_ids(filled: FeatureStore, tmp_pat
     assert sync(filled, str(tmp_path / "db")) == Sync(upserted=5, deleted=0, unchanged=0)
     found = look(tmp_path / "db", points)
     assert sorted(found) == filled.column("ids").tolist() == [5, 6, 7, 8, 9]
-    assert found[7].payload == {"store": filled.id, "path": "2.jpg", "digest": f"{3:032x}"}
+    assert found[7].payload == {
+        "store": filled.id,
+        "path": "2.jpg",
+        "digest": f"{3:032x}",
+        "mark": filled.history()[-1],
+    }
     assert np.array_equal(found[7].vector, np.eye(2048)[2])
     nearest = look(
         tmp_path / "db", lambda client: client.query_points("out", query=np.eye(2048)[3].tolist(), limit=1).points
@@ -183,3 +189,37 @@ def test_the_extra_is_named_where_it_is_missing(
     monkeypatch.setitem(sys.modules, "qdrant_client", None)
     with pytest.raises(ExchangeError, match=r"pip install 'rn50feat\[qdrant\]'"):
         sync(filled, str(tmp_path / "db"))
+
+
+@pytest.mark.parametrize("marks", [True, False])
+def test_points_of_another_history_are_replaced(
+    filled: FeatureStore, tmp_path: Path, marks: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    place = str(tmp_path / "db")
+    if not marks:  # a backup that a version without marks wrote
+        with h5py.File(filled.path, "r+", libver=("v108", "v108")) as file:
+            del file["history"]
+    backup = filled.path.read_bytes()
+    sync(filled, place)
+    store(filled.path, [("lost.jpg", 1, 7), ("lost too.jpg", 1, 8)])
+    assert sync(filled, place) == Sync(upserted=2, deleted=0, unchanged=5)
+    assert not caplog.records
+    filled.path.write_bytes(backup)
+    if marks:
+        store(filled.path, [("new.jpg", 1, 9)])
+    strangers = 2 if marks else 7  # what has no marks is taken for the store's own until it has some
+    assert sync(filled, place) == Sync(upserted=1 if marks else 5, deleted=strangers, unchanged=7 - strangers)
+    assert f"{strangers} points in out are of another history of" in caplog.text
+    found = look(tmp_path / "db", points)
+    paths = dict(zip(filled.column("ids").tolist(), filled.paths()))
+    assert {number: point.payload["path"] for number, point in found.items()} == paths
+    assert sync(filled, place) == Sync(upserted=0, deleted=0, unchanged=5 + marks)
+
+
+def test_points_without_marks_stay_and_get_one(filled: FeatureStore, tmp_path: Path) -> None:
+    place = str(tmp_path / "db")
+    sync(filled, place)
+    look(tmp_path / "db", lambda client: client.delete_payload("out", ["mark"], list(range(5, 10))))
+    assert sync(filled, place) == Sync(upserted=0, deleted=0, unchanged=5)
+    marks = {point.payload["mark"] for point in look(tmp_path / "db", points).values()}
+    assert marks == {filled.history()[-1]}

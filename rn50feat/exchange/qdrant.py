@@ -5,11 +5,14 @@ under the row's id. Ids are never used twice, and a changed picture gets a new
 one: what the collection lacks and what it has too much is the difference of
 two sets of ids, asked of the collection itself. So nothing has to be
 remembered beside it, and a sync that was killed is gone on with by the next.
-The points say which store they are of: ids of another mean other pictures.
+The points say which store they are of, and the last commit that it had when
+they were sent: ids of another store, or of another history of this one (a
+backup that was restored, say), mean other pictures.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -27,6 +30,8 @@ from rn50feat.layout import WIDTH
 from rn50feat.places import lists
 from rn50feat.snapshot import Snapshot
 from rn50feat.store import FeatureStore
+
+logger = logging.getLogger(__name__)
 
 PAGE = 10_000  # ids that are asked for, or deleted, at once
 UPSERT = 128  # points that are sent at once: 3 MB of JSON; a server takes 32 MB
@@ -56,8 +61,9 @@ def sync(
     `url` is that of a server, whose key is in ``QDRANT_API_KEY``, or a folder
     for the client's local mode, for trying things out. `collection` is named
     as the store's file unless given, and made where there is none, for
-    cosines. A point has the id of its store, the stored path and the digest
-    for payload. Points of another store are an error, unless `overwrite` is
+    cosines. A point has the id of its store, the stored path, the digest and
+    the store's last commit for payload. Points of another history of the store
+    are replaced. Points of another store are an error, unless `overwrite` is
     given: then they go. Raises `ExchangeError`, and `StoreError` when rows of
     the store move meanwhile; a second sync goes on from there.
     """
@@ -66,13 +72,15 @@ def sync(
     _check(url, name)
     with _connected(url) as (client, models):
         _prepare(client, models, name, store.id, overwrite)
-        snapshot, present = Snapshot(store), _ids(client, name)
+        snapshot = Snapshot(store)
+        replaced = _settle_history(client, models, name, snapshot)
+        present, mark = _ids(client, name), {"mark": snapshot.history[-1]} if snapshot.history else {}
         lacking = ~np.isin(snapshot.ids, present)
         surplus = np.setdiff1d(present, snapshot.ids)
         total = int(lacking.sum())
         for block in watched(snapshot.blocks(lacking), total, on_stage):
             facts = [
-                {"store": store.id, "path": lists.readable(path), "digest": reference.known_digest.hex()}
+                {"store": store.id, "path": lists.readable(path), "digest": reference.known_digest.hex(), **mark}
                 for path, reference in zip(block.paths, block.references)
             ]
             for at in range(0, len(facts), UPSERT):
@@ -82,7 +90,7 @@ def sync(
                 client.upsert(name, points, wait=True)
         for at in range(0, len(surplus), PAGE):
             client.delete(name, models.PointIdsList(points=surplus[at : at + PAGE].tolist()), wait=True)
-    return Sync(total, len(surplus), len(snapshot) - total)
+    return Sync(total, len(surplus) + replaced, len(snapshot) - total)
 
 
 def _check(url: str, name: str) -> None:
@@ -149,6 +157,25 @@ def _prepare(client: Any, models: ModuleType, name: str, store: str, overwrite: 
             " --overwrite, which deletes them"
         )
     client.delete(name, models.FilterSelector(filter=others), wait=True)
+
+
+def _settle_history(client: Any, models: ModuleType, name: str, snapshot: Snapshot) -> int:
+    """Delete the points that were sent after a commit that the store does not have, and return their number.
+
+    Points from before there were marks are taken for the store's own, and get its last one.
+    """
+    unmarked = models.IsEmptyCondition(is_empty=models.PayloadField(key="mark"))
+    known = [models.FieldCondition(key="mark", match=models.MatchAny(any=snapshot.history))] if snapshot.history else []
+    strangers = models.Filter(must_not=[unmarked, *known])
+    if count := int(client.count(name, count_filter=strangers, exact=True).count):
+        logger.warning(
+            "%d points in %s are of another history of %s: they are replaced", count, name, snapshot.store.path
+        )
+        client.delete(name, models.FilterSelector(filter=strangers), wait=True)
+    old = models.Filter(must=[unmarked])
+    if snapshot.history and client.count(name, count_filter=old, exact=True).count:
+        client.set_payload(name, {"mark": snapshot.history[-1]}, models.FilterSelector(filter=old), wait=True)
+    return count
 
 
 def _ids(client: Any, name: str) -> NDArray[np.int64]:

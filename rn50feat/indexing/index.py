@@ -9,6 +9,7 @@ is written; else the file is written anew, which takes 0.1 s for 200,000 rows.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from rn50feat import lock
-from rn50feat.errors import IndexingError
+from rn50feat.errors import HistoryError, IndexingError
 from rn50feat.indexing import index_file, index_plan
 from rn50feat.indexing.exact import BLOCK, Rows, prepared
 from rn50feat.indexing.faiss_index import FaissIndex
@@ -26,6 +27,8 @@ from rn50feat.indexing.index_plan import MAX_RAM, Plan
 from rn50feat.indexing.recall import tune
 from rn50feat.indexing.scores import METRICS
 from rn50feat.store import FeatureStore
+
+logger = logging.getLogger(__name__)
 
 TARGET_RECALL = 0.98
 STALE = 1 / 3  # of the rows new since the training: then the lists no longer fit them
@@ -61,7 +64,8 @@ def index(
     Building takes at most `max_ram` bytes. `on_plan` gets the kind of index
     before it is built, `on_progress` (stage, rows done, rows in all).
 
-    Raises `IndexingError` for an index that is damaged or of another store,
+    An index of another history of the store, as a restored backup leaves it,
+    is built anew. Raises `IndexingError` for one that is damaged or of another store,
     for a kind that cannot be built, and for a disk that is full;
     `StoreLockedError` when another process is at it. The index that was there
     is then as it was.
@@ -74,7 +78,14 @@ def index(
         found = None if rebuild else index_file.load(store.path, _whole, thorough=True)
         if found is None:
             return _build(store, metric or "cosine", factory, max_ram, target_recall, on_plan, on_progress)
-        require_same(store, found[1])
+        try:
+            require_same(store, found[1])
+        except HistoryError:
+            logger.warning(
+                "%s is of another history of %s: it is built anew", index_file.faiss_path(store.path), store.path
+            )
+            metric, factory = metric or found[1].metric, factory or index_plan.asked_for(found[1].factory)
+            return _build(store, metric, factory, max_ram, target_recall, on_plan, on_progress)
         _require_kind(store, found[1], metric, factory)
         return _update(store, *found, on_progress)
 
@@ -100,7 +111,7 @@ def _build(
     on_progress: Tell,
 ) -> Report:
     with store.reading():
-        ids, next_id = store.column("ids"), store.next_id
+        ids, next_id, mark = store.column("ids"), store.next_id, _last_mark(store)
     plan, made = _plan(factory, metric, len(ids), max_ram)
     on_plan(plan)
     order = np.random.default_rng(0).permutation(ids)
@@ -112,6 +123,7 @@ def _build(
     facts = Facts(
         store.id, store.provenance, metric, plan.factory, len(made), next_id, next_id, plan.sample, None, None
     )  # fmt: skip
+    facts = replace(facts, mark=mark)
     on_progress("measuring", 0, 0)
     measured = tune(store, made, facts, held_out, target)
     facts = replace(facts, nprobe=measured.nprobe, recall=measured.recall)
@@ -182,17 +194,21 @@ def _add(made: FaissIndex, store: FeatureStore, wanted: Rows, metric: str, on_pr
 
 def _update(store: FeatureStore, made: FaissIndex, before: Facts, on_progress: Tell) -> Report:
     with store.reading():
-        ids, next_id = store.column("ids"), store.next_id
+        ids, next_id, mark = store.column("ids"), store.next_id, _last_mark(store)
     held = made.ids()
     gone, fresh = np.setdiff1d(held, ids), np.setdiff1d(ids, held)
-    if not len(gone) and not len(fresh):
+    if not len(gone) and not len(fresh) and (before.mark or not mark):
         return Report(before, False, 0, 0, _rebuild_pays(before, ids))
     if len(gone):
         made.remove(gone, index_file.remedy(store.path))
     added = _add(made, store, fresh, before.metric, on_progress)
-    facts = replace(before, rows=len(made), next_id=next_id)
+    facts = replace(before, rows=len(made), next_id=next_id, mark=mark)
     facts = index_file.save(store.path, made.save, facts, before)
     return Report(facts, False, added, len(gone), _rebuild_pays(facts, ids))
+
+
+def _last_mark(store: FeatureStore) -> str:
+    return (store.history() or [""])[-1]
 
 
 def _rebuild_pays(facts: Facts, ids: Rows) -> bool:

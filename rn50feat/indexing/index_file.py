@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from rn50feat.disk import DISK, Disk
-from rn50feat.errors import IndexingError, ProvenanceError
+from rn50feat.errors import HistoryError, IndexingError, ProvenanceError
 from rn50feat.provenance import Provenance
 from rn50feat.store import FeatureStore
 
@@ -42,7 +42,8 @@ class Facts:
     and perhaps some that the store has no more. ``trained_next_id`` is
     ``next_id`` as it was when the index was built, from ``trained_on`` rows.
     ``recall`` is recall@10 of the re-ranked candidates as measured then; None
-    when there were no rows to compare. ``size``, ``mtime_ns`` and
+    when there were no rows to compare. ``mark`` is that of the store's last
+    commit that it has seen, empty for a store without marks. ``size``, ``mtime_ns`` and
     ``checksum`` (BLAKE2b-128) are those of the FAISS file.
     """
 
@@ -59,10 +60,12 @@ class Facts:
     size: int = 0
     mtime_ns: int = 0
     checksum: str = ""
+    mark: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the facts, ready for JSON."""
-        return {**asdict(self), "provenance": json.loads(self.provenance.to_json())}
+        """Return the facts, ready for JSON, but for the mark."""
+        facts = {**asdict(self), "provenance": json.loads(self.provenance.to_json())}
+        return {name: value for name, value in facts.items() if name != "mark"}
 
 
 def faiss_path(store: Path) -> Path:
@@ -111,13 +114,18 @@ def load(store: Path, read: Callable[[Path], Index], *, thorough: bool = False) 
 
 
 def require_same(store: FeatureStore, facts: Facts) -> None:
-    """Raise `IndexingError` when an index is not one of `store` as it is now."""
+    """Raise `IndexingError` when an index is not one of `store` as it is now, `HistoryError` when it once was."""
     path, helps = faiss_path(store.path), remedy(store.path)
     if facts.store_id != store.id:
         raise IndexingError(f"{path} is the index of another store, {facts.store_id}, not of {store.id}: {helps}")
     if difference := store.provenance.difference(facts.provenance):
         name, own, others = difference
         raise IndexingError(f"{path} is of features with {name} {others}, {store.path} holds {own}: {helps}")
+    if facts.mark and facts.mark not in store.history():
+        raise HistoryError(
+            f"{path} is of another history of {store.path} (a backup of one of them was restored, or copies of both"
+            f" went on by themselves): {helps}"
+        )
     if facts.next_id > store.next_id:
         raise IndexingError(f"{path} is newer than {store.path}, which is a backup, maybe: {helps}")
 
@@ -171,7 +179,8 @@ def _parsed(store: Path, text: bytes) -> list[Facts]:
         record = json.loads(text)
         if (record["format"], record["schema"]) != (FORMAT, SCHEMA):
             raise ValueError(f"{record['format']}, schema {record['schema']}")
-        entries = [record[name] for name in ("index", "before") if record[name] is not None]
+        marks = record.get("marks", {})  # apart from the facts, which older versions read
+        entries = [{**record[name], "mark": marks.get(name, "")} for name in ("index", "before") if record[name]]
         provenances = [Provenance.from_json(json.dumps(entry.pop("provenance"))) for entry in entries]
         return [Facts(provenance=provenance, **entry) for provenance, entry in zip(provenances, entries)]
     except (ValueError, KeyError, TypeError, AttributeError, ProvenanceError) as error:
@@ -206,7 +215,13 @@ def save(
     path, about = faiss_path(store), facts_path(store)
     try:
         facts = _write_index(_new(path), write_index, facts, disk)
-        record = {"format": FORMAT, "schema": SCHEMA, "index": facts.as_dict(), "before": before and before.as_dict()}
+        known = {"index": facts, "before": before}
+        record = {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            **{name: state and state.as_dict() for name, state in known.items()},
+            "marks": {name: state.mark for name, state in known.items() if state},
+        }
         _write_text(_new(about), json.dumps(record, indent=2) + "\n", disk)
         disk.rename(_new(about), about)
         disk.sync_folder(path.parent)  # before the FAISS file: facts that are of neither file must never be seen

@@ -7,6 +7,7 @@ factory string, what it will take, and why it was chosen.
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 from rn50feat.errors import IndexingError
@@ -70,6 +71,11 @@ def custom(factory: str, rows: int, *, row_size: int, lists: int, trained: bool,
     if memory > max_ram:
         raise _too_large(memory, max_ram)
     return Plan(factory, "as you asked", sample, rows * row_size + lists * VECTOR, memory)
+
+
+def asked_for(factory: str) -> str | None:
+    """Return the kind of an index if a user asked for it, None for one that `choose` gives."""
+    return None if factory == FLAT or re.fullmatch(r"IVF\d+,RaBitQ", factory) else factory
 
 
 def _lists(rows: int, max_ram: int) -> int:
