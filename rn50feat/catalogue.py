@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from array import array
-from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -26,11 +26,16 @@ _KEY = np.dtype([("high", ">u8"), ("low", ">u8")])
 
 @dataclass(frozen=True)
 class KnownArchive:
-    """An archive that has not changed: the rows of its pictures, int64, and how many failed, or are no pictures."""
+    """An archive that has not changed: the rows of its pictures, int64, failures, and how many are no pictures."""
 
     rows: NDArray[np.int64]
-    failed: int
+    failures: Sequence[FailureRecord]
     others: int
+
+    @property
+    def failed(self) -> int:
+        """How many of its pictures failed."""
+        return len(self.failures)
 
 
 class Catalogue:
@@ -55,9 +60,10 @@ class Catalogue:
                 self._archives = {archive.path: archive for archive in store.archives()}
                 self._paths = _Lookup(self._path_keys(store))
                 self.failures = {failure.path: failure for failure in store.failures()}
-        self._failed = Counter(
-            (member[0], failure.mtime_ns) for path, failure in self.failures.items() if (member := self._member(path))
-        )
+        self._failed: dict[tuple[str, int], list[FailureRecord]] = {}  # by archive and its time
+        for path, failure in self.failures.items():
+            if member := self._member(path):
+                self._failed.setdefault((member[0], failure.mtime_ns), []).append(failure)
         self._known_sizes = np.unique(self._sizes)
 
     def _path_keys(self, store: FeatureStore, block: int = 8192) -> NDArray[np.uint8]:
@@ -94,10 +100,11 @@ class Catalogue:
         """Tell whether there is a row, and its file was not older than a time."""
         return row is not None and bool(self._mtimes[row] >= mtime_ns)
 
-    def failed_before(self, path: str, reference: Reference) -> bool:
-        """Tell whether a file failed, and has the size and time that it had then."""
+    def failure(self, path: str, reference: Reference) -> FailureRecord | None:
+        """Return the failure of a file that has the size and time that it had then, None for another."""
         failure = self.failures.get(path)
-        return failure is not None and (failure.size, failure.mtime_ns) == (reference.size, reference.mtime_ns)
+        same = failure is not None and (failure.size, failure.mtime_ns) == (reference.size, reference.mtime_ns)
+        return failure if same else None
 
     def archive(self, path: str, reference: Reference) -> KnownArchive | None:
         """Return what is known of an archive that has not changed; None when some of its pictures may not be known."""
@@ -106,8 +113,9 @@ class Catalogue:
             return None
         rows = np.array(self._members.get(path, ()), np.int64)
         rows = rows[self._mtimes[rows] == reference.mtime_ns]
-        failed = self._failed[path, reference.mtime_ns]
-        return KnownArchive(rows, failed, record.others) if len(rows) + failed == record.pictures else None
+        failures = self._failed.get((path, reference.mtime_ns), ())
+        whole = len(rows) + len(failures) == record.pictures
+        return KnownArchive(rows, failures, record.others) if whole else None
 
     def may_hold_copy(self, size: int) -> bool:
         """Tell whether any row's file has `size` bytes: only then is a digest worth computing."""

@@ -60,9 +60,7 @@ class TooLargeError(SourceError):
     """A file, or a member, has more bytes than any image that is allowed; the message is the ledger's reason."""
 
     def __init__(self, size: int, most: int) -> None:
-        super().__init__(
-            f"has {size:,} bytes, more than an image may have ({most:,}): raise --max-megapixels, with --retry-failed"
-        )
+        super().__init__(f"has {size:,} bytes, more than an image may have ({most:,}): raise --max-megapixels")
 
 
 class DamagedError(SourceError):

@@ -15,6 +15,7 @@ from itertools import chain
 
 from rn50feat import lock, waiting
 from rn50feat import prune as pruning
+from rn50feat.attempts import Attempts
 from rn50feat.engines import Engine, EngineOptions, StartEngine, local
 from rn50feat.errors import MissingWeightsError
 from rn50feat.places.exclusion import Excluded
@@ -60,13 +61,13 @@ def extract(
     What is not said (`weights` to `dtype`) is as the store has it; for a new
     one ``imagenet-v1``, the variant that the weights tell, its preprocessing,
     and float32 when computed in fp32, else float16. `overwrite` replaces the
-    store; `retry_failed` tries pictures again that failed and have not changed.
-    Images that decode with a warning are `damaged`: keep gives them a row and a note, skip makes them failures.
+    store. A failure is tried again once its file, or the extra or limit that it failed by, has changed, and with
+    `retry_failed`. Images that decode with a warning are `damaged`: keep gives them a row and a note, skip makes them
+    failures.
 
-    `prune` removes the rows of pictures that are gone from these sources, or
-    that the selection leaves out (`on_excluded` gets what it does),
-    though not when a source is empty or more than `prune_limit` percent of
-    its rows would go, unless `force` is given.
+    `prune` removes the rows of pictures that are gone from these sources, or that the selection leaves out
+    (`on_excluded` gets what it does), though not when a source is empty or more than `prune_limit` percent of its
+    rows would go, unless `force` is given.
 
     A commit comes after `commit_rows` pictures or `commit_seconds`. A run ends early, after a commit, when
     `time_budget` seconds are over or `should_stop` returns a reason. Raises the leaves of `RN50FeatError`; what was
@@ -85,7 +86,8 @@ def extract(
         with locked, Run(path, selection, overwrite, stop, commit_rows, commit_seconds, on_excluded, damaged) as run:
             run.agree(Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), dtype)
             run.watch(selection, on_progress)
-            _fill(run, selection, lambda: start(run.weights, run.provenance, options), retry_failed)
+            attempts = Attempts(options.max_megapixels * 1_000_000, all_again=retry_failed)
+            _fill(run, selection, lambda: start(run.weights, run.provenance, options), attempts)
             if prune and not run.summary.stopped:
                 run.prune(selection, prune_limit, force)
             return run.summary
@@ -93,18 +95,18 @@ def extract(
     return _with_weights(once, stop, on_progress)
 
 
-def _fill(run: Run, selection: Selection, start: Callable[[], Engine], retry_failed: bool) -> None:
+def _fill(run: Run, selection: Selection, start: Callable[[], Engine], attempts: Attempts) -> None:
     """Give every image of `selection` its row; `start` only when there is something to compute."""
     if not selection.can_be_read_again:
         run.weights.require()
     found = selection.found()
-    todo = run.todo(found, retry_failed)
+    todo = run.todo(found, attempts)
     if (first := next(todo, None)) is not None and (engine := _started(run, start)) is not None:
         with engine:
             run.compute(engine, chain([first], todo))
     run.finish()
     if run.summary.stopped == "time budget":
-        run.count_left(found, retry_failed)
+        run.count_left(found, attempts)
 
 
 def _started(run: Run, start: Callable[[], Engine]) -> Engine | None:

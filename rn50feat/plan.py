@@ -19,13 +19,14 @@ from pathlib import Path
 from rn50feat import images
 from rn50feat.catalogue import Catalogue, KnownArchive
 from rn50feat.errors import DamagedError, SourceError
+from rn50feat.images import kinds
 from rn50feat.places import archives, sources
 from rn50feat.places.archives import ArchiveRecord
 from rn50feat.places.exclusion import Excluded
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
 from rn50feat.storable import for_ledger, unstorable
-from rn50feat.store import stored_path
+from rn50feat.store import FailureRecord, stored_path
 
 
 class Verdict(Enum):
@@ -37,6 +38,7 @@ class Verdict(Enum):
     COMPUTE = "it goes through the network"
     FAILED_BEFORE = "it failed, and has not changed"
     IGNORED = "it is no picture"
+    APPLEDOUBLE = "it is what macOS keeps of another file"
     EXCLUDED = "a pattern leaves it out"
     PACKED = "an archive that is compressed as a whole"
     MISSING = "it is listed, but not there"
@@ -73,16 +75,17 @@ def plan(
     store: Path,
     catalogue: Catalogue,
     *,
-    retry_failed: bool,
+    again: Callable[[FailureRecord], bool],
     hashing: bool = True,
     rule: Callable[[str], str | None] = lambda member: None,
 ) -> Iterator[Step]:
     """Yield a step for each file that was `found`, by what `catalogue` knows of the store at `store`.
 
-    Without `hashing` no file is read whole, and copies are not told from new
-    pictures. `rule` gives the pattern that leaves out a member of an archive.
+    `again` tells which failures to try once more, though their files have not
+    changed. Without `hashing` no file is read whole, and copies are not told from
+    new pictures. `rule` gives the pattern that leaves out a member of an archive.
     """
-    known = partial(_step, store=store, catalogue=catalogue, retry_failed=retry_failed, hashing=hashing)
+    known = partial(_step, store=store, catalogue=catalogue, again=again, hashing=hashing)
 
     def step(member: Reference) -> Step:
         pattern = rule(member.location)
@@ -93,7 +96,7 @@ def plan(
             yield _excluded(reference)
         elif archives.is_archive(reference.location) and reference.size >= 0 and unstorable(reference) is None:
             path = stored_path(store, reference.location)
-            yield from _archive(reference, path, catalogue, retry_failed, step)
+            yield from _archive(reference, path, catalogue, again, step)
         else:
             yield known(reference)
 
@@ -102,14 +105,19 @@ def _excluded(found: Excluded) -> Step:
     return Step(Verdict.EXCLUDED, Reference(found.location, -1, -1), pattern=found.pattern)
 
 
-def _step(reference: Reference, *, store: Path, catalogue: Catalogue, retry_failed: bool, hashing: bool) -> Step:
+def _step(
+    reference: Reference, *, store: Path, catalogue: Catalogue, again: Callable[[FailureRecord], bool], hashing: bool
+) -> Step:
     if (fault := unstorable(reference)) is not None:
-        return _unstorable(reference, fault, store, catalogue, retry_failed)
+        return _unstorable(reference, fault, store, catalogue, again)
     path = stored_path(store, reference.location)
     row = catalogue.row(path)
     if row is not None and catalogue.unchanged(row, reference):
         return Step(Verdict.UNCHANGED, reference, row)
-    if catalogue.failed_before(path, reference) and not retry_failed:
+    failure = catalogue.failure(path, reference)
+    if row is None and _is_appledouble(reference, known=path in catalogue.failures):
+        return Step(Verdict.APPLEDOUBLE, reference)
+    if failure is not None and not again(failure):
         return Step(Verdict.FAILED_BEFORE, reference, row)
     if reference.size < 0:
         return Step(Verdict.MISSING, reference, row)
@@ -121,16 +129,18 @@ def _step(reference: Reference, *, store: Path, catalogue: Catalogue, retry_fail
         return Step(Verdict.COMPUTE, reference, row)
     step = _hashed(reference, row, catalogue)
     if (fault := unstorable(step.reference)) is not None:  # it has changed since it was listed
-        return _unstorable(step.reference, fault, store, catalogue, retry_failed)
+        return _unstorable(step.reference, fault, store, catalogue, again)
     return step
 
 
-def _unstorable(reference: Reference, fault: str, store: Path, catalogue: Catalogue, retry_failed: bool) -> Step:
+def _unstorable(
+    reference: Reference, fault: str, store: Path, catalogue: Catalogue, again: Callable[[FailureRecord], bool]
+) -> Step:
     """Return the step of a file that can have no row, or none as it is now: an entry in the ledger."""
     entry = for_ledger(reference)
     path = stored_path(store, entry.location)
     row = catalogue.row(path)
-    if catalogue.failed_before(path, entry) and not retry_failed:
+    if (failure := catalogue.failure(path, entry)) and not again(failure):
         return Step(Verdict.FAILED_BEFORE, entry, row)
     wanted = archives.is_archive(reference.location) or row is not None or path in catalogue.failures
     if not wanted and not _is_picture(reference):
@@ -139,11 +149,15 @@ def _unstorable(reference: Reference, fault: str, store: Path, catalogue: Catalo
 
 
 def _archive(
-    archive: Reference, path: str, catalogue: Catalogue, retry_failed: bool, step: Callable[[Reference], Step]
+    archive: Reference,
+    path: str,
+    catalogue: Catalogue,
+    again: Callable[[FailureRecord], bool],
+    step: Callable[[Reference], Step],
 ) -> Iterator[Step]:
     """Yield the steps of an archive: one when all its members are known, else one for each of them, between others."""
-    known, failed = catalogue.archive(path, archive), catalogue.failed_before(path, archive)
-    if known is not None and not (retry_failed and (failed or known.failed)):
+    known, failed = catalogue.archive(path, archive), catalogue.failure(path, archive)
+    if known is not None and not (failed and again(failed)) and not _worth_opening(known, again):
         yield Step(Verdict.KNOWN, archive, known=known)
         if failed:
             yield Step(Verdict.FAILED_BEFORE, archive)
@@ -162,9 +176,30 @@ def _archive(
         for member in sources.members(archive):
             yield (one := step(member))
             counts[one.verdict] += 1
-    others = counts.pop(Verdict.IGNORED, 0)
+    others = counts.pop(Verdict.IGNORED, 0) + counts.pop(Verdict.APPLEDOUBLE, 0)
     record = ArchiveRecord(path, archive.size, archive.mtime_ns, counts.total(), others)
     yield Step(Verdict.LISTED, archive, fault=fault, record=record)
+
+
+def _worth_opening(known: KnownArchive, again: Callable[[FailureRecord], bool]) -> bool:
+    """Check whether a member that failed may not fail now, or is one that early versions took for an image."""
+    return any(again(failure) or kinds.named_as_appledouble(failure.path) for failure in known.failures)
+
+
+def _is_appledouble(reference: Reference, *, known: bool) -> bool:
+    """Check whether a new file is macOS's metadata of another one; by its name first where looking into it costs.
+
+    That is where the ledger has it, on every run, and in remote storage.
+    """
+    unlikely = not kinds.named_as_appledouble(reference.location)
+    if reference.size < 0 or (unlikely and (known or is_url(reference.location))):
+        return False
+    if unlikely and not images.named_as_picture(reference.location):
+        return False  # it will be looked into anyway
+    try:
+        return kinds.is_appledouble(sources.head(reference))
+    except SourceError:
+        return False
 
 
 def _hashed(reference: Reference, row: int | None, catalogue: Catalogue) -> Step:

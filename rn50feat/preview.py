@@ -14,8 +14,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from rn50feat import prune as pruning
+from rn50feat.attempts import Attempts
 from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree
+from rn50feat.engines import EngineOptions
 from rn50feat.layout import ROWS, WIDTH
 from rn50feat.places.exclusion import Excluded
 from rn50feat.places.selection import Selection, Sources
@@ -72,6 +74,7 @@ def preview(
     prune: bool = False,
     prune_limit: float = pruning.LIMIT,
     force: bool = False,
+    options: EngineOptions = EngineOptions(),
     on_excluded: Callable[[Excluded], None] = lambda excluded: None,
 ) -> Preview:
     """Return what `extract` would do with the same arguments; raises what it would raise before it begins."""
@@ -86,7 +89,8 @@ def preview(
     counts: Counter[Verdict] = Counter()
     arrived: set[int] = set()  # the sizes of new files: images that moved are among them
     found = selection.found()
-    for step in plan(found, path, catalogue, retry_failed=retry_failed, hashing=False, rule=selection.rule):
+    attempts = Attempts(options.max_megapixels * 1_000_000, all_again=retry_failed)
+    for step in plan(found, path, catalogue, again=attempts.another, hashing=False, rule=selection.rule):
         counts[step.verdict] += 1
         if step.verdict is Verdict.EXCLUDED:
             on_excluded(Excluded(step.reference.location, step.pattern))
@@ -99,6 +103,7 @@ def preview(
             counts[Verdict.UNCHANGED] += len(step.known.rows)
             counts[Verdict.FAILED_BEFORE] += step.known.failed
             counts[Verdict.IGNORED] += step.known.others
+    counts[Verdict.IGNORED] += counts[Verdict.APPLEDOUBLE]
     removed = 0
     if prune and old is not None:
         removed = len(pruning.gone(old, selection, met, limit=prune_limit, force=force, arrived=arrived))

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import prune
+from rn50feat.attempts import Attempts
 from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree, require
 from rn50feat.engines import Batch, Engine, Failure
@@ -92,9 +93,9 @@ class Run:
             self._writer = create_store(self.path, self.provenance, dtype)
         return self._writer
 
-    def todo(self, found: Iterator[Reference | Excluded], retry_failed: bool) -> Iterator[Reference]:
+    def todo(self, found: Iterator[Reference | Excluded], attempts: Attempts) -> Iterator[Reference]:
         """Yield the pictures that the network must see; deal with all other files on the way."""
-        steps = plan(found, self.path, self._catalogue, retry_failed=retry_failed, rule=self._selection.rule)
+        steps = plan(found, self.path, self._catalogue, again=attempts.another, rule=self._selection.rule)
         while not self.stop():
             with self.summary.timed("find"):
                 step = next(steps, None)
@@ -133,11 +134,13 @@ class Run:
             self._open().touch(step.row, step.reference)
             self._count(1)
         path = stored_path(self.path, step.reference.location)
-        if step.verdict in (Verdict.UNCHANGED, Verdict.TOUCHED) and path in self._catalogue.failures:
-            self._open().forgive([path])  # it was broken for a while, and is as it was again
+        settled = (Verdict.UNCHANGED, Verdict.TOUCHED, Verdict.APPLEDOUBLE)
+        if step.verdict in settled and path in self._catalogue.failures:
+            self._open().forgive([path])  # it was broken for a while, and is as it was again; or never was an image
         summary.unchanged += step.verdict in (Verdict.UNCHANGED, Verdict.TOUCHED)
         summary.failed_before += step.verdict is Verdict.FAILED_BEFORE
-        summary.ignored += step.verdict is Verdict.IGNORED
+        summary.ignored += step.verdict in (Verdict.IGNORED, Verdict.APPLEDOUBLE)
+        summary.appledouble += step.verdict is Verdict.APPLEDOUBLE
         return True
 
     def _take_archive(self, step: Step) -> None:
@@ -270,13 +273,13 @@ class Run:
         self._committed = replace(self.summary, stages=dict(self.summary.stages))
         self._uncommitted, self._last_commit = 0, time.monotonic()
 
-    def count_left(self, rest: Iterator[Reference | Excluded], retry_failed: bool) -> None:
+    def count_left(self, rest: Iterator[Reference | Excluded], attempts: Attempts) -> None:
         """Count what a run that ran out of time leaves undone: what the engine had in hand, and the rest.
 
         Not counted to the end where that takes longer than `COUNT_SECONDS`.
         """
         rule = self._selection.rule
-        steps = plan(rest, self.path, self._catalogue, retry_failed=retry_failed, hashing=False, rule=rule)
+        steps = plan(rest, self.path, self._catalogue, again=attempts.another, hashing=False, rule=rule)
         left, stop = self._handed, time.monotonic() + COUNT_SECONDS
         for step in steps:
             left += step.verdict is Verdict.COMPUTE

@@ -60,7 +60,7 @@ LAYERS = [
         "engines.worker",
         "indexing.faiss_index",
     ],
-    ["nothing", "pages.figures", "summary", "exchange.export", "indexing.index_file"],
+    ["attempts", "nothing", "pages.figures", "summary", "exchange.export", "indexing.index_file"],
     ["pages.diagram", "engines.pool", "exchange.intake", "exchange.qdrant", "indexing.nearest"],
     ["engines.local", "indexing.recall"],
     ["engines.cluster", "engines.portion", "engines.remote"],

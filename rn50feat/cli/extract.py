@@ -157,7 +157,7 @@ def command(
         settings["on_excluded"] = _lister(ending, as_json)
     if dry_run:
         del settings["time_budget"], settings["damaged"]
-        _show_preview(selection, out, ending, as_json, **settings)
+        _show_preview(selection, out, ending, as_json, options=options, **settings)
         return
     errors: list[RN50FeatError] = []
     with progress(quiet) as on_progress, signals() as should_stop:

@@ -173,6 +173,8 @@ def counts(summary: dict[str, Any]) -> str:
         "excluded",
     )
     parts = [f"{summary[name]} {name.replace('_', ' ')}" for name in names if summary.get(name)]
+    if summary.get("appledouble"):
+        parts = [f"{part} ({summary['appledouble']} AppleDouble)" if "ignored" in part else part for part in parts]
     return ", ".join(parts) or "nothing"
 
 

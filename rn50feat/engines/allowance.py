@@ -1,4 +1,4 @@
-"""The memory that decoding processes share.
+"""The memory that decoding processes share, and the time that an image may take.
 
 In: what the machine has to give, and how many processes there are. Out: a
 share for each of them, which it never exceeds; and, for a large image, a turn
@@ -22,6 +22,16 @@ def needed(max_pixels: int) -> int:
     Pillow takes 4 a pixel and as many for each conversion; 512 MB are for the file itself and the rest.
     """
     return 12 * max_pixels + (512 << 20)
+
+
+def seconds(max_pixels: int) -> float:
+    """Return the seconds of a core that an image of `max_pixels` may take: one of 200 megapixels took 10 s as PNG."""
+    return max(60.0, 60.0 * max_pixels / 200e6)
+
+
+def gigabytes(size: int) -> str:
+    """Return bytes as the ledger names them."""
+    return f"{size / 1e9:.2g}"
 
 
 def largest_file(max_pixels: int) -> int:

@@ -27,14 +27,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import limits
-from rn50feat.engines import Failure
-from rn50feat.engines.allowance import shares
+from rn50feat.engines import Failure, allowance
 from rn50feat.engines.worker import LEFT_TO_PARENT, as_request
 from rn50feat.errors import RN50FeatError
 from rn50feat.places.sources import Reference
 from rn50feat.provenance import Preprocessing
 
-PICTURE_SECONDS = 60.0  # of a core; a 200-megapixel PNG takes about 10 s on a slow one
 PATIENCE = 600.0  # seconds on the clock for a picture and the reading of its file
 PORTION = 16  # images a request: this process takes 0.085 ms of a core for each, 0.13 with 8 (tests/benchmarks/feed.py)
 
@@ -67,13 +65,14 @@ class DecoderPool:
         workers: int,
         max_pixels: int,
         slots: int = 0,
-        seconds: float = PICTURE_SECONDS,
+        seconds: float | None = None,
         patience: float = PATIENCE,
         thumbnails: bool = False,
     ) -> None:
         """Start `workers` processes, with room for `slots` crops, or as many as `reserve` makes later.
 
-        A picture may have `max_pixels`, and take `seconds` of a core, and
+        A picture may have `max_pixels`, and take `seconds` of a core (unless
+        given, by the number of its pixels), and
         `patience` seconds on the clock together with the reading of its file.
         With `thumbnails`, a slot takes the bytes of a JPEG of the whole
         picture, at most crop pixels in width and height, and then zeros.
@@ -83,12 +82,12 @@ class DecoderPool:
         self.buffer = _shared_file()
         if slots:
             self.reserve(slots)
-        share, whole = shares(workers, max_pixels, limits.memory())
+        share, whole = allowance.shares(workers, max_pixels, limits.memory())
         self._arguments = {
             "share": share,
             "whole": whole,
             "max_pixels": max_pixels,
-            "seconds": seconds,
+            "seconds": allowance.seconds(max_pixels) if seconds is None else seconds,
             "patience": patience,
             "preprocessing": asdict(preprocessing),
             "thumbnails": thumbnails,
@@ -163,10 +162,10 @@ class DecoderPool:
 class WorkerDied(Exception):
     """A process ended over a picture; the message is the ledger's reason."""
 
-    def __init__(self, code: int) -> None:
+    def __init__(self, code: int, seconds: float) -> None:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
         known = {
-            -signal.SIGPROF: "took longer to decode than one picture may",
+            -signal.SIGPROF: f"took longer to decode than one image may ({seconds:.0f} s): raise --max-megapixels",
             -signal.SIGALRM: "could not be read in time: is its disk or network there?",
         }
         super().__init__(known.get(code, f"ended its decoding process ({how})"))
@@ -180,6 +179,7 @@ class Worker:
 
     def __init__(self, buffer: int, arguments: dict[str, Any], module: str = "worker") -> None:
         self._channel, theirs = Pipe()
+        self._seconds = arguments["seconds"]
         # The parent's own module path, and no other: a file json.py in the
         # working folder must not become part of the program.
         program = f"import sys; sys.path[:] = {sys.path!r}; from rn50feat.engines.{module} import main; main"
@@ -206,7 +206,7 @@ class Worker:
             self._channel.send_bytes(json.dumps(request).encode())
             return json.loads(self._channel.recv_bytes())
         except (EOFError, OSError):
-            raise WorkerDied(self._process.wait()) from None
+            raise WorkerDied(self._process.wait(), self._seconds) from None
 
     def wait_until_ready(self) -> None:
         """Wait for the process; raise `RN50FeatError` when it cannot start."""

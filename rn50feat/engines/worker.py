@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import images
-from rn50feat.engines.allowance import Allowance, largest_file, needed
+from rn50feat.engines.allowance import Allowance, gigabytes, largest_file, needed
 from rn50feat.errors import DamagedError, ImageError, SourceError, TooLargeError, VanishedError
 from rn50feat.places import sources
 from rn50feat.places.sources import Reference
@@ -123,7 +123,9 @@ def _answered(
             said = attempt()
     if said["cause"] == "memory":  # with more memory here, another run may decode it
         said["cause"] = "content" if allowance.enough else "access"
-        said["reason"] = f"needs more memory to decode than one image may take ({allowance.whole / 1e9:.2g} GB)"
+        remedy = ": raise --max-megapixels" if allowance.enough else ""
+        most = f"{gigabytes(allowance.whole)} GB"
+        said["reason"] = f"needs more memory to decode than one image may take ({most}){remedy}"
     return said
 
 

@@ -95,8 +95,21 @@ def holds_picture(head: bytes) -> bool:
     return any(signature.match(head) for signature, _, _ in _UNREAD)
 
 
+def named_as_appledouble(location: str) -> bool:
+    """Check whether a name is one that macOS and its programs give to AppleDouble files."""
+    *folders, name = location.rpartition("::")[2].split("/")
+    return name.startswith("._") or "__MACOSX" in folders or ".AppleDouble" in folders
+
+
+def is_appledouble(head: bytes) -> bool:
+    """Check whether the first bytes of a file (8 or more) are those of AppleDouble, RFC 1740: macOS's metadata."""
+    return head[:8] in (b"\0\5\x16\7\0\1\0\0", b"\0\5\x16\7\0\2\0\0")
+
+
 def unread(data: bytes) -> str:
     """Return why an image cannot be read by its format alone, and what would help; empty for any other file."""
+    if is_appledouble(data[:8]):
+        return "is metadata of macOS (AppleDouble) and no image"
     brands = _brands(data)
     if brands & _AVIF:
         return ""  # Pillow reads these, whichever brand comes first
@@ -108,6 +121,11 @@ def unread(data: bytes) -> str:
     if data.startswith(_JPEG_XL_STREAM):
         return f"is JPEG XL, which rn50feat does not read: {_CONVERTER.format('djxl')}"
     return ""
+
+
+def reads(name: str) -> bool:
+    """Check whether the format that `unread` called `name`, here or elsewhere, is read here and now."""
+    return HEIC if name == "HEIC" else all(name != other for _, other, _ in _UNREAD)
 
 
 def _brands(data: bytes) -> frozenset[bytes]:
