@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +42,7 @@ from rn50feat.writer import StoreWriter, create_store, open_store
 logger = logging.getLogger(__name__)
 
 COUNT_SECONDS = 10.0  # for counting what a run leaves undone
+LINKS = 100  # that are told of in the record of a run
 PORTION = 1000  # rows that are pruned, or copies that are written, at once: memory for their pages
 
 
@@ -298,6 +300,7 @@ class Run:
                 return
             raise nothing_found(self.path, self._missing, self._archives, self.summary.excluded)
         self._write_missing()
+        self.summary.linked = [f"{link} -> {target}" for link, target in islice(self._selection.outside.items(), LINKS)]
         if old is not None and old.provenance.weights_path != self.provenance.weights_path:
             self._open().update_provenance(self.provenance)
         self._commit(ended=True)

@@ -45,6 +45,7 @@ class Summary:
     failed_before: int = 0  # not tried again
     ignored: int = 0  # no pictures
     appledouble: int = 0  # of the ignored ones, metadata of macOS: ._x.jpg
+    linked: list[str] = field(default_factory=list)  # links that led out of the sources, and where to
     excluded: int = 0  # folders and files that a pattern leaves out
     vanished: int = 0  # gone between their listing and their reading
     removed: int = 0  # rows pruned

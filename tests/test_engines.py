@@ -214,7 +214,7 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path, packed: bool) 
     (failure,) = batch.failures
     assert (failure.cause, failure.reason.partition(" bytes, more than an image may have (")[2]) == (
         "content",
-        "214,217,728): raise --max-megapixels, with --retry-failed",
+        "214,217,728): raise --max-megapixels",
     )
 
 

@@ -62,6 +62,28 @@ def test_a_list_comes_on_top_of_folders(desk: Path, start: FakeStart) -> None:
     assert extract(start, "pictures/sub", listing=listing).new == 3
 
 
+def test_folders_of_a_list_and_of_sources_are_entered_once(desk: Path, start: FakeStart) -> None:
+    (desk / "link").symlink_to("pictures/sub")
+    (desk / "pictures/back").symlink_to("sub")
+    assert extract(start, "pictures", listing=listed("link", "pictures/sub", "link/../sub/blue.png")).new == 5
+    assert sorted(FeatureStore("out.h5").paths())[1:3] == ["pictures/sub/blue.png", "pictures/sub/green.png"]
+    summary = extract(start, "link", "pictures")
+    assert (summary.reused, summary.unchanged) == (2, 3)
+
+
+def test_links_that_lead_out_of_the_sources_are_told_of(
+    desk: Path, start: FakeStart, rn50feat: Run, caplog: pytest.LogCaptureFixture
+) -> None:
+    (desk / "in").mkdir()
+    for name, target in (("out", "../pictures/sub"), ("again", "../pictures/sub"), ("here", "."), ("loop", "loop")):
+        (desk / "in" / name).symlink_to(target)
+    summary = extract(start, "in")
+    assert (summary.new, summary.linked) == (2, [f"{desk}/in/again -> {desk}/pictures/sub"])
+    assert extract(start, "in", "pictures").linked == []
+    done = rn50feat("extract", "in", "out.h5")
+    assert f"were followed: {desk}/in/again -> {desk}/pictures/sub\n" in done.stderr
+
+
 def test_names_that_lead_nowhere_are_failures_until_they_do(desk: Path, start: FakeStart) -> None:
     os.mkfifo(desk / "pipe")
     listing = listed("pictures/none.png", "pictures/red.png", "pipe", "nowhere", "pictures/red.png/x", "ftp://x/y.jpg")

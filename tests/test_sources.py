@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import socket
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,14 +32,39 @@ def test_files_come_sorted_and_folders_in_their_place(tmp_path: Path) -> None:
     assert names(tmp_path) == ["B/x", "a/10", "a/2", "a/sub/1", "b", "c"]
 
 
-def test_links_are_followed_but_never_in_circles(tmp_path: Path) -> None:
+def test_links_are_followed_but_no_folder_is_entered_twice(tmp_path: Path) -> None:
     make(tmp_path, "a/1", "b/2")
     (tmp_path / "a/up").symlink_to(tmp_path)
     (tmp_path / "a/self").symlink_to(".")
     (tmp_path / "c").symlink_to("b")
     (tmp_path / "loop").symlink_to("loop")
     (tmp_path / "file").symlink_to("b/2")
-    assert names(tmp_path) == ["a/1", "b/2", "c/2", "file"]
+    assert names(tmp_path) == ["a/1", "b/2", "file"]
+
+
+def test_real_folders_keep_their_names_and_links_come_last_once(tmp_path: Path) -> None:
+    make(tmp_path, "in/z/1", "out/2", "out/sub/3", "more/4")
+    (tmp_path / "in/a").symlink_to("z")
+    (tmp_path / "in/b").symlink_to("../out")
+    (tmp_path / "in/c").symlink_to("../out/sub")
+    (tmp_path / "out/deeper").symlink_to("../more")
+    assert names(tmp_path / "in") == ["z/1", "b/2", "b/sub/3", "b/deeper/4"]
+    assert names(tmp_path / "in", tmp_path / "out") == ["z/1", "../out/2", "../out/sub/3", "../out/deeper/4"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the kernel's folders are elsewhere")
+def test_what_the_kernel_makes_up_is_never_entered(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    make(tmp_path, "a")
+    for name, target in (
+        ("p", "/proc"), ("s", "/sys"), ("d", "/dev"), ("self", "/proc/self"), ("fd", "/dev/fd"), ("shm", "/dev/shm"),
+    ):  # fmt: skip
+        (tmp_path / name).symlink_to(target)
+    (tmp_path / "file.png").symlink_to("/proc/version")
+    assert names(tmp_path) == ["a"]
+    assert f"{tmp_path}/p leads to /proc, where the system has no images: not followed" in caplog.text
+    caplog.clear()
+    assert names(Path("/proc/self")) == []
+    assert "is the system's and has no images: not entered" in caplog.text
 
 
 def test_only_regular_files_are_found(tmp_path: Path) -> None:

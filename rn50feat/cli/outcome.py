@@ -30,6 +30,8 @@ def tell(summary: Summary, out: Path, ending: Ending, *, quiet: bool) -> None:
 
 def _tell_in_words(summary: Summary, out: Path) -> None:
     say(f"{out}: {report.counts(summary.as_dict())}, in {summary.seconds:.1f} s")
+    if summary.linked:
+        say(report.linked_line(summary.linked))
     if summary.stopped:
         rest = "" if summary.left is None else f", {summary.left} pictures left"
         say(f"stopped by {summary.stopped}{rest}: run again to go on")

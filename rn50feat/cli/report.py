@@ -178,6 +178,12 @@ def counts(summary: dict[str, Any]) -> str:
     return ", ".join(parts) or "nothing"
 
 
+def linked_line(links: Sequence[str]) -> str:
+    """Return in one line which linked folders lie outside the sources."""
+    more = f" and {len(links) - 3} more" if len(links) > 3 else ""
+    return f"links lead out of the sources, and were followed: {', '.join(map(one_line, links[:3]))}{more}"
+
+
 def preview_line(expected: Preview) -> str:
     """Return a preview in one line."""
     most = "at most " if expected.compute else ""  # copies take no computing, and are told only by reading them

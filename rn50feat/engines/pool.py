@@ -27,7 +27,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import limits
-from rn50feat.engines import Failure, allowance
+from rn50feat.engines import Failure
+from rn50feat.engines.allowance import seconds as seconds_for
+from rn50feat.engines.allowance import shares
 from rn50feat.engines.worker import LEFT_TO_PARENT, as_request
 from rn50feat.errors import RN50FeatError
 from rn50feat.places.sources import Reference
@@ -82,12 +84,12 @@ class DecoderPool:
         self.buffer = _shared_file()
         if slots:
             self.reserve(slots)
-        share, whole = allowance.shares(workers, max_pixels, limits.memory())
+        share, whole = shares(workers, max_pixels, limits.memory())
         self._arguments = {
             "share": share,
             "whole": whole,
             "max_pixels": max_pixels,
-            "seconds": allowance.seconds(max_pixels) if seconds is None else seconds,
+            "seconds": seconds_for(max_pixels) if seconds is None else seconds,
             "patience": patience,
             "preprocessing": asdict(preprocessing),
             "thumbnails": thumbnails,

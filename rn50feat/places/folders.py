@@ -1,52 +1,111 @@
-"""Walk a folder of this machine.
+"""Walk folders of this machine, each real one once, and none of the kernel's.
 
-In: its location. Out: a stream of what lies below it, in sorted order, with
-no more than the folders on the way in memory.
+In: their locations. Out: a stream of what lies below them, in sorted order,
+with no more than the folders on the way in memory, and 100 bytes for each
+folder that was entered. Links to folders are told, and followed by whoever
+walks once the real folders are done: so files keep the names that lead to
+them without a link.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
+from functools import lru_cache
 
 logger = logging.getLogger(__name__)
 
-
-def walk(location: str, warn: bool, enters: Callable[[str], bool]) -> Iterator[os.DirEntry[str]]:
-    """Yield every entry below the folder at `location` that is no folder, or one that `enters` says not to enter.
-
-    Links to folders are followed, but never into a folder that is being
-    walked already. Folders that cannot be listed are passed over, and warned
-    of if `warn` says so.
-    """
-    trail: dict[tuple[int, int], Iterator[os.DirEntry[str]]] = {}  # folder -> what is left of it
-    below: str | None = location
-    while below or trail:
-        if below:
-            trail.setdefault(*_list(below, warn))  # a folder on the trail already is not entered again
-            below = None
-        identity = next(reversed(trail))
-        for entry in trail[identity]:
-            if is_folder(entry) and enters(entry.path):
-                below = entry.path
-                break
-            yield entry
-        else:
-            del trail[identity]
+SYSTEM = ("/proc", "/sys", "/dev")
+# File systems that hold no files, but what the kernel makes up when they are read: some without end.
+_MADE_UP = frozenset(
+    "proc sysfs devtmpfs devpts cgroup cgroup2 debugfs tracefs securityfs configfs bpf pstore efivarfs mqueue fusectl"
+    " binfmt_misc nsfs selinuxfs rpc_pipefs".split()
+)
+_Key = int | str
 
 
-def _list(folder: str, warn: bool) -> tuple[tuple[int, int], Iterator[os.DirEntry[str]]]:
-    """Return the device and inode of a folder, and its entries in sorted order."""
-    try:
-        status = os.stat(folder)
-        with os.scandir(folder) as entries:
-            listing = sorted(entries, key=lambda entry: entry.name)
-    except OSError as error:
-        if warn:
-            logger.warning("%s cannot be listed (%s): its pictures are passed over", folder, error.strerror)
-        return (-1, -1), iter(())
-    return (status.st_dev, status.st_ino), iter(listing)
+class Walk:
+    """A walk over any folders; warns of those that cannot be listed if `warn` says so."""
+
+    def __init__(self, warn: bool) -> None:
+        self._warn = warn
+        self._entered: set[_Key] = set()
+        self._links: list[str] = []
+        self.outside: dict[str, str] = {}  # links that lead out of the sources, and where to; kept by who knows those
+
+    def entries(self, location: str, enters: Callable[[str], bool]) -> Iterator[os.DirEntry[str]]:
+        """Yield every entry below the folder at `location` that is no folder, or one that `enters` says not to enter.
+
+        Folders that were entered before, or that the kernel makes up, are
+        passed over; so are those that cannot be listed. Links to folders are
+        kept for `links`.
+        """
+        trail = [self._list(location)]
+        while trail:
+            for entry in trail[-1]:
+                if not is_folder(entry) or not enters(entry.path):
+                    yield entry
+                elif entry.is_symlink():
+                    self._links.append(entry.path)
+                else:
+                    trail.append(self._list(entry.path))
+                    break
+            else:
+                trail.pop()
+
+    def links(self) -> list[str]:
+        """Return the links to folders that were met since the last call."""
+        links, self._links = self._links, []
+        return links
+
+    def target(self, link: str) -> str | None:
+        """Return the folder that a link leads to, None for one that is not to be entered through it."""
+        target = os.path.realpath(link)
+        if any(target == folder or target.startswith(f"{folder}/") for folder in SYSTEM):
+            self._tell("%s leads to %s, where the system has no images: not followed", link, target)
+            return None
+        return None if self._has_entered(link) else target
+
+    def tell_if_entered(self, folder: str) -> None:
+        """Warn of a folder that was entered by another path."""
+        if self._has_entered(folder):
+            self._tell("%s is a folder that was walked by another path: its pictures are not taken twice", folder)
+
+    def _has_entered(self, folder: str) -> bool:
+        try:
+            return _key(folder, os.stat(folder)) in self._entered
+        except OSError:
+            return False
+
+    def linked(self, enters: Callable[[str], bool]) -> Iterator[os.DirEntry[str]]:
+        """Yield what `entries` does for what the links lead to that were met so far."""
+        later = deque(self.links())
+        while later:
+            if self.target(link := later.popleft()) is not None:
+                yield from self.entries(link, enters)
+                later.extend(self.links())
+
+    def _list(self, folder: str) -> Iterator[os.DirEntry[str]]:
+        """Enter a folder, and return its entries in sorted order; none where it is not to be entered, or cannot be."""
+        try:
+            status = os.stat(folder)
+            if _is_made_up(status):
+                self._tell("%s is the system's and has no images: not entered", folder)
+                return iter(())
+            if (key := _key(folder, status)) in self._entered:
+                return iter(())
+            self._entered.add(key)
+            with os.scandir(folder) as entries:
+                return iter(sorted(entries, key=lambda entry: entry.name))
+        except OSError as error:
+            self._tell("%s cannot be listed (%s): its pictures are passed over", folder, error.strerror)
+            return iter(())
+
+    def _tell(self, message: str, *arguments: object) -> None:
+        if self._warn:
+            logger.warning(message, *arguments)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
@@ -55,3 +114,40 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
         return entry.is_dir()
     except OSError:  # a link that cannot be resolved: a circle of links, say
         return False
+
+
+def is_made_up(device: int) -> bool:
+    """Check whether a device is a file system of the kernel's own, whose files are none."""
+    return device in _made_up_devices()
+
+
+def _is_made_up(folder: os.stat_result) -> bool:
+    return is_made_up(folder.st_dev) or (folder.st_dev, folder.st_ino) in _system_folders()
+
+
+@lru_cache(1)
+def _system_folders() -> frozenset[tuple[int, int]]:
+    """Return the devices and inodes of the `SYSTEM` folders: in a container, /dev is an ordinary file system."""
+    found = set()
+    for folder in SYSTEM:
+        if os.path.isdir(folder):
+            status = os.stat(folder)
+            found.add((status.st_dev, status.st_ino))
+    return frozenset(found)
+
+
+@lru_cache(1)
+def _made_up_devices() -> frozenset[int]:
+    """Return the devices of all mounts that are `_MADE_UP`, wherever they are mounted; none but on Linux."""
+    try:
+        with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
+            mounts = [line.split(" - ") for line in file]
+    except OSError:
+        return frozenset()
+    numbers = [mount[0].split()[2].split(":") for mount in mounts if mount[1].split()[0] in _MADE_UP]
+    return frozenset(os.makedev(int(major), int(minor)) for major, minor in numbers)
+
+
+def _key(folder: str, status: os.stat_result) -> _Key:
+    """Return what stands for a folder: its device and inode, or its real path where a file system numbers no files."""
+    return status.st_dev << 64 | status.st_ino if status.st_ino else os.path.realpath(folder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -60,8 +61,10 @@ class Selection:
     size of -1, and end in the ledger. `shard` takes one share of all these,
     by the names of files below their source, or in the list. By the same
     names, what `exclude` matches is left out: patterns of ``.gitignore``
-    files, on top of `exclusion.LEFTOVERS`. Raises `SourceError` for sources
-    and patterns that cannot be used.
+    files, on top of `exclusion.LEFTOVERS`. Each real folder is entered once,
+    by its own name where that is below the sources; ``outside`` has the links
+    that the last pass followed out of them, and where they lead. Raises
+    `SourceError` for sources and patterns that cannot be used.
     """
 
     def __init__(
@@ -77,6 +80,8 @@ class Selection:
             pictures = [pictures]
         self.roots = sources.roots(pictures)
         self._places = frozenset(self.roots)
+        self._real_places = frozenset(os.path.realpath(root) for root in self.roots if not is_url(root))
+        self.outside: dict[str, str] = {}
         self.listing = None if listing is None else Path(listing)
         self._null = null
         self._shard = shard
@@ -93,7 +98,9 @@ class Selection:
 
     def found(self) -> Iterator[Reference | Excluded]:
         """Yield what `references` does, and an `Excluded` for each folder and file that is left out."""
-        for entry in self._rooted(warn=True):
+        walk = folders.Walk(warn=True)
+        self.outside = walk.outside
+        for entry in self._rooted(walk):
             if isinstance(entry, Excluded):
                 yield entry
             elif reference := sources.reference(entry):
@@ -101,7 +108,7 @@ class Selection:
         if self.listing is None:
             return
         met = lists.Names()
-        for entry in self._listed(warn=True):
+        for entry in self._listed(walk):
             location = entry.location if isinstance(entry, Excluded) else os.fspath(entry)
             if sources.root_of(location, self._places) or not met.add(location):
                 continue
@@ -123,7 +130,8 @@ class Selection:
             return None
         if not self.can_be_read_again:
             return None
-        return sum(1 for _ in self._rooted(warn=False)) + sum(1 for _ in self._listed(warn=False))
+        walk = folders.Walk(warn=False)
+        return sum(1 for _ in self._rooted(walk)) + sum(1 for _ in self._listed(walk))
 
     def covers(self, location: str) -> bool:
         """Tell whether a location lies below the folders and files of the run, and in its share."""
@@ -150,20 +158,37 @@ class Selection:
     def _holds(self, name: str) -> bool:
         return self._shard is None or self._shard.holds(name)
 
-    def _rooted(self, *, warn: bool) -> Iterator[_Entry | Excluded]:
-        for root in self.roots:
-            yield from self._taken(sources.walk([root], warn=warn, enters=self._enters(root, None)), root, None)
+    def _rooted(self, walk: folders.Walk) -> Iterator[_Entry | Excluded]:
+        return self._walked(((root, None) for root in self.roots), walk)
 
-    def _listed(self, *, warn: bool) -> Iterator[_Entry | Excluded]:
+    def _listed(self, walk: folders.Walk) -> Iterator[_Entry | Excluded]:
         """Yield the files of the list; what a list names is a string, what lies below a folder of it an entry."""
         if self.listing is None:
-            return
+            return iter(())
         real = lru_cache(1024)(os.path.realpath)  # of the folders: 20 µs for each name of a list else
-        for name in lists.names(self.listing, null=self._null):
-            root = sources.locate(name, real)
-            alone = is_url(root) or archives.split(root)  # what a list names there is one file
-            walk = [root] if alone else sources.walk([root], warn=warn, enters=self._enters(root, name))
-            yield from self._taken(walk, root, name)
+        names = lists.names(self.listing, null=self._null)
+        return self._walked(((sources.locate(name, real), name) for name in names), walk)
+
+    def _walked(self, places: Iterable[tuple[str, str | None]], walk: folders.Walk) -> Iterator[_Entry | Excluded]:
+        """Yield what is at `places`, locations and their names in the list, and last what links there lead to."""
+        links: deque[tuple[str, str, str | None]] = deque()
+        for root, listed in places:
+            alone = listed is not None and (is_url(root) or archives.split(root))  # a list names one file there
+            if alone or is_url(root) or not os.path.isdir(root):
+                yield from self._taken([root] if alone else sources.single(root), root, listed)
+                continue
+            if listed is None:
+                walk.tell_if_entered(root)
+            yield from self._taken(walk.entries(root, self._enters(root, listed)), root, listed)
+            links.extend((link, root, listed) for link in walk.links())
+        while links:
+            link, root, listed = links.popleft()
+            if (target := walk.target(link)) is None:
+                continue
+            if sources.root_of(target, {os.path.realpath(root), *self._real_places}) is None:
+                walk.outside[link] = target
+            yield from self._taken(walk.entries(link, self._enters(root, listed)), root, listed)
+            links.extend((link, root, listed) for link in walk.links())
 
     def _enters(self, root: str, listed: str | None) -> Callable[[str], bool]:
         """Return what tells whether to enter a folder below `root`, which a list names `listed`."""

@@ -128,16 +128,25 @@ def walk(
     """Yield every entry below `locations` that is no folder, or one that `enters` says not to enter, in sorted order.
 
     A single file is yielded as its location, an object in remote storage as
-    its `Reference`. Folders that cannot be listed are passed over, and warned
-    of if `warn` says so; raises `SourceError` for remote storage that cannot.
+    its `Reference`. What links to folders lead to comes last, each real
+    folder once. Folders that cannot be listed are passed over, and warned of
+    if `warn` says so; raises `SourceError` for remote storage that cannot.
     """
+    tour = folders.Walk(warn)
     for location in locations:
-        if remote.is_url(location):
-            yield from _walk_remote(location)
-        elif os.path.isdir(location):
-            yield from folders.walk(location, warn, enters)
+        if os.path.isdir(location) and not remote.is_url(location):
+            yield from tour.entries(location, enters)
         else:
-            yield location
+            yield from single(location)
+    yield from tour.linked(enters)
+
+
+def single(location: str) -> Iterator[Reference | str]:
+    """Yield a location that is no folder of this machine, or what there is below it in remote storage."""
+    if remote.is_url(location):
+        yield from _walk_remote(location)
+    else:
+        yield location
 
 
 def _walk_remote(url: str) -> Iterator[Reference]:
@@ -160,7 +169,10 @@ def references(locations: Sequence[str]) -> Iterator[Reference]:
 
 
 def reference(entry: os.DirEntry[str] | Reference | str) -> Reference | None:
-    """Return the `Reference` of a regular file, a member or an object, None for anything else."""
+    """Return the `Reference` of a regular file, a member or an object, None for anything else.
+
+    A file below /proc or /sys, which a link may lead to, is none: the kernel makes up its bytes.
+    """
     if isinstance(entry, Reference):
         return entry
     try:
@@ -169,7 +181,7 @@ def reference(entry: os.DirEntry[str] | Reference | str) -> Reference | None:
         status = entry.stat()
     except (OSError, SourceError):  # a dangling link, or a file that vanished since it was listed
         return None
-    if not stat.S_ISREG(status.st_mode):
+    if not stat.S_ISREG(status.st_mode) or folders.is_made_up(status.st_dev):
         return None
     return Reference(os.fspath(entry), status.st_size, status.st_mtime_ns)
 
