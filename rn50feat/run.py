@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime, timezone
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,6 @@ from rn50feat.writer import StoreWriter, create_store, open_store
 logger = logging.getLogger(__name__)
 
 COUNT_SECONDS = 10.0  # for counting what a run leaves undone
-LINKS = 100  # that are told of in the record of a run
 PORTION = 1000  # rows that are pruned, or copies that are written, at once: memory for their pages
 
 
@@ -117,7 +115,6 @@ class Run:
 
     def _take(self, step: Step) -> bool:
         """Do what needs no network; return False for a copy whose original was replaced in this very run."""
-        summary = self.summary
         if step.verdict is Verdict.COPY:
             return self._copy(step)
         if step.verdict is Verdict.MISSING:
@@ -128,7 +125,6 @@ class Run:
             logger.warning("%s %s", step.reference.location, archives.COMPRESSED)
             self._miss(Failure(step.reference, archives.COMPRESSED))
         elif step.verdict is Verdict.EXCLUDED:
-            summary.excluded += 1
             self._on_excluded(Excluded(step.reference.location, step.pattern))
         elif archives.is_archive(step.reference.location):
             self._take_archive(step)
@@ -139,10 +135,7 @@ class Run:
         settled = (Verdict.UNCHANGED, Verdict.TOUCHED, Verdict.APPLEDOUBLE)
         if step.verdict in settled and path in self._catalogue.failures:
             self._open().forgive([path])  # it was broken for a while, and is as it was again; or never was an image
-        summary.unchanged += step.verdict in (Verdict.UNCHANGED, Verdict.TOUCHED)
-        summary.failed_before += step.verdict is Verdict.FAILED_BEFORE
-        summary.ignored += step.verdict in (Verdict.IGNORED, Verdict.APPLEDOUBLE)
-        summary.appledouble += step.verdict is Verdict.APPLEDOUBLE
+        self.summary.count(step)
         return True
 
     def _take_archive(self, step: Step) -> None:
@@ -150,9 +143,6 @@ class Run:
         if (known := step.known) is not None:
             self._known.add(stored_path(self.path, step.reference.location))
             self._met[known.rows] = True
-            self.summary.unchanged += len(known.rows)
-            self.summary.failed_before += known.failed
-            self.summary.ignored += known.others
             self._members += len(known.rows) + known.failed + known.others - 1
         elif step.verdict is Verdict.OPENED:
             self._members += step.members - 1
@@ -300,7 +290,7 @@ class Run:
                 return
             raise nothing_found(self.path, self._missing, self._archives, self.summary.excluded)
         self._write_missing()
-        self.summary.linked = [f"{link} -> {target}" for link, target in islice(self._selection.outside.items(), LINKS)]
+        self.summary.linked = [f"{link} -> {target}" for link, target in self._selection.outside.items()]
         if old is not None and old.provenance.weights_path != self.provenance.weights_path:
             self._open().update_provenance(self.provenance)
         self._commit(ended=True)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from rn50feat import __version__
 from rn50feat.errors import TooManyFailuresError
+from rn50feat.plan import Step, Verdict
 
 if TYPE_CHECKING:
     from rn50feat.engines import Engine
@@ -45,7 +46,7 @@ class Summary:
     failed_before: int = 0  # not tried again
     ignored: int = 0  # no pictures
     appledouble: int = 0  # of the ignored ones, metadata of macOS: ._x.jpg
-    linked: list[str] = field(default_factory=list)  # links that led out of the sources, and where to
+    linked: list[str] = field(default_factory=list)  # links out of the sources, and where to; the first hundred
     excluded: int = 0  # folders and files that a pattern leaves out
     vanished: int = 0  # gone between their listing and their reading
     removed: int = 0  # rows pruned
@@ -107,6 +108,18 @@ class Summary:
             for limit, count, whole, what in counted
             if limit is not None and count > (whole * limit[0] / 100 if limit[1] else limit[0])
         ]
+
+    def count(self, step: Step) -> None:
+        """Count a file that needs no network, and what is known of an archive's members."""
+        self.unchanged += step.verdict in (Verdict.UNCHANGED, Verdict.TOUCHED)
+        self.failed_before += step.verdict is Verdict.FAILED_BEFORE
+        self.ignored += step.verdict in (Verdict.IGNORED, Verdict.APPLEDOUBLE)
+        self.appledouble += step.verdict is Verdict.APPLEDOUBLE
+        self.excluded += step.verdict is Verdict.EXCLUDED
+        if step.known is not None:
+            self.unchanged += len(step.known.rows)
+            self.failed_before += step.known.failed
+            self.ignored += step.known.others
 
     def as_dict(self) -> dict[str, Any]:
         """Return the counts and what follows from them, ready for JSON."""

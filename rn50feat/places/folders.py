@@ -17,6 +17,7 @@ from functools import lru_cache
 
 logger = logging.getLogger(__name__)
 
+MOST_OUTSIDE = 100
 SYSTEM = ("/proc", "/sys", "/dev")
 # File systems that hold no files, but what the kernel makes up when they are read: some without end.
 _MADE_UP = frozenset(
@@ -33,7 +34,7 @@ class Walk:
         self._warn = warn
         self._entered: set[_Key] = set()
         self._links: list[str] = []
-        self.outside: dict[str, str] = {}  # links that lead out of the sources, and where to; kept by who knows those
+        self.outside: dict[str, str] = {}
 
     def entries(self, location: str, enters: Callable[[str], bool]) -> Iterator[os.DirEntry[str]]:
         """Yield every entry below the folder at `location` that is no folder, or one that `enters` says not to enter.
@@ -67,6 +68,11 @@ class Walk:
             self._tell("%s leads to %s, where the system has no images: not followed", link, target)
             return None
         return None if self._has_entered(link) else target
+
+    def tell_of_outside(self, link: str, target: str) -> None:
+        """Keep a link that leads out of what is walked, which is known elsewhere; no more than are worth telling of."""
+        if len(self.outside) < MOST_OUTSIDE:
+            self.outside[link] = target
 
     def tell_if_entered(self, folder: str) -> None:
         """Warn of a folder that was entered by another path."""

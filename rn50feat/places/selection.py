@@ -186,7 +186,7 @@ class Selection:
             if (target := walk.target(link)) is None:
                 continue
             if sources.root_of(target, {os.path.realpath(root), *self._real_places}) is None:
-                walk.outside[link] = target
+                walk.tell_of_outside(link, target)
             yield from self._taken(walk.entries(link, self._enters(root, listed)), root, listed)
             links.extend((link, root, listed) for link in walk.links())
 
