@@ -58,12 +58,10 @@ def extract(
 ) -> Summary:
     """Give every picture in `pictures`, folders, files or a `Selection`, a row in `store`.
 
-    What is not said (`weights` to `dtype`) is as the store has it; for a new
-    one ``imagenet-v1``, the variant that the weights tell, its preprocessing,
-    and float32 when computed in fp32, else float16. `overwrite` replaces the
-    store. A failure is tried again once its file, or the extra or limit that it failed by, has changed, and with
-    `retry_failed`. Images that decode with a warning are `damaged`: keep gives them a row and a note, skip makes them
-    failures.
+    What is not said (`weights` to `dtype`) is as the store has it; for a new one ``imagenet-v1``, the variant that the
+    weights tell, its preprocessing, and float32 when computed in fp32, else float16. `overwrite` replaces the store. A
+    failure is tried again once its file, or the extra or limit that it failed by, has changed, and with `retry_failed`.
+    Images that decode with a warning are `damaged`: keep gives them a row and a note, skip makes them failures.
 
     `prune` removes the rows of pictures that are gone from these sources, or that the selection leaves out
     (`on_excluded` gets what it does), though not when a source is empty or more than `prune_limit` percent of its
@@ -86,7 +84,7 @@ def extract(
         with locked, Run(path, selection, overwrite, stop, commit_rows, commit_seconds, on_excluded, damaged) as run:
             run.agree(Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), dtype)
             run.watch(selection, on_progress)
-            attempts = Attempts(options.max_megapixels * 1_000_000, all_again=retry_failed)
+            attempts = Attempts(options.max_megapixels * 1_000_000, all_again=retry_failed, damaged=damaged)
             _fill(run, selection, lambda: start(run.weights, run.provenance, options), attempts)
             if prune and not run.summary.stopped:
                 run.prune(selection, prune_limit, force)

@@ -74,6 +74,7 @@ def preview(
     prune: bool = False,
     prune_limit: float = pruning.LIMIT,
     force: bool = False,
+    damaged: str = "keep",
     options: EngineOptions = EngineOptions(),
     on_excluded: Callable[[Excluded], None] = lambda excluded: None,
 ) -> Preview:
@@ -89,7 +90,7 @@ def preview(
     counts: Counter[Verdict] = Counter()
     arrived: set[int] = set()  # the sizes of new files: images that moved are among them
     found = selection.found()
-    attempts = Attempts(options.max_megapixels * 1_000_000, all_again=retry_failed)
+    attempts = Attempts(options.max_megapixels * 1_000_000, all_again=retry_failed, damaged=damaged)
     for step in plan(found, path, catalogue, again=attempts.another, hashing=False, rule=selection.rule):
         counts[step.verdict] += 1
         if step.verdict is Verdict.EXCLUDED:

@@ -71,6 +71,7 @@ LAYERS = [
     ["extract", "pages.gallery"],
     ["cli"],
     ["cli.facts", "cli.report", "cli.streams"],
+    ["cli.groups"],
     ["cli.terminal"],
     ["cli.ending"],
     ["cli.options", "cli.stores"],
@@ -105,7 +106,7 @@ MODULES = modules()
 
 OWNERS = {
     "click": {name for name in MODULES if name.startswith("cli")}
-    - {"cli", "cli.facts", "cli.outcome", "cli.report", "cli.stores", "cli.streams", "cli.terminal"},
+    - {"cli", "cli.facts", "cli.groups", "cli.outcome", "cli.report", "cli.stores", "cli.streams", "cli.terminal"},
     "h5py": {"hdf5_storage", "layout", "opening", "store", "writer", "formats.hdf5", "formats.keras"},
     "pyarrow": {"exchange.parquet"},
     "qdrant_client": {"exchange.qdrant"},

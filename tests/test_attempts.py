@@ -5,6 +5,7 @@ from __future__ import annotations
 import signal
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,6 +22,8 @@ from rn50feat.engines.local import LocalEngine
 from rn50feat.engines.pool import DecoderPool, WorkerDied
 from rn50feat.errors import ImageError, TooLargeError
 from rn50feat.images import kinds
+from rn50feat.marks import refusal as refusal_of
+from rn50feat.places.sources import Reference
 from rn50feat.preview import preview
 from rn50feat.provenance import Preprocessing, Provenance
 from rn50feat.store import FailureRecord
@@ -48,7 +51,7 @@ def without_memory(max_pixels: int, *, enough: bool = True) -> str:
     return worker._answered(lambda: said, allowance.Allowance(most, most, 0, enough=enough), nullcontext)["reason"]
 
 
-def another(reason: str, megapixels: int, **settings: bool) -> bool:
+def another(reason: str, megapixels: int, **settings: Any) -> bool:
     return Attempts(megapixels * MEGA, **settings).another(FailureRecord("x.jpg", reason, 1, 1, 1))
 
 
@@ -90,6 +93,11 @@ def test_formats_that_are_read_by_now_give_another_attempt(monkeypatch: pytest.M
     assert another(heic, 1)
     monkeypatch.setattr(kinds, "_UNREAD", [entry for entry in kinds._UNREAD if entry[1] != "JPEG XL"])
     assert another(jxl, 1)
+
+
+def test_damaged_images_that_were_skipped_get_rows_when_they_are_kept() -> None:
+    reason = refusal_of(Reference("x.jpg", 1, 1, damage="a warning: of the decoder's"), "skip")
+    assert [another(reason, 1, damaged=damaged) for damaged in ("skip", "keep")] == [False, True]
 
 
 @pytest.mark.parametrize("packed", [False, True])

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from rn50feat.cli import report
+from rn50feat.cli import groups as words
 from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import check_option, form_of, html_option, json_option, option, store_argument
 from rn50feat.cli.stores import mark_random, open_store
@@ -69,10 +69,10 @@ def command(
         from rn50feat.pages.page import save
 
         save(html, groups_page(groups, opened, threshold=1.0 if exact else threshold, check=check))
-    ending.add(**report.groups_facts(groups, opened, None if exact else threshold))
+    ending.add(**words.facts(groups, opened, None if exact else threshold))
     if form != "json":
-        default = report.group_table if sys.stdout.isatty() else report.group_lines
-        write((report.groups_csv if form == "csv" else default)(groups))
+        default = words.table if sys.stdout.isatty() else words.tab_separated
+        write((words.comma_separated if form == "csv" else default)(groups))
     if not quiet:
-        say(report.groups_line(groups))
+        say(words.line(groups))
         mark_random(opened)

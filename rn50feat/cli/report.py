@@ -1,6 +1,6 @@
 """Put results into words: for people, for pipes and for programs.
 
-In: search results, groups, a store and its index. Out: text, as an aligned table, tab-separated
+In: search results, a store and its index. Out: text, as an aligned table, tab-separated
 lines, CSV or JSON. Names come out whole: bytes that are not UTF-8 as they are
 (or as surrogate escapes in JSON), what cannot be seen spelled out where a
 line break would break the form.
@@ -19,7 +19,6 @@ from rn50feat.unseen import one_line
 
 if TYPE_CHECKING:
     from rn50feat.bench import Benchmark
-    from rn50feat.duplicates import Group, Member
     from rn50feat.indexing.index import Report as IndexReport
     from rn50feat.indexing.index_plan import Plan
     from rn50feat.marks import DamageRecord
@@ -28,8 +27,6 @@ if TYPE_CHECKING:
     from rn50feat.provenance import Preprocessing, Provenance
     from rn50feat.search import Hit, Result
     from rn50feat.store import FailureRecord, FeatureStore
-
-MARKED = ("missing", "changed")  # states of a picture's file that are told of
 
 
 def table(results: Iterable[Result]) -> str:
@@ -42,13 +39,13 @@ def table(results: Iterable[Result]) -> str:
     return "\n\n".join(blocks) + "\n"
 
 
-def _mark(found: Hit | Member) -> str:
-    return f"  ({marks})" if (marks := _marks(found)) else ""
+def _mark(hit: Hit) -> str:
+    return f"  ({marks})" if (marks := _marks(hit)) else ""
 
 
-def _marks(found: Hit | Member) -> str:
-    marks = [found.state] if found.state in MARKED else []
-    return ", ".join([*marks, "damaged"] if getattr(found, "damage", "") else marks)
+def _marks(hit: Hit) -> str:
+    marks = [] if hit.state == "present" else [hit.state]
+    return ", ".join([*marks, "damaged"] if hit.damage else marks)
 
 
 def tab_separated(results: Iterable[Result]) -> str:
@@ -241,60 +238,6 @@ def index_facts(name: Path, done: IndexReport) -> dict[str, Any]:
     """Return what was done to the index in the file `name`, ready for JSON."""
     counts = {"built": done.built, "added": done.added, "removed": done.removed, "rebuild_pays": done.rebuild_pays}
     return {"file": str(name), **counts, **done.facts.as_dict()}
-
-
-def _likeness(member: Member, number: int) -> str:
-    """Return what a member is to the first of its group; only what may be deleted is called a copy."""
-    if member.state == "same file":
-        return member.state
-    return "copy" if number and member.is_copy else f"{member.similarity:.6f}"
-
-
-def group_table(groups: Sequence[Group]) -> str:
-    """Return aligned columns, a block for each group."""
-    blocks = []
-    for number, group in enumerate(groups, 1):
-        lines = [f"group {number}", "similarity      size  path"]
-        lines += [
-            f"{_likeness(member, i):>10}  {size(member.size):>8}  {one_line(member.path)}{_mark(member)}"
-            for i, member in enumerate(group.members)
-        ]
-        blocks.append("\n".join(lines) + "\n")
-    return "\n".join(blocks)
-
-
-def group_lines(groups: Sequence[Group]) -> str:
-    """Return a line for each picture: group, similarity, copy or same file, size in bytes, path, and how it is now."""
-    return "".join(
-        f"{number}\t{_likeness(member, i)}\t{member.size}\t{one_line(member.path)}"
-        f"{chr(9) + member.state if member.state in MARKED else ''}\n"
-        for number, group in enumerate(groups, 1)
-        for i, member in enumerate(group.members)
-    )
-
-
-def groups_csv(groups: Sequence[Group]) -> str:
-    """Return CSV with a header."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["group", "path", "location", "id", "size", "similarity", "exact", "state"])
-    for number, group in enumerate(groups, 1):
-        writer.writerows([number, *asdict(member).values()] for member in group.members)
-    return text.getvalue()
-
-
-def groups_facts(groups: Sequence[Group], store: FeatureStore, threshold: float | None) -> dict[str, Any]:
-    """Return the groups, ready for JSON, with the weights that similarities depend on; no threshold for copies."""
-    context = {"weights": store.provenance.weights, "threshold": threshold}
-    return {**context, "groups": [asdict(group) for group in groups]}
-
-
-def groups_line(groups: Sequence[Group]) -> str:
-    """Return in one line how many groups there are."""
-    more = sum(group.redundant for group in groups)
-    same = sum(member.state == "same file" for group in groups for member in group.members)
-    paths = f"; {same} other paths to the same files" if same else ""
-    return f"{len(groups)} groups, {more} pictures more than one of each{paths}"
 
 
 def failure_lines(failures: Iterable[FailureRecord]) -> str:

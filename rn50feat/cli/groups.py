@@ -1,0 +1,77 @@
+"""Put groups of near-identical images into words: for people, for pipes and for programs.
+
+In: groups. Out: text, as an aligned table, tab-separated lines or CSV, and
+what goes into JSON. Names come out as in `report`.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from rn50feat.cli.report import size
+from rn50feat.unseen import one_line
+
+if TYPE_CHECKING:
+    from rn50feat.duplicates import Group, Member
+    from rn50feat.store import FeatureStore
+
+
+def _mark(member: Member, form: str) -> str:
+    return form.format(member.state) if member.state in ("missing", "changed") else ""
+
+
+def _likeness(member: Member, number: int) -> str:
+    """Return what a member is to the first of its group; only what may be deleted is called a copy."""
+    if member.state == "same file":
+        return member.state
+    return "copy" if number and member.is_copy else f"{member.similarity:.6f}"
+
+
+def table(groups: Sequence[Group]) -> str:
+    """Return aligned columns, a block for each group."""
+    blocks = []
+    for number, group in enumerate(groups, 1):
+        lines = [f"group {number}", "similarity      size  path"]
+        lines += [
+            f"{_likeness(member, i):>10}  {size(member.size):>8}  {one_line(member.path)}{_mark(member, '  ({})')}"
+            for i, member in enumerate(group.members)
+        ]
+        blocks.append("\n".join(lines) + "\n")
+    return "\n".join(blocks)
+
+
+def tab_separated(groups: Sequence[Group]) -> str:
+    """Return a line for each picture: group, similarity, copy or same file, size in bytes, path, and how it is now."""
+    return "".join(
+        f"{number}\t{_likeness(member, i)}\t{member.size}\t{one_line(member.path)}{_mark(member, chr(9) + '{}')}\n"
+        for number, group in enumerate(groups, 1)
+        for i, member in enumerate(group.members)
+    )
+
+
+def comma_separated(groups: Sequence[Group]) -> str:
+    """Return CSV with a header."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["group", "path", "location", "id", "size", "similarity", "exact", "state"])
+    for number, group in enumerate(groups, 1):
+        writer.writerows([number, *asdict(member).values()] for member in group.members)
+    return text.getvalue()
+
+
+def facts(groups: Sequence[Group], store: FeatureStore, threshold: float | None) -> dict[str, Any]:
+    """Return the groups, ready for JSON, with the weights that similarities depend on; no threshold for copies."""
+    context = {"weights": store.provenance.weights, "threshold": threshold}
+    return {**context, "groups": [asdict(group) for group in groups]}
+
+
+def line(groups: Sequence[Group]) -> str:
+    """Return in one line how many groups there are."""
+    more = sum(group.redundant for group in groups)
+    same = sum(member.state == "same file" for group in groups for member in group.members)
+    paths = f"; {same} other paths to the same files" if same else ""
+    return f"{len(groups)} groups, {more} pictures more than one of each{paths}"
