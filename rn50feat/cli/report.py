@@ -44,7 +44,7 @@ def _mark(hit: Hit) -> str:
 
 
 def _marks(hit: Hit) -> str:
-    marks = [] if hit.state == "present" else [hit.state]
+    marks = [hit.state] if hit.state in ("missing", "changed") else []
     return ", ".join([*marks, "damaged"] if hit.damage else marks)
 
 
