@@ -59,7 +59,7 @@ def gone(
                 location = store.locate(path)
                 if not selection.covers(location):
                     continue
-                if selection.rule(location):
+                if not met[row] and selection.rule(location):
                     left_out.append(row)
                     continue
                 under += 1
