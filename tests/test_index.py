@@ -225,6 +225,13 @@ def test_an_index_of_something_else_is_refused_with_the_remedy(store: FeatureSto
     check(store)
 
 
+def test_an_id_that_a_damaged_store_has_twice_does_not_keep_a_build_busy_for_ever(store: FeatureStore) -> None:
+    with h5py.File(store.path, "r+") as file:
+        file["ids"][3] = 4
+    assert rn50feat.index(store).built
+    assert rn50feat.verify(store.path).findings[0] == "id 4 belongs to 2 rows"
+
+
 def test_a_copied_index_is_as_good_and_flipped_bits_are_found_by_verify(store: FeatureStore, tmp_path: Path) -> None:
     rn50feat.index(store)
     path = store.path.with_suffix(".faiss")

@@ -119,7 +119,7 @@ def _build(
     if plan.sample:
         on_progress("training", 0, 0)
         _train(made, store, np.sort(sample), metric)
-    _add(made, store, np.sort(ids), metric, on_progress)
+    _add(made, store, np.unique(ids), metric, on_progress)
     facts = Facts(
         store.id, store.provenance, metric, plan.factory, len(made), next_id, next_id, plan.sample, None, None
     )  # fmt: skip
