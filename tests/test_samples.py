@@ -64,6 +64,7 @@ def test_twelve_bits_may_be_packed_or_lie_in_sixteen() -> None:
 
 def test_a_range_is_for_more_than_eight_bits() -> None:
     assert distance(tiff(GREY.astype(np.uint8)), value_range="0:4095") == 0
+    assert distance(numbers("i1", "<", False), value_range="0:4095") == 0
     assert distance(tiff(RGB, meaning=2), RGB, value_range="own") == 0
     clipped = decoded(numbers("u2", "<", False), value_range="20000:30000").crop
     assert (clipped.min(), clipped.max()) == (0, 255)

@@ -48,6 +48,7 @@ def to_8_bits(values: NDArray[Any], numbers: Numbers, rule: str) -> NDArray[np.u
     """
     if not np.isfinite(values).all():
         raise ImageError("holds pixels that are no finite numbers")
+    rule = rule if numbers.bits > 8 else "type"
     own = float(values.min()), float(values.max())
     low, high = value_limits(rule) or (own if rule == "own" else _by_type(numbers, own))
     scaled = (values.astype(np.float32) - low) * (255 / max(high - low, 1e-30))
