@@ -1,4 +1,8 @@
-"""The command line with a slow fake engine: ``python slow.py SECONDS ARGUMENT...``; one line on stdout at the start."""
+"""The command line with a slow fake engine: ``python slow.py SECONDS ARGUMENT...``.
+
+Says so on stdout when a batch begins. With ``-`` for SECONDS a batch ends with the next line on stdin, or when that
+is closed, so that a test can do what it has to while the batch goes on, on the slowest machine.
+"""
 
 import os
 import sys
@@ -10,14 +14,17 @@ from fake import FakeEngine, FakeStart
 from rn50feat.engines import Batch, local
 from rn50feat.places.sources import Reference
 
-SECONDS = float(sys.argv[1])
+SECONDS = sys.argv[1]
 
 
 class SlowEngine(FakeEngine):
     def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
         for batch in super().embed(references):
             print("batch", flush=True)
-            time.sleep(SECONDS)
+            if SECONDS == "-":
+                sys.stdin.readline()
+            else:
+                time.sleep(float(SECONDS))
             yield batch
 
 

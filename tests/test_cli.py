@@ -15,7 +15,7 @@ from pathlib import Path
 import click
 import numpy as np
 import pytest
-from conftest import Run
+from conftest import RN50FEAT, Run
 from fake import FakeStart
 from PIL import Image
 from scenes import encoded
@@ -225,7 +225,7 @@ def test_closed_streams_get_mixed_up_with_nothing(scenes: Path, weights: Path, t
 
 def shell(folder: Path, redirected: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """Run the program with its streams redirected as a shell says it."""
-    command = ["sh", "-c", f'exec "$0" -m rn50feat "$@" {redirected}', sys.executable, *arguments]
+    command = ["sh", "-c", f'exec "$0" "$@" {redirected}', *RN50FEAT, *arguments]
     return subprocess.run(command, cwd=folder, capture_output=True, encoding="utf-8")
 
 
@@ -257,7 +257,7 @@ def test_a_store_that_is_there_may_have_any_name(rn50feat: Run, store: Path) -> 
 
 
 def test_weights_that_cannot_be_downloaded(rn50feat: Run, store: Path, tmp_path: Path) -> None:
-    proxy = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(tmp_path / "torch")}
+    proxy = {"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "TORCH_HOME": str(tmp_path / "torch")}
     done = rn50feat("extract", "pictures", "new.h5", **proxy)
     assert done.returncode == 1
     assert "resnet50-0676ba61.pth cannot be downloaded" in done.stderr
@@ -294,6 +294,11 @@ def test_random_weights_are_marked_in_every_output(rn50feat: Run, store: Path) -
         done = rn50feat(*arguments)
         assert "random" in done.stdout + done.stderr
     assert json.loads(rn50feat("search", "--stored", "pictures/plain.png", "--json").stdout)["weights"] == "random:0"
+
+
+def test_the_package_is_the_program() -> None:
+    done = subprocess.run([sys.executable, "-m", "rn50feat", "--version"], capture_output=True, encoding="utf-8")
+    assert done.stdout == f"rn50feat, version {package.__version__}\n"
 
 
 def test_quiet_is_quiet(rn50feat: Run, store: Path) -> None:

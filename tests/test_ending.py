@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import Run
 from fake import FakeStart
-from test_nightly import slow
+from test_nightly import slow, stopped
 
 import rn50feat as package
 from rn50feat import FeatureStore
@@ -152,7 +152,7 @@ def test_a_locked_store(rn50feat: Run, folder: Path) -> None:
 
 
 def test_weights_that_are_not_available(rn50feat: Run, folder: Path) -> None:
-    proxy = {"https_proxy": "http://127.0.0.1:9", "TORCH_HOME": str(folder / "torch")}
+    proxy = {"https_proxy": "http://127.0.0.1:9", "no_proxy": "", "TORCH_HOME": str(folder / "torch")}
     found = outcome(rn50feat("extract", "pictures", "new.h5", "--json", **proxy))
     assert "resnet50-0676ba61.pth" in found["error"]
 
@@ -168,10 +168,8 @@ def test_a_bug_keeps_its_traceback_and_is_told(folder: Path) -> None:
 
 
 def test_a_run_that_a_signal_stops(tmp_path: Path, pictures: Path) -> None:
-    with slow(tmp_path, 0.3, "--json", "--prune") as process:
-        process.stdout.readline()
-        process.send_signal(signal.SIGTERM)
-        output, _ = process.communicate()
+    with slow(tmp_path, "-", "--json", "--prune") as process:
+        output, _ = stopped(process, signal.SIGTERM)
     found = told(output.splitlines(keepends=True)[-1])
     assert (found["exit_code"], process.returncode, found["stopped"]) == (143, 143, "SIGTERM")
     assert (found["error"], found["new"]) == (None, 2)

@@ -133,7 +133,7 @@ def test_a_disk_that_hangs_is_not_the_pictures_fault(odd: Path) -> None:
             "    return _true(reference, *more)\n"
         )
     (odd / "a.png").write_bytes(encoded(Image.new("RGB", (30, 30)), "PNG"))
-    pool = DecoderPool(Preprocessing(), **{**LIMITS, "workers": 1}, seconds=30, patience=0.5)
+    pool = DecoderPool(Preprocessing(), **{**LIMITS, "workers": 1}, seconds=30, patience=1)
     with LocalEngine(FakeBackend(), pool, BATCH) as engine:
         (batch,) = engine.embed([Reference(str(odd / "a.png"), size, 0) for size in (0, 1, 0)])
     assert len(batch.references) == 2

@@ -11,8 +11,8 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
+from typing import Literal
 
 import fake as rn50feat_fake
 import h5py
@@ -53,12 +53,23 @@ def stored(folder: Path) -> dict[str, int]:
     return {Path(path).name: int(row[0]) for path, row in rows(folder / "out.h5").items()}
 
 
-def slow(folder: Path, seconds: float, *arguments: str) -> subprocess.Popen[str]:
+def slow(folder: Path, seconds: float | Literal["-"], *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [sys.executable, str(HERE / "slow.py"), str(seconds), "extract", "pictures", "out.h5", *arguments],
-        cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
         env={**os.environ, "RN50FEAT_WEIGHTS": "random", "RN50FEAT_BATCH_SIZE": "2"},
     )  # fmt: skip
+
+
+def stopped(process: subprocess.Popen[str], number: int) -> tuple[str, str]:
+    """Send a signal while a batch begins, end that batch, and return the rest of what is printed, and the errors."""
+    process.stdout.readline()
+    process.send_signal(number)
+    errors = ""
+    while "stopping" not in errors:
+        errors += process.stderr.readline()
+    process.stdin.close()
+    return process.stdout.read(), errors + process.stderr.read()
 
 
 # Stopping
@@ -66,11 +77,12 @@ def slow(folder: Path, seconds: float, *arguments: str) -> subprocess.Popen[str]
 
 @pytest.mark.parametrize("number", STOPS)
 def test_a_signal_stops_after_the_batch_in_hand(shades: Path, start: FakeStart, number: int) -> None:
-    with slow(shades.parent, 0.2) as process:
-        for _ in range(3):
+    with slow(shades.parent, "-") as process:
+        for _ in range(2):
             process.stdout.readline()
-        process.send_signal(number)
-        _, errors = process.communicate()
+            process.stdin.write("\n")
+            process.stdin.flush()
+        _, errors = stopped(process, number)
     assert process.returncode == 128 + number
     assert f"stopped by {signal.Signals(number).name}" in errors
     found = stored(shades.parent)
@@ -81,17 +93,17 @@ def test_a_signal_stops_after_the_batch_in_hand(shades: Path, start: FakeStart, 
 
 
 def test_a_second_interrupt_stops_at_once_and_keeps_what_was_committed(shades: Path, start: FakeStart) -> None:
-    with slow(shades.parent, 3, "--commit-every", "2") as process:
-        for _ in range(2):
-            process.stdout.readline()
-        begun = time.monotonic()
+    with slow(shades.parent, "-", "--commit-every", "2") as process:
+        process.stdout.readline()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
         process.send_signal(signal.SIGINT)
         while "stopping" not in process.stderr.readline():
             pass
         process.send_signal(signal.SIGINT)
-        process.wait()
+        process.wait()  # without an end of the batch in hand
     assert process.returncode == 130
-    assert time.monotonic() - begun < 2.5  # the batch in hand takes three seconds
     assert stored(shades.parent) == {"00.png": 0, "01.png": 1}
     assert extract(shades, start).new == 18
 
@@ -157,7 +169,7 @@ def test_a_time_budget_ends_at_a_commit_and_says_what_is_left(shades: Path, star
     assert process.returncode == 0
     summary = json.loads(output.splitlines()[-1])
     assert summary["stopped"] == "time budget"
-    assert 0 < summary["new"] < 20
+    assert summary["new"] < 20  # ten batches take two seconds at least
     assert summary["left"] == 20 - summary["new"]
     assert f"{summary['left']} pictures left: run again to go on" in errors
     assert extract(shades, start).new == summary["left"]
@@ -206,9 +218,9 @@ def test_commits_come_after_so_many_pictures(shades: Path, start: FakeStart) -> 
 
 
 def test_two_runs_at_once(shades: Path) -> None:
-    with slow(shades.parent, 1) as first:
+    with slow(shades.parent, "-") as first:
         first.stdout.readline()
-        with slow(shades.parent, 1) as second:
+        with slow(shades.parent, 0) as second:
             _, errors = second.communicate()
         assert first.poll() is None
         assert second.returncode == 75

@@ -10,7 +10,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
-from conftest import Run, rows
+from conftest import RN50FEAT, Run, rows
 from fake import KILLS, KILLS_ONCE, BlindStart, FakeStart, LocalFakeStart
 from PIL import Image
 from scenes import encoded
@@ -36,7 +35,6 @@ if TYPE_CHECKING:
     from ray.cluster_utils import Cluster as TestCluster
 
 HERE = Path(__file__).parent
-PROGRAM = [sys.executable, "-m", "rn50feat"]
 COUNT = 150
 
 
@@ -310,7 +308,7 @@ def test_a_cluster_of_ones_own_is_quiet_keeps_to_loopback_and_computes_the_same(
     settings = ["--weights", "random", "--backend", "torch", "--precision", "fp32", "--json", "--quiet"]
     clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}  # the fixture's
     with subprocess.Popen(
-        [*PROGRAM, "extract", scenes, "ray.h5", "--engine", "ray", "--ray-address", "local", *settings],
+        [*RN50FEAT, "extract", scenes, "ray.h5", "--engine", "ray", "--ray-address", "local", *settings],
         cwd=tmp_path,
         env=clean,
         stdout=subprocess.PIPE,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from conftest import Run, rows
+from conftest import RN50FEAT, Run, rows
 from fake import FakeStart
 from packing import packed_folder
 from PIL import Image
@@ -163,7 +164,7 @@ def test_standard_input_is_read_once_and_its_length_not_known(
 
 def test_a_pipe_with_a_name_is_read_by_the_run_alone(desk: Path, start: FakeStart) -> None:
     extract(start, "pictures")
-    command = f"{sys.executable} -m rn50feat extract --from-file <(find pictures -name '*.png') out.h5"
+    command = f"{shlex.join(RN50FEAT)} extract --from-file <(find pictures -name '*.png') out.h5"
     for _ in range(3):  # a second reader, the one that counts, would take some names away
         done = subprocess.run(["bash", "-c", command], capture_output=True, encoding="utf-8")
         assert (done.returncode, done.stderr[:22]) == (0, "out.h5: 5 unchanged, i")
@@ -173,7 +174,7 @@ def test_a_pipe_with_a_name_is_read_by_the_run_alone(desk: Path, start: FakeStar
 
 def test_the_command_line_takes_lists(desk: Path, start: FakeStart, rn50feat: Run) -> None:
     extract(start, "pictures")
-    command = f"find pictures -name '*.png' -print0 | {sys.executable} -m rn50feat extract --from-file - -0 out.h5"
+    command = f"find pictures -name '*.png' -print0 | {shlex.join(RN50FEAT)} extract --from-file - -0 out.h5"
     done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stderr[:22]) == (0, "out.h5: 5 unchanged, i")
     for arguments, message in (
