@@ -62,7 +62,7 @@ def test_the_python_block_runs(desk: Path) -> None:
     shutil.copy(desk / "images/coast.jpg", desk / "query.jpg")
     output = subprocess.run([sys.executable, "-c", block], cwd=desk, capture_output=True, encoding="utf-8", check=True)
     lines = output.stdout.splitlines()
-    assert float(lines[0].split()[0]) == pytest.approx(1)
+    assert float(lines[0].split()[0]) == pytest.approx(1, abs=1e-3)  # the query may be computed in bf16
     assert lines[0].split()[1] in ("'images/coast.jpg'", "'images/again.jpg'")
     assert lines[-1].startswith("13 random:0 ['images/coast-cropped.jpg'")
 
