@@ -211,7 +211,7 @@ def test_damaged_rows_are_no_hits_and_crowd_out_none(tmp_path: Path, metric: str
 def test_a_few_queries_are_computed_on_the_cpu_and_many_where_a_run_would_be(store: FeatureStore, pink: Path) -> None:
     asked: list[str] = []
 
-    def start(weights: object, provenance: object, options: EngineOptions, *, progress: bool) -> Engine:
+    def start(weights: object, provenance: object, options: EngineOptions) -> Engine:
         asked.append(options.device)
         raise DeviceError("seen")
 
