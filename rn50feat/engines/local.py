@@ -147,6 +147,7 @@ def backend(weights: Weights, provenance: Provenance, options: EngineOptions) ->
     """Return torch's backend on the GPUs that can run the network, else OpenVINO's or torch's on the CPU."""
 
     def load() -> Network:
+        weights.require()  # before torch is imported, which takes seconds
         from rn50feat import network
 
         return network.load(weights, variants.recorded(provenance.network))
@@ -155,6 +156,7 @@ def backend(weights: Weights, provenance: Provenance, options: EngineOptions) ->
         from rn50feat.backends.openvino import OpenVinoBackend
 
         return OpenVinoBackend(provenance, load, precision=options.precision)
+    weights.require()
     from rn50feat.backends.torch import TorchBackend
 
     device = "cpu" if options.device == "auto" and not _may_have_gpu() else options.device
