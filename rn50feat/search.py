@@ -102,7 +102,7 @@ def search(
 
 
 def search_stored(
-    paths: Iterable[str],
+    paths: Iterable[str] | str,
     store: FeatureStore | str | os.PathLike[str],
     *,
     k: int = 10,
@@ -114,7 +114,7 @@ def search_stored(
 ) -> list[Result]:
     """Return what `search` does for pictures that `store` holds, by stored path, without touching their files."""
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
-    names = list(paths)
+    names = [paths] if isinstance(paths, str) else list(paths)
 
     def work() -> list[list[_Found]]:
         found = store.rows_of(names)

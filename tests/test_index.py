@@ -486,7 +486,7 @@ def test_an_index_of_another_history_is_refused_and_built_anew(
     assert (report.built, report.facts.metric) == (True, "l2")
     assert report.facts.factory == (factory or index_plan.FLAT)
     assert "out.faiss is of another history of" in caplog.text
-    assert search_stored([name], store, metric="l2")[0].hits[0].path == name
+    assert search_stored(name, store, metric="l2")[0].hits[0].path == name  # one path is no list of letters
     check(store, "l2")
     assert rn50feat.verify(store).findings == []
 

@@ -81,7 +81,8 @@ def test_the_file_is_as_described(desk: Path) -> None:
             for name in (listed[0], *(group + other for other in listed[1:])):
                 documented.add(name)
                 assert name in file, name
-                assert len(file[name]) == {"N": 13, "M": 1, "A": 0, "D": 0, "R": len(file["runs"])}[row[1]], name
+                lengths = {"N": 13, "M": 1, "A": 0, "D": 0, "R": len(file["runs"]), "C": len(file["history"])}
+                assert len(file[name]) == lengths[row[1]], name
         present: set[str] = set()
         file.visititems(lambda name, item: present.add(name) if isinstance(item, h5py.Dataset) else None)
         assert documented == present
