@@ -23,7 +23,7 @@ class SlowBackend(FakeBackend):
     batch_size = 4
 
     def features(self, crops: np.ndarray) -> np.ndarray:
-        time.sleep(0.02 * len(crops))
+        time.sleep(0.05 * len(crops))
         return super().features(crops)
 
 
@@ -38,10 +38,10 @@ def test_the_slowest_stage_is_named(pictures: Path) -> None:
     (pictures / "broken.png").write_text("no picture")
     result = bench.bench(pictures)
     assert (result.pictures, result.left_out) == (5, 1)
-    assert 0 < result.network <= 50  # it sleeps 20 ms a picture
+    assert 0 < result.network <= 20  # it sleeps 50 ms a picture
     assert result.bottleneck == "network"
     assert "a GPU" in result.advice
-    assert 0 < result.together < 60
+    assert 0 < result.together < 25
     assert min(result.listing, result.reading, result.decoding) > 0
 
 

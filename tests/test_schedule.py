@@ -36,7 +36,7 @@ def host(tmp_path: Path, pictures: Path, start: FakeStart) -> Path:
     pictures.rename(tmp_path / "data/photos")
     rn50feat.extract(tmp_path / "data/photos/sub", tmp_path / "data/photos.h5", weights="random", start=start)
     program = tmp_path / "rn50feat"
-    program.write_text(f'#!/bin/sh\nexec {sys.executable} {HERE}/slow.py 0 "$@"\n')
+    program.write_text(f'#!/bin/sh\nPYTHONPATH={HERE.parent} exec {sys.executable} {HERE}/slow.py 0 "$@"\n')
     program.chmod(0o755)
     return tmp_path
 
