@@ -23,7 +23,7 @@ from vectors import append, clusters, filled, remove, replace
 
 import rn50feat
 from rn50feat import FeatureStore
-from rn50feat.cli.report import describe
+from rn50feat.cli.facts import describe
 from rn50feat.disk import Disk
 from rn50feat.errors import HistoryError, IndexingError, StoreLockedError
 from rn50feat.indexing import index, index_file, index_plan

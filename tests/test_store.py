@@ -105,8 +105,8 @@ def test_what_a_store_knows(path: Path) -> None:
     assert [catalogue.may_hold_copy(size) for size in (0, 99, 100, -1)] == [True, True, False, False]
     assert catalogue.row_of_copy((7).to_bytes(16, "big")) == 7
     assert catalogue.row_of_copy((700).to_bytes(16, "big")) is None
-    assert catalogue.failed_before("bad.jpg", Reference("", 9, 9))
-    assert not catalogue.failed_before("/elsewhere/bad.jpg", Reference("", 9, 9))
+    assert catalogue.failure("bad.jpg", Reference("", 9, 9))
+    assert not catalogue.failure("/elsewhere/bad.jpg", Reference("", 9, 9))
     assert catalogue.failures["/elsewhere/bad.jpg"].attempts == 2
 
 

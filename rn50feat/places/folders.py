@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 
 MOST_OUTSIDE = 100
 SYSTEM = ("/proc", "/sys", "/dev")
+_SHM = "/dev/shm/"  # an ordinary file system in spite of its name: what lies there may lead to others there
 # File systems that hold no files, but what the kernel makes up when they are read: some without end.
 _MADE_UP = frozenset(
     "proc sysfs devtmpfs devpts cgroup cgroup2 debugfs tracefs securityfs configfs bpf pstore efivarfs mqueue fusectl"
@@ -64,7 +65,8 @@ class Walk:
     def target(self, link: str) -> str | None:
         """Return the folder that a link leads to, None for one that is not to be entered through it."""
         target = os.path.realpath(link)
-        if any(target == folder or target.startswith(f"{folder}/") for folder in SYSTEM):
+        shared = target.startswith(_SHM) and os.path.join(os.path.realpath(os.path.dirname(link)), "").startswith(_SHM)
+        if not shared and any(target == folder or target.startswith(f"{folder}/") for folder in SYSTEM):
             self._tell("%s leads to %s, where the system has no images: not followed", link, target)
             return None
         return None if self._has_entered(link) else target
