@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -78,3 +80,12 @@ def close(handle: int) -> None:
     """Close a file whose content is synced or of no more use: an error comes too late to lose anything."""
     with suppress(OSError):
         os.close(handle)
+
+
+def open_regular(path: Path) -> BufferedReader:
+    """Open a file to read; raise `OSError` for a FIFO, which would block, a folder or a device, too."""
+    handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        close(handle)
+        raise OSError(errno.EINVAL, "it is no regular file")
+    return open(handle, "rb")

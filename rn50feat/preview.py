@@ -136,6 +136,6 @@ def _growth(rows: int, more: int, itemsize: int) -> int:
 def _last_rate(store: FeatureStore) -> float | None:
     """Return the images/s of the last run that computed something; merges and imports take rows, and compute none."""
     for run in reversed(store.runs()):
-        if run.get("command", "extract") == "extract" and (rate := run["counts"]["images_per_second"]):
+        if run.get("command", "extract") == "extract" and (rate := run["counts"].get("images_per_second")):
             return float(rate)
     return None

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from rn50feat.errors import PreprocessingError, ProvenanceError
+from rn50feat.typed import typed
 
 UNSTATED = "unstated"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -76,7 +77,9 @@ class Preprocessing:
 
         Raises `PreprocessingError` for a name that is not known, and TypeError or KeyError for another shape.
         """
-        found = cls(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])})
+        found = typed(cls(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])}))
+        if not (0 <= found.crop <= _LARGEST and 0 <= found.resize <= _LARGEST):
+            raise PreprocessingError(f"images of {found.resize} and {found.crop} pixels are too large")
         if found.name != UNSTATED:
             cls.named(found.name)  # what goes by another name is done in a way that this version does not know
         return found
@@ -94,6 +97,7 @@ class Preprocessing:
         return record
 
 
+_LARGEST = 4096  # pixels of a crop's side: a record may come from anywhere, and memory is made for crops
 _YOUNGER = ("profile", "value_range")
 _SLIM = Preprocessing(
     name="slim",
@@ -161,8 +165,8 @@ class Provenance:
         """Read a record; raise `ProvenanceError` for one of another shape."""
         try:
             record = json.loads(text)
-            return cls(preprocessing=Preprocessing.from_record(record.pop("preprocessing")), **record)
-        except (ValueError, TypeError, KeyError, AttributeError, PreprocessingError) as error:
+            return typed(cls(preprocessing=Preprocessing.from_record(record.pop("preprocessing")), **record))
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PreprocessingError) as error:
             raise ProvenanceError(
                 f"the provenance record is not one that this version reads ({error}): upgrade rn50feat"
             ) from error

@@ -16,6 +16,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from types import NoneType
 from typing import Any, TypeVar, cast
 
 import h5py
@@ -26,7 +27,7 @@ from rn50feat import layout, lock
 from rn50feat.damage import Malformed, damage_told
 from rn50feat.errors import ArgumentError, StoreError
 from rn50feat.layout import ARCHIVES, DAMAGED, LEDGER, TABLES, Column, decode_text
-from rn50feat.opening import opened, shared
+from rn50feat.opening import MOVED, opened, shared
 from rn50feat.places.archives import ArchiveRecord
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
@@ -121,8 +122,7 @@ class FeatureStore:
                 self._file = None
 
     def _take(self) -> None:
-        remedy = "it or its folder was renamed or removed since: run again with its path as it is now"
-        self._held.enter_context(shared(self.path, remedy=remedy if self._seen else ""))
+        self._held.enter_context(shared(self.path, remedy=MOVED if self._seen else ""))
         self._file = self._held.enter_context(opened(self.path))
         self._seen = True
 
@@ -303,10 +303,23 @@ def _part(file: h5py.File, start: int | None, stop: int | None) -> slice:
 
 
 def _run(text: bytes) -> dict[str, Any]:
+    """Return the record of a run; raise `Malformed` for one of another shape."""
     try:
         record: dict[str, Any] = json.loads(text)
-        if not {"started", "ended", "device", "precision", "counts"} <= record.keys():
-            raise Malformed("a record of a run is incomplete")
-    except (ValueError, AttributeError, RecursionError) as error:
-        raise Malformed("a record of a run is none") from error
+        fits = all(isinstance(record[name], kinds) for name, kinds in _RUN.items())
+        fits = fits and isinstance(record.get("command", ""), str)
+        fits = fits and isinstance(record["counts"].get("images_per_second", 0), (int, float, NoneType))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise Malformed("a record of a run is none, or incomplete") from error
+    if not fits:
+        raise Malformed("a record of a run holds values of other types")
     return record
+
+
+_RUN: dict[str, Any] = {
+    "started": str,
+    "ended": (str, NoneType),
+    "device": (str, NoneType),
+    "precision": (str, NoneType),
+    "counts": dict,
+}

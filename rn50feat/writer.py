@@ -28,7 +28,7 @@ from rn50feat.disk import DISK, Disk, advice
 from rn50feat.errors import ArgumentError, StoreBusyError, StoreError
 from rn50feat.layout import ARCHIVES, FORMAT, LEDGER, ROWS, RUNS, SCHEMA, TABLES, WIDTH, Table, decode_text, encoded
 from rn50feat.marks import Marks
-from rn50feat.opening import shared
+from rn50feat.opening import MOVED, shared
 from rn50feat.places.archives import ArchiveRecord
 from rn50feat.places.sources import UNKNOWN, Reference
 from rn50feat.provenance import Provenance
@@ -48,7 +48,7 @@ _VERSION = ("v108", "v108")
 
 def open_store(path: Path, *, disk: Disk = DISK) -> StoreWriter:
     """Open the store at `path` for writing, after undoing a commit that was interrupted."""
-    with _told(path), shared(path, disk):
+    with _told(path), shared(path, disk, remedy=MOVED):
         journaled = journal.JournaledFile(path, length=layout.committed_length(path), disk=disk)
     with damage_told(path):
         file = h5py.File(journaled, "r+", libver=_VERSION)

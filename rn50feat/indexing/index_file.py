@@ -21,14 +21,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from rn50feat.disk import DISK, Disk
+from rn50feat.disk import DISK, Disk, advice, close, open_regular
 from rn50feat.errors import HistoryError, IndexingError, ProvenanceError
+from rn50feat.indexing.scores import METRICS
 from rn50feat.provenance import Provenance
 from rn50feat.store import FeatureStore
+from rn50feat.typed import typed
 
 FORMAT = "rn50feat index"
 SCHEMA = 1
 _READ = 1 << 24  # bytes that are hashed at once: 300 MB take 0.3 s
+_LONGEST_TEXT = 1 << 20  # bytes of facts; they take some 3,000
 _ATTEMPTS = 5  # to read both files while another process replaces them
 
 Index = TypeVar("Index")
@@ -143,13 +146,23 @@ class _State:
 def _state(store: Path) -> _State | None:
     """Return the state of both files, None where there is no FAISS file."""
     try:
-        status = faiss_path(store).stat()
-        text = facts_path(store).read_bytes() if facts_path(store).exists() else None
+        with open_regular(faiss_path(store)) as file:
+            status = os.fstat(file.fileno())
+        text = _text(facts_path(store))
     except FileNotFoundError:
         return None
     except OSError as error:
-        raise IndexingError(f"{faiss_path(store)} cannot be read ({error.strerror}): see to its permissions") from error
+        raise IndexingError(f"{faiss_path(store)} cannot be read ({error.strerror}): {advice(error)}") from error
     return _State(text, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _text(path: Path) -> bytes | None:
+    """Return the facts as they are written, None where there are none; no more than makes sense."""
+    try:
+        with open_regular(path) as file:
+            return file.read(_LONGEST_TEXT)
+    except FileNotFoundError:
+        return None
 
 
 def remedy(store: Path) -> str:
@@ -182,19 +195,22 @@ def _parsed(store: Path, text: bytes) -> list[Facts]:
         marks = record.get("marks", {})  # apart from the facts, which older versions read
         entries = [{**record[name], "mark": marks.get(name, "")} for name in ("index", "before") if record[name]]
         provenances = [Provenance.from_json(json.dumps(entry.pop("provenance"))) for entry in entries]
-        return [Facts(provenance=provenance, **entry) for provenance, entry in zip(provenances, entries)]
-    except (ValueError, KeyError, TypeError, AttributeError, ProvenanceError) as error:
+        found = [typed(Facts(provenance=one, **entry)) for one, entry in zip(provenances, entries)]
+        if unknown := {facts.metric for facts in found} - {*METRICS}:
+            raise ValueError(f"the metric {unknown}")
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ProvenanceError) as error:
         raise IndexingError(f"{facts_path(store)} is damaged or of another version: {remedy(store)}") from error
 
 
 def _checksum(path: Path) -> str:
     digest = hashlib.blake2b(digest_size=16)
     try:
-        with open(path, "rb") as file:
+        with open_regular(path) as file:
             while piece := file.read(_READ):
                 digest.update(piece)
     except OSError as error:
-        raise IndexingError(f"{path} cannot be read ({error.strerror}): see to the disk") from error
+        raise IndexingError(f"{path} cannot be read ({error.strerror}): {advice(error)}") from error
     return digest.hexdigest()
 
 
@@ -260,7 +276,7 @@ def _write_index(path: Path, write_index: Callable[[Callable[[bytes], None]], No
         disk.sync(handle)
         mtime_ns = os.fstat(handle).st_mtime_ns
     finally:
-        os.close(handle)
+        close(handle)
     return replace(facts, size=length, mtime_ns=mtime_ns, checksum=digest.hexdigest())
 
 
@@ -270,4 +286,4 @@ def _write_text(path: Path, text: str, disk: Disk) -> None:
         disk.write(handle, text.encode(), 0)
         disk.sync(handle)
     finally:
-        os.close(handle)
+        close(handle)

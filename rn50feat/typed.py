@@ -1,0 +1,32 @@
+"""Check the records that were read from JSON.
+
+In: a dataclass whose values may be anything. Out: the same, with values of
+the types that its fields declare.
+"""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+_KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "None": type(None)}
+
+
+def typed(record: T) -> T:
+    """Return a dataclass as it is; raise TypeError where a field holds another type than it declares.
+
+    Fields of other types than numbers, text, None and tuples of floats are
+    taken as they are.
+    """
+    for field in fields(record):  # type: ignore[arg-type]
+        value, declared = getattr(record, field.name), str(field.type)
+        if declared == "tuple[float, ...]":
+            fits = all(isinstance(part, (int, float)) for part in value)
+        else:
+            kinds = [_KINDS[name] for name in declared.split(" | ") if name in _KINDS]
+            fits = not kinds or any(isinstance(value, kind) for kind in kinds)
+        if not fits:
+            raise TypeError(f"{field.name} is {value!r}"[:200])
+    return record
