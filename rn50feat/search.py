@@ -11,6 +11,7 @@ import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from difflib import get_close_matches
 
 import numpy as np
 
@@ -29,6 +30,8 @@ from rn50feat.store import FeatureStore, stored_path
 # Queries that are computed on the CPU unless a device is named: CUDA takes 6 s to start on an H100, more than a
 # CPU needs for them.
 FEW = 64
+ALIKE = 0.75  # of the letters of two file names, for one to be meant by the other
+SPELLED_ROWS = 100_000  # among which a path is looked for that is spelled like one that is not there
 
 
 @dataclass(frozen=True)
@@ -88,6 +91,7 @@ def search(
     `ProvenanceError` when the store's weights cannot be had, `IndexingError`
     for an index that is damaged or of another store.
     """
+    _check(metric, min_score)
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     names = [os.fspath(q) for q in ([queries] if isinstance(queries, (str, os.PathLike)) else queries)]
     if not names:
@@ -112,20 +116,62 @@ def search_stored(
     exact: bool = False,
     check: bool = False,
 ) -> list[Result]:
-    """Return what `search` does for pictures that `store` holds, by stored path, without touching their files."""
+    """Return what `search` does for pictures that `store` holds, without touching their files.
+
+    `paths` are stored ones, or the locations of hits. Raises `QueryError` for others, with those that may be meant.
+    """
+    _check(metric, min_score)
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     names = [paths] if isinstance(paths, str) else list(paths)
 
     def work() -> list[list[_Found]]:
-        found = store.rows_of(names)
-        for name, row in zip(names, found):
-            if row is None:
-                raise QueryError(f"{store.path} holds no picture {name}: give a path as rn50feat search shows it")
-        rows = np.array(found, np.int64)
+        rows = np.array(_rows_of(names, store), np.int64)
         own = [rows[i : i + 1] if exclude_self else NO_ROWS for i in range(len(rows))]
         return _rank(store.features(rows), own, store, k, metric, min_score, exact)
 
     return _results(names, store.steadily(work), check)
+
+
+def _check(metric: str, min_score: float | None) -> None:
+    """Raise `QueryError` for a metric that is none, and for a least score that no hit can have."""
+    if metric not in METRICS:
+        raise QueryError(f"there is no metric {metric}: give one of {', '.join(METRICS)}")
+    if min_score is None:
+        return
+    if metric == "l2":
+        raise QueryError("--min-score is for similarities, and l2 is a distance: use --metric cosine or ip")
+    if not math.isfinite(min_score):
+        raise QueryError(f"--min-score {min_score:g} is no number: give one, 0.9 say")
+    if metric == "cosine" and min_score > 1:
+        raise QueryError(f"--min-score {min_score:g} is more than any cosine: give at most 1, or use --metric ip")
+
+
+def _rows_of(names: Sequence[str], store: FeatureStore) -> list[int]:
+    """Return the rows of stored paths, or of locations where a name is no stored path."""
+    rows = store.rows_of(names)
+    if None in rows:
+        others = store.rows_of([stored_path(store.path, name) for name in names])
+        rows = [other if row is None else row for row, other in zip(rows, others)]
+    for name, row in zip(names, rows):
+        if row is None:
+            remedy = "give a path as rn50feat search shows it"
+            if alike := _alike(name, store):
+                remedy = f"did you mean {' or '.join(alike)}?"
+            raise QueryError(f"{store.path} holds no picture {name}: {remedy}")
+    return [row for row in rows if row is not None]
+
+
+def _alike(name: str, store: FeatureStore) -> list[str]:
+    """Return up to three stored paths that may be meant: by the same file name, else by one that is spelled alike."""
+    last = os.path.basename(name)
+    found: dict[str, str] = {}  # file name -> a path
+    for first in range(0, min(len(store), SPELLED_ROWS), 8192):
+        paths = store.paths(first, first + 8192)
+        if same := [path for path in paths if os.path.basename(path) == last]:
+            return same[:3]
+        names = {os.path.basename(path): path for path in paths}
+        found |= {other: names[other] for other in get_close_matches(last, names, 3, ALIKE)}
+    return [found[other] for other in get_close_matches(last, found, 3, ALIKE)]
 
 
 def _embed(
@@ -181,12 +227,6 @@ def _rank(
     exact: bool,
 ) -> list[list[_Found]]:
     """Return the hits of `queries`, (m, 2048), without their `own` rows."""
-    if metric not in METRICS:
-        raise QueryError(f"there is no metric {metric}: give one of {', '.join(METRICS)}")
-    if metric == "l2" and min_score is not None:
-        raise QueryError("--min-score is for similarities, and l2 is a distance: use --metric cosine or ip")
-    if min_score is not None and math.isnan(min_score):
-        raise QueryError("--min-score nan is no number: give one, 0.9 say")
     nearest = Nearest(store, metric, None if exact else open_index(store))
     facts = {name: store.column(name) for name in ("ids", "size", "mtime_ns")}
     damage = store.damage()

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 Limit = tuple[float, bool]  # a number, and whether it is a percentage
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py")
+EXTRAS = ("openvino", "simplejpeg", "pillow-heif")  # in use where they are installed
 
 
 @dataclass
@@ -159,6 +160,7 @@ def record(
     """Return the record of a run of `command`, as the store keeps it; `more` adds to it, or replaces."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     versions = {"rn50feat": __version__, "python": platform.python_version()}
+    extras = {name: version for name in EXTRAS if (version := _version(name))}
     return {
         "command": command,
         "started": started.isoformat(timespec="seconds"),
@@ -167,7 +169,7 @@ def record(
         "backend": engine and engine.backend,
         "device": engine and engine.device,
         "precision": engine and engine.precision,
-        "versions": {**versions, **{name: _version(name) for name in PACKAGES}},
+        "versions": {**versions, **{name: _version(name) for name in PACKAGES}, **extras},
         "counts": summary.as_dict(),
         **more,
     }

@@ -19,13 +19,14 @@ from numpy.typing import NDArray
 from rn50feat.download import Told
 from rn50feat.embedding import embed_like
 from rn50feat.engines import EngineOptions, StartEngine, local
-from rn50feat.errors import IndexingError, OutOfMemoryError, SourceError, StoreError
+from rn50feat.errors import IndexingError, OutOfMemoryError, SourceError, StoreError, WeightsError
 from rn50feat.indexing import index_file
 from rn50feat.layout import TABLES, YOUNGER, fault
 from rn50feat.places import archives, sources
 from rn50feat.places.remote import is_url
 from rn50feat.places.sources import Reference
 from rn50feat.presence import state
+from rn50feat.quantities import count as counted
 from rn50feat.store import FeatureStore
 
 # Relative L2 between a stored row and the same row computed again. In fp32
@@ -60,6 +61,11 @@ def verify(
     or library that has begun to give other vectors shows there.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
+    if recompute and store.provenance.unstated:
+        raise WeightsError(
+            f"the features of {store.path} were imported, made by {store.provenance.network}, and no picture can be"
+            " computed alike: leave --recompute out"
+        )
     report = Report()
     with store.reading():
         if _check_shapes(store, report):
@@ -82,7 +88,7 @@ def _check_index(store: FeatureStore, report: Report) -> None:
         facts = index_file.read_facts(store.path, thorough=True)
         if facts is not None:
             index_file.require_same(store, facts)
-            report.notes.append(f"{index_file.faiss_path(store.path)} is whole: {facts.rows} rows")
+            report.notes.append(f"{index_file.faiss_path(store.path)} is whole: {counted(facts.rows, 'row')}")
     except IndexingError as error:
         report.findings.append(str(error))
         report.index_fault = True
@@ -128,7 +134,7 @@ def _check_numbers(store: FeatureStore, report: Report) -> None:
         if len(ids) and (ids.min() < 0 or ids.max() >= store.next_id):
             report.findings.append(f"ids run from {ids.min()} to {ids.max()}, but the next id is {store.next_id}")
         if (sizes < 0).any():
-            report.findings.append(f"row {int(np.argmax(sizes < 0))} has a file of {sizes.min()} bytes")
+            report.findings.append(f"row {int(np.argmax(sizes < 0))} has a file of {counted(int(sizes.min()), 'byte')}")
 
 
 def _check_records(store: FeatureStore, report: Report) -> None:
@@ -190,7 +196,7 @@ def _check_sources(store: FeatureStore, report: Report) -> None:
             changed += 1
         elif now.digest != known.digest:
             report.findings.append(f"row {row} ({known.location}) has other bytes, though the same size and time")
-    report.notes.append(f"{hashed} files hashed: {gone} gone, {changed} changed since their rows were made")
+    report.notes.append(f"{counted(hashed, 'file')} hashed: {gone} gone, {changed} changed since their rows were made")
 
 
 def _references(store: FeatureStore) -> Iterator[Reference]:
@@ -226,7 +232,7 @@ def _check_again(
                 report.findings.append(f"{reference.location} comes out otherwise now: {error:.1e} away")
         for failure in batch.failures:
             report.findings.append(f"{failure.reference.location} cannot be decoded any more: {failure.reason}")
-    report.notes.append(f"{len(rows)} rows computed again: at most {worst:.1e} away (relative L2)")
+    report.notes.append(f"{counted(len(rows), 'row')} computed again: at most {worst:.1e} away (relative L2)")
 
 
 def _drawn(store: FeatureStore, count: int) -> dict[str, NDArray[np.float32]]:

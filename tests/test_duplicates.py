@@ -175,7 +175,7 @@ def test_paths_to_one_file_are_no_copies(tmp_path: Path, rn50feat: Run, kind: st
             "same file",
             *["copy"] * copies,
         ]
-        assert done.stderr.startswith(f"1 groups, {copies} pictures more than one of each; 1 other paths to the same")
+        assert done.stderr.startswith(f"1 group, {copies} redundant copies; 1 other path to the same")
 
 
 def test_members_of_an_archive_with_two_paths_are_no_copies(tmp_path: Path, start: FakeStart) -> None:
@@ -228,7 +228,7 @@ def test_the_command(rn50feat: Run, planted: Path, tmp_path: Path) -> None:
     assert [(row["group"], row["exact"], row["similarity"]) for row in table] == [
         (group, "True", "1.0") for group in "1122"
     ]
-    assert done.stderr.startswith("2 groups, 2 pictures more than one of each\n")
+    assert done.stderr.startswith("2 groups, 2 redundant copies\n")
     result = json.loads(rn50feat("duplicates", planted, "--json", "--threshold", "0.5", "--quiet").stdout)
     assert (result["threshold"], result["weights"], len(result["groups"])) == (0.5, "random:0", 1)
     assert len(result["groups"][0]["members"]) == 162

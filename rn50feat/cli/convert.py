@@ -8,13 +8,18 @@ from pathlib import Path
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import json_option, network_options, option
+from rn50feat.cli.options import argument, json_option, network_options, option
 from rn50feat.cli.terminal import downloads, say
 
 
 @click.command("convert", no_args_is_help=True)
-@click.argument("weights")
-@click.argument("out", metavar="OUT.safetensors", type=click.Path(path_type=Path))
+@argument("weights", missing="name a file, imagenet-v1 or imagenet-v2")
+@argument(
+    "out",
+    metavar="OUT.safetensors",
+    type=click.Path(path_type=Path),
+    missing="name the file to write",
+)
 @network_options
 @option("--force", is_flag=True, help="Replace OUT.safetensors if it exists.")
 @json_option

@@ -9,7 +9,16 @@ import click
 
 from rn50feat.cli import groups as words
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import check_option, form_of, html_option, json_option, option, store_argument
+from rn50feat.cli.options import (
+    NumberRange,
+    check_option,
+    form_of,
+    html_option,
+    json_option,
+    option,
+    store_argument,
+    typed,
+)
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, stages, write
 
@@ -18,7 +27,7 @@ from rn50feat.cli.terminal import say, stages, write
 @store_argument
 @option(
     "--threshold",
-    type=click.FloatRange(0, 1, min_open=True),
+    type=NumberRange(0, 1, min_open=True),
     help="Least cosine with the first of a group.  [default: 0.95; with random weights 0.9998]",
 )
 @option("--exact", is_flag=True, help="Find only copies, byte for byte.")
@@ -53,6 +62,10 @@ def command(
     from rn50feat.duplicates import default_threshold, duplicates
 
     form = form_of(json=as_json, csv=csv)
+    if exact and typed("threshold"):
+        raise click.UsageError("--exact finds copies, which need no threshold: give one of the two.")
+    if exact and typed("scan"):
+        raise click.UsageError("--exact compares no rows: leave --scan out.")
     opened = open_store(store, ending)
     threshold = default_threshold(opened) if threshold is None else threshold
     with stages(quiet) as tell:

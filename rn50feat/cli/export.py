@@ -9,14 +9,15 @@ from pathlib import Path
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import json_option, option
+from rn50feat.cli.options import argument, json_option, option
 from rn50feat.cli.outcome import STOP_CODES
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, signals, stages
+from rn50feat.quantities import count
 
 
 @click.command("export", no_args_is_help=True)
-@click.argument("names", metavar="[STORE] OUT", nargs=-1, required=True)
+@argument("names", metavar="[STORE] OUT", nargs=-1, required=True, missing="name the file to write, features.npy say")
 @option("--to", "database", type=click.Choice(["qdrant"]), help="OUT is the URL of this database, or a folder of it.")
 @option("--collection", help="The database's collection.  [default: named as STORE]")
 @option("--normalize", is_flag=True, help="Give every row the length 1.")
@@ -45,6 +46,8 @@ def command(
     from rn50feat.store import SUFFIXES
 
     *stores, out = names
+    if not stores and out.endswith(SUFFIXES):
+        raise click.UsageError("Missing argument 'OUT': name the file to write, features.npy say.")
     if len(stores) > 1 or any(not name.endswith(SUFFIXES) for name in stores):
         raise click.UsageError(f"Give a STORE that ends in {' or '.join(SUFFIXES)}, and one OUT.")
     if database is None and collection is not None:
@@ -53,6 +56,8 @@ def command(
         raise click.UsageError("--null is about .npy files: a database has no list of paths.")
     if database is not None and normalize:
         raise click.UsageError("--normalize is about files: a database compares by cosine, whatever the length.")
+    if database is None and null and not out.endswith(".npy"):
+        raise click.UsageError("--null is about .npy files: others have their paths inside.")
     store = open_store(Path(stores[0]) if stores else None, ending)
     with stages(quiet) as on_stage, signals() as should_stop:
 
@@ -74,7 +79,7 @@ def command(
 
             rows = run(store, out, normalize=normalize, null=null, overwrite=overwrite, on_stage=told)
             ending.add(rows=rows)
-            result = f"{rows} rows of 2048"
+            result = f"{count(rows, 'row')} of 2048"
     ending.add(out=out)
     if not quiet:
         say(f"{out}: {result}")

@@ -14,6 +14,7 @@ from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.index import update
 from rn50feat.cli.options import (
     PATTERN,
+    NumberRange,
     color_options,
     commit_interval,
     duration,
@@ -85,7 +86,7 @@ if TYPE_CHECKING:
 @option("--prune", is_flag=True, help="Remove the rows of pictures that are gone from these sources.")
 @option(
     "--prune-limit",
-    type=click.FloatRange(0, 100),
+    type=NumberRange(0, 100),
     default=20.0,
     show_default=True,
     help="Remove nothing when more than this percentage of the rows would go.",
@@ -142,14 +143,7 @@ def command(
     """
     from rn50feat.extract import extract as run
 
-    if not sources and from_file is None:
-        raise click.UsageError("Missing argument 'SOURCE...': name folders or pictures, or a list with --from-file.")
-    if null and from_file is None:
-        raise click.UsageError("--null is about --from-file: give both, or neither.")
-    if settings["force"] and not settings["prune"]:
-        raise click.UsageError("--force is about --prune: give both, or neither.")
-    if typed("prune_limit") and not settings["prune"]:
-        raise click.UsageError("--prune-limit is about --prune: give both, or neither.")
+    _require_sense(sources, out, from_file, null, settings)
     place = engine_at(engine, ray_address)
     selection = Selection(sources, listing=from_file, null=null, shard=shard, exclude=exclude)
     options = EngineOptions(**{field.name: settings.pop(field.name) for field in dataclasses.fields(EngineOptions)})
@@ -180,6 +174,24 @@ def command(
     if indexed and out.exists() and summary.stopped not in STOP_CODES:
         _update_index(out, ending, errors, quiet=quiet, rebuild=settings["overwrite"])
     raise_all([*errors, *summary.beyond(max_failures, max_ledger, out)])
+
+
+def _require_sense(
+    sources: tuple[str, ...], out: Path, from_file: Path | None, null: bool, settings: dict[str, Any]
+) -> None:
+    """Raise `click.UsageError` for what is missing, and for options that are about others."""
+    from rn50feat.store import SUFFIXES
+
+    if not sources and from_file is None:
+        if out.suffix not in SUFFIXES and not out.is_file():
+            raise click.UsageError("Missing argument 'OUT.h5': name the store to write, after the sources.")
+        raise click.UsageError("Missing argument 'SOURCE...': name folders or pictures, or a list with --from-file.")
+    if null and from_file is None:
+        raise click.UsageError("--null is about --from-file: give both, or neither.")
+    if settings["force"] and not settings["prune"]:
+        raise click.UsageError("--force is about --prune: give both, or neither.")
+    if typed("prune_limit") and not settings["prune"]:
+        raise click.UsageError("--prune-limit is about --prune: give both, or neither.")
 
 
 def _lister(ending: Ending, as_json: bool) -> Callable[[Excluded], None]:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rn50feat.cli.report import size
+from rn50feat.quantities import count, size
 from rn50feat.unseen import one_line
 
 if TYPE_CHECKING:
@@ -73,5 +73,5 @@ def line(groups: Sequence[Group]) -> str:
     """Return in one line how many groups there are."""
     more = sum(group.redundant for group in groups)
     same = sum(member.state == "same file" for group in groups for member in group.members)
-    paths = f"; {same} other paths to the same files" if same else ""
-    return f"{len(groups)} groups, {more} pictures more than one of each{paths}"
+    paths = f"; {count(same, 'other path')} to the same files" if same else ""
+    return f"{count(len(groups), 'group')}, {count(more, 'redundant copy', 'redundant copies')}{paths}"

@@ -8,13 +8,13 @@ from typing import Any
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import color_options, json_option, network_options, option, out_argument
+from rn50feat.cli.options import argument, color_options, json_option, network_options, option, out_argument
 from rn50feat.cli.outcome import tell
 from rn50feat.cli.terminal import progress, signals
 
 
 @click.command("import", no_args_is_help=True)
-@click.argument("features", type=click.Path(path_type=Path))
+@argument("features", type=click.Path(path_type=Path), missing="name a .npy or .parquet file")
 @out_argument
 @option(
     "--paths",

@@ -9,7 +9,7 @@ import click
 
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import json_option, memory, option, store_argument
+from rn50feat.cli.options import NumberRange, json_option, memory, option, store_argument
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, stages
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @option("--max-ram", type=memory, metavar="SIZE", default="2G", show_default=True, help="Memory for building.")
 @option(
     "--target-recall",
-    type=click.FloatRange(0, 1),
+    type=NumberRange(0, 1),
     default=0.98,
     show_default=True,
     help="Recall@10 that a search must reach; decides into how many lists it looks.",

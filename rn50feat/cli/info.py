@@ -12,7 +12,7 @@ from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.facts import describe
 from rn50feat.cli.options import json_option, option, store_argument
 from rn50feat.cli.stores import open_store
-from rn50feat.cli.terminal import write
+from rn50feat.cli.terminal import columns, write
 
 
 @click.command("info")
@@ -40,6 +40,6 @@ def command(ending: Ending, store: Path | None, failures: bool, as_json: bool) -
         ending.add(damaged_list=[dataclasses.asdict(image) for image in damaged])
         words = report.failure_lines(ledger) + report.damage_lines(damaged)
     else:
-        words = report.description(facts, opened)
+        words = report.description(facts, opened, columns())
     if not as_json:
         write(words)

@@ -8,8 +8,9 @@ traceback.
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import click
@@ -48,7 +49,31 @@ class _Failed(click.ClickException):
             click.echo(f"Error: {line}", file=file, err=file is None)
 
 
+class _Formatter(click.HelpFormatter):
+    """Keeps the names of options whole at the ends of lines."""
+
+    _HYPHEN = "\ue000"  # stands for one that no line is broken at
+
+    def write_text(self, text: str) -> None:
+        super().write_text(self._whole(text))
+
+    def write_dl(self, rows: Iterable[tuple[str, str]], *more: Any, **settings: Any) -> None:
+        super().write_dl([(name, self._whole(text)) for name, text in rows], *more, **settings)
+
+    def getvalue(self) -> str:
+        return super().getvalue().replace(self._HYPHEN, "-")
+
+    def _whole(self, text: str) -> str:
+        return re.sub(r"--[a-z-]+", lambda option: option[0].replace("-", self._HYPHEN), text)
+
+
+class _Context(click.Context):
+    formatter_class = _Formatter
+
+
 class _Program(click.Group):
+    context_class = _Context
+
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         streams.settle()
         try:
@@ -71,6 +96,12 @@ class _Program(click.Group):
         ending_of(ctx).command = found[0]
         return found
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands, each with its whole summary: click itself cuts off what is longer than a line."""
+        commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, command.get_short_help_str(1000)) for name, command in commands if command])
+
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with limits.told():
@@ -83,7 +114,7 @@ class _Program(click.Group):
 @click.group(
     cls=_Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Every option can be set by a variable too: RN50FEAT_BATCH_SIZE for --batch-size, and so on.",
+    epilog="Every option can be set by a variable too: --batch-size by RN50FEAT_BATCH_SIZE, and so on.",
 )
 @click.version_option(__version__, prog_name="rn50feat")
 def main() -> None:
@@ -93,4 +124,5 @@ def main() -> None:
 
 
 for module in (bench, convert, duplicates, export, extract, import_, index, info, merge, model, search, verify):
+    module.command.context_class = _Context
     main.add_command(module.command)

@@ -7,13 +7,20 @@ from pathlib import Path
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import json_option, option, out_argument
+from rn50feat.cli.options import argument, json_option, option, out_argument
 from rn50feat.cli.outcome import tell
 from rn50feat.cli.terminal import progress, signals
 
 
 @click.command("merge", no_args_is_help=True)
-@click.argument("stores", metavar="STORE...", nargs=-1, required=True, type=click.Path(path_type=Path))
+@argument(
+    "stores",
+    metavar="STORE...",
+    nargs=-1,
+    required=True,
+    type=click.Path(path_type=Path),
+    missing="name the stores to merge, and OUT.h5 after them",
+)
 @out_argument
 @option(
     "--dtype",

@@ -13,7 +13,7 @@ import click
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import json_option, option, page_file
-from rn50feat.cli.terminal import say, write
+from rn50feat.cli.terminal import columns, say, write
 from rn50feat.variants import VARIANTS
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ def _text(network: Structure, facts: list[tuple[str, str]]) -> str:
     lines = [HEADINGS, *_rows(network)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     table = "".join("  ".join(map(_aligned, line, widths, HEADINGS)).rstrip() + "\n" for line in lines)
-    above = "".join(f"{name:13}  {text}\n" for name, text in facts or [("network", network.network)])
+    above = report.named_lines(facts or [("network", network.network)], columns())
     totals = [
         ("to avgpool", network.parameters, network.multiply_adds),
         ("with fc", network.parameters_with_fc, network.multiply_adds_with_fc),

@@ -28,6 +28,30 @@ from rn50feat.variants import VARIANTS
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class NumberRange(click.FloatRange):
+    """A range of numbers: nan, which is in none, is refused too."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number: float = super().convert(value, param, ctx)
+        if math.isnan(number):
+            self.fail("nan is no number: give one.", param, ctx)
+        return number
+
+
+class _Argument(click.Argument):
+    """An argument that says what to name where it is missing."""
+
+    def __init__(self, declarations: Sequence[str], *, missing: str, **settings: Any) -> None:
+        super().__init__(declarations, **settings)
+        self._missing = missing
+
+    def process_value(self, ctx: click.Context, value: Any) -> Any:
+        try:
+            return super().process_value(ctx, value)
+        except click.MissingParameter as error:
+            raise click.UsageError(f"{error.format_message().rstrip('.')}: {self._missing}.", ctx) from error
+
+
 class _Option(click.Option):
     """An option that the variable RN50FEAT_<its long name> sets too."""
 
@@ -46,7 +70,10 @@ def duration(text: str) -> float:
 def commit_interval(text: str) -> tuple[float, float]:
     """Return (pictures, seconds), from 5000, 30s or 5000,30s; what is not given is never reached."""
     pictures = seconds = math.inf
-    for part in text.split(","):
+    parts = text.split(",")
+    if len(parts) > len({part.isdecimal() for part in parts}):
+        raise click.BadParameter(f"{text!r} says one thing twice: give 5000, 30s or 5000,30s")
+    for part in parts:
         if part.isdecimal():
             pictures = max(1, int(part))
         else:
@@ -74,6 +101,8 @@ def failure_limit(text: str) -> tuple[float, bool]:
     """Return (number, whether it is a percentage), from 20 or 5%."""
     if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)):
         raise click.BadParameter(f"{text!r} is neither a number nor a percentage: give 20 or 5%")
+    if match[2] and float(match[1]) > 100:
+        raise click.BadParameter(f"{text} is more than all: give at most 100%")
     return float(match[1]), bool(match[2])
 
 
@@ -123,6 +152,11 @@ def option(*declarations: str, **settings: Any) -> Callable[[Command], Command]:
     return click.option(*declarations, cls=_Option, **settings)
 
 
+def argument(name: str, *, missing: str, **settings: Any) -> Callable[[Command], Command]:
+    """Declare an argument that cannot be left out; `missing` says what to name."""
+    return click.argument(name, cls=_Argument, missing=missing, **settings)
+
+
 def _all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Return a decorator that gives a command all of `options`, in this order."""
 
@@ -138,8 +172,13 @@ def _all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
 json_option = option(
     "--json", "as_json", is_flag=True, is_eager=True, callback=_note_json, help="Print one line of JSON on stdout."
 )
-out_argument = click.argument(
-    "out", metavar="OUT.h5", type=click.Path(path_type=Path), is_eager=True, callback=_note_store
+out_argument = argument(
+    "out",
+    metavar="OUT.h5",
+    type=click.Path(path_type=Path),
+    is_eager=True,
+    callback=_note_store,
+    missing="name the store to write",
 )
 store_argument = click.argument(
     "store",

@@ -12,6 +12,7 @@ from rn50feat.cli import report
 from rn50feat.cli.ending import Ending
 from rn50feat.cli.stores import mark_random
 from rn50feat.cli.terminal import STOPS, say
+from rn50feat.quantities import count
 
 if TYPE_CHECKING:
     from rn50feat.summary import Summary
@@ -33,7 +34,7 @@ def _tell_in_words(summary: Summary, out: Path) -> None:
     if summary.linked:
         say(report.linked_line(summary.linked))
     if summary.stopped:
-        rest = "" if summary.left is None else f", {summary.left} pictures left"
+        rest = "" if summary.left is None else f", {count(summary.left, 'picture')} left"
         say(f"stopped by {summary.stopped}{rest}: run again to go on")
     if summary.failed or summary.damaged:
         what = "what could not be read" if summary.failed else "which images are damaged"

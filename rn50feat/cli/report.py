@@ -10,11 +10,14 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rn50feat.quantities import count, size
 from rn50feat.unseen import one_line
 
 if TYPE_CHECKING:
@@ -27,6 +30,8 @@ if TYPE_CHECKING:
     from rn50feat.provenance import Preprocessing, Provenance
     from rn50feat.search import Hit, Result
     from rn50feat.store import FailureRecord, FeatureStore
+
+NOTHING = "nothing done"
 
 
 def table(results: Iterable[Result]) -> str:
@@ -84,22 +89,23 @@ def _index_words(index: dict[str, Any] | None) -> str:
         return "none: every search looks at all rows"
     if "error" in index:
         return one_line(index["error"])
-    behind = f", {index['behind']} newer ones are not in it" if index["behind"] else ""
-    return f"{index['factory']} for {index['metric']} ({size(index['size'])}), {index['rows']} rows{behind}"
+    newer = count(index["behind"], "newer one is", "newer ones are")
+    behind = f", {newer} not in it" if index["behind"] else ""
+    return f"{index['factory']} for {index['metric']} ({size(index['size'])}), {count(index['rows'], 'row')}{behind}"
 
 
 def _cache_words(cache: dict[str, Any]) -> str:
     if cache["folder"] is None:
         return "none: compiled networks are kept in a home folder, and there is none"
-    kept = f"{cache['networks']} compiled network{'' if cache['networks'] == 1 else 's'}"
+    kept = count(cache["networks"], "compiled network")
     return f"{kept} ({size(cache['bytes'])}) in {one_line(cache['folder'])}"
 
 
-def description(facts: dict[str, Any], store: FeatureStore) -> str:
-    """Return what `describe` found, in plain words."""
+def description(facts: dict[str, Any], store: FeatureStore, width: int | None) -> str:
+    """Return what `describe` found, in plain words, in lines of `width` where that is given."""
     lines = [
         ("store", f"{one_line(str(store.path))} ({size(facts['bytes'])})"),
-        ("pictures", f"{facts['rows']} rows of 2048 {facts['dtype']}"),
+        ("pictures", f"{count(facts['rows'], 'row')} of 2048 {facts['dtype']}"),
         *provenance_lines(store.provenance),
         ("index", _index_words(facts["index"])),
         ("cache", _cache_words(facts["cache"])),
@@ -108,7 +114,17 @@ def description(facts: dict[str, Any], store: FeatureStore) -> str:
     if facts["damaged"]:
         lines.append(("damaged", f"{facts['damaged']} of the rows come from damaged images (--failures lists them)"))
     lines += [("last runs" if i == 0 else "", run_line(run)) for i, run in enumerate(facts["runs"])]
-    return "".join(f"{name:13}  {text}\n" for name, text in lines)
+    return named_lines(lines, width)
+
+
+def named_lines(lines: Iterable[tuple[str, str]], width: int | None) -> str:
+    """Return a line for each (name, words), broken between words where it is longer than `width`."""
+    if width is None:
+        return "".join(f"{name:13}  {words}\n" for name, words in lines)
+    wrap = partial(
+        textwrap.fill, width=width, subsequent_indent=" " * 15, break_long_words=False, break_on_hyphens=False
+    )
+    return "".join(wrap(words, initial_indent=f"{name:13}  ") + "\n" for name, words in lines)
 
 
 def provenance_lines(provenance: Provenance) -> list[tuple[str, str]]:
@@ -148,9 +164,12 @@ def _numbers(values: Sequence[float]) -> str:
 def run_line(run: dict[str, Any]) -> str:
     """Return a run's record in one line."""
     how = f"{run['device']} {run['precision']}" if run["device"] else "nothing to compute"
+    done = counts(run["counts"])
     if run.get("command", "extract") != "extract":
         how = run["command"]
-    end = counts(run["counts"]) if run["ended"] else f"did not end; by its last commit: {counts(run['counts'])}"
+    elif not run["device"] and done == NOTHING and run["ended"]:
+        return f"{run['started'][:16].replace('T', ' ')}  {done}"
+    end = done if run["ended"] else f"did not end; by its last commit: {done}"
     return f"{run['started'][:16].replace('T', ' ')}  {how}: {end}"
 
 
@@ -172,7 +191,7 @@ def counts(summary: dict[str, Any]) -> str:
     parts = [f"{summary[name]} {name.replace('_', ' ')}" for name in names if summary.get(name)]
     if summary.get("appledouble"):
         parts = [f"{part} ({summary['appledouble']} AppleDouble)" if "ignored" in part else part for part in parts]
-    return ", ".join(parts) or "nothing"
+    return ", ".join(parts) or NOTHING
 
 
 def linked_line(links: Sequence[str]) -> str:
@@ -207,9 +226,9 @@ def benchmark_lines(result: Benchmark) -> str:
     lines = [
         ("listing", result.listing, "files/s"),
         ("reading", result.reading, "pictures/s, from the cache if they were there"),
-        ("decoding", result.decoding, f"pictures/s on one of {result.cores} cores"),
+        ("decoding", result.decoding, f"pictures/s on one of {count(result.cores, 'core')}"),
         ("network", result.network, f"pictures/s alone, {how}"),
-        ("together", result.together, f"pictures/s, {result.pictures} pictures over and over"),
+        ("together", result.together, f"pictures/s, {count(result.pictures, 'picture')} over and over"),
     ]
     table = "".join(f"{name:9} {rate:9.1f}  {unit}\n" for name, rate, unit in lines)
     if result.left_out:
@@ -226,11 +245,11 @@ def plan_line(plan: Plan) -> str:
 def index_line(done: IndexReport) -> str:
     """Return in one line what was done to an index, and how it is."""
     facts = done.facts
-    changes = [f"{count} {name}" for count, name in ((done.added, "added"), (done.removed, "removed")) if count]
-    words = [f"{facts.rows} rows", ", ".join(changes) or "nothing to do"]
+    changes = [f"{number} {name}" for number, name in ((done.added, "added"), (done.removed, "removed")) if number]
+    words = [count(facts.rows, "row"), ", ".join(changes) or "nothing to do"]
     if done.built:
         words[1] = f"recall@10 {facts.recall:.3f}" if facts.recall is not None else "nothing to measure recall with"
-        words += [f"looks into {facts.nprobe} lists"] if facts.nprobe else []
+        words += [f"looks into {count(facts.nprobe, 'list')}"] if facts.nprobe else []
     return ", ".join(words)
 
 
@@ -253,12 +272,3 @@ def excluded_line(excluded: Excluded) -> str:
 def damage_lines(damaged: Iterable[DamageRecord]) -> str:
     """Return a line for each damaged image: path, what is wrong, and no attempts, since it has a row."""
     return "".join(f"{one_line(d.path)}\tis damaged, but has a row: {one_line(d.reason)}\t0\n" for d in damaged)
-
-
-def size(length: float) -> str:
-    """Return a number of bytes in words."""
-    units = ["bytes", "kB", "MB", "GB", "TB"]
-    while length >= 1000 and len(units) > 1:
-        length /= 1000
-        del units[0]
-    return f"{length:.3g} {units[0]}"

@@ -10,9 +10,9 @@ import click
 
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import check_option, engine_options, form_of, html_option, json_option, option
+from rn50feat.cli.options import check_option, engine_options, form_of, html_option, json_option, option, typed
 from rn50feat.cli.stores import mark_random, open_store
-from rn50feat.cli.terminal import downloads, write
+from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.engines import EngineOptions
 from rn50feat.unseen import as_it_was
 
@@ -78,13 +78,16 @@ def command(
         raise click.UsageError(f"one store at a time: {' and '.join(map(str, named))} are two.")
     if not pictures and not stored:
         raise click.UsageError("Give a QUERY picture, or --stored PATH.")
+    if typed("weights") and not pictures:
+        raise click.UsageError("--weights requires a QUERY picture: --stored computes nothing.")
+    options = EngineOptions(**engine)
     store = open_store(named[0] if named else None, ending)
     stored = _as_stored(stored, store)
     settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score}
     settings |= {"exclude_self": exclude_self, "exact": exact, "check": check}
     results = by_path(stored, store, **settings) if stored else []
     if pictures:
-        settings |= {"weights_file": weights, "options": EngineOptions(**engine)}
+        settings |= {"weights_file": weights, "options": options}
         with downloads() as on_download:
             results += by_picture(pictures, store, on_download=on_download, **settings)
     mark_random(store)
@@ -96,9 +99,12 @@ def command(
 
         known = [store.locate(path) if check or not is_url(path) else "" for path in stored]
         locations = [*known, *(locate(picture) for picture in pictures)]
-        save(html, search_page(results, locations, store, k=k, metric=metric, options=EngineOptions(**engine)))
+        save(html, search_page(results, locations, store, k=k, metric=metric, options=options))
     ending.add(**report.result_facts(results, store, metric))
     if form != "json":
+        for result in results:
+            if not result.hits:
+                say(f"{result.query}: no hits")
         default = report.table if sys.stdout.isatty() else report.tab_separated
         write({"csv": report.comma_separated, "null": report.nul_separated}.get(form or "", default)(results))
 

@@ -7,6 +7,7 @@ line now and then elsewhere, both on stderr; and the reason to stop.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 import threading
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from rn50feat.cli import streams
 from rn50feat.errors import OutputError
+from rn50feat.quantities import count
 from rn50feat.unseen import one_line
 
 if TYPE_CHECKING:
@@ -112,7 +114,8 @@ def _plain_progress() -> Callable[[Progress], None]:
                 say(progress.phase)
                 return
             rate = progress.done.computed / (now - started)
-            say(f"{progress.done.found} pictures of {progress.total or '?'} files, {rate:.1f} images/s")
+            files = "? files" if progress.total is None else count(progress.total, "file")
+            say(f"{count(progress.done.found, 'picture')} of {files}, {rate:.1f} images/s")
 
     return tell
 
@@ -145,7 +148,7 @@ def _plain_stages() -> Callable[[str, int, int], None]:
         nonlocal told
         if time.monotonic() - told >= PLAIN_SECONDS:
             told = time.monotonic()
-            say(f"{stage}: {done} of {total} rows" if total else stage)
+            say(f"{stage}: {done} of {count(total, 'row')}" if total else stage)
 
     return tell
 
@@ -178,8 +181,13 @@ def signals() -> Iterator[Callable[[], str | None]]:
 
 
 def attended() -> bool:
-    """Tell whether stderr is a terminal."""
-    return sys.stderr.isatty()
+    """Tell whether stderr is a terminal that can redraw a line: a dumb one, such as Emacs' shell, cannot."""
+    return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
+
+
+def columns() -> int | None:
+    """Return how wide the terminal on stdout is, None where there is none."""
+    return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def say(line: str) -> None:

@@ -9,12 +9,13 @@ from typing import Any
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import engine_options, json_option, option, store_argument
+from rn50feat.cli.options import engine_options, json_option, option, store_argument, typed
 from rn50feat.cli.stores import open_store
 from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.damage import REMEDY
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import VerifyError
+from rn50feat.quantities import count
 from rn50feat.unseen import one_line
 
 
@@ -42,6 +43,8 @@ def command(
     """
     from rn50feat.verify import verify as run
 
+    if typed("weights") and not recompute:
+        raise click.UsageError("--weights requires --recompute.")
     opened = open_store(store, ending)
     with downloads() as on_download:
         result = run(
@@ -59,14 +62,14 @@ def command(
         say(note)
     if result.findings:
         raise VerifyError(_advice(opened.path, len(result.findings) - result.index_fault, result.index_fault))
-    say(f"{opened.path}: {len(opened)} rows, no fault found")
+    say(f"{opened.path}: {count(len(opened), 'row')}, no fault found")
 
 
 def _advice(store: Path, faults: int, index_fault: bool) -> str:
     """Return what helps against so many faults of a store, and against that of its index."""
     words = []
     if faults:
-        words.append(f"{store} has {faults} {'fault' if faults == 1 else 'faults'}: {REMEDY}")
+        words.append(f"{store} has {count(faults, 'fault')}: {REMEDY}")
     if index_fault:
         words.append(f"the index of {store} has a fault: build it anew with rn50feat index {store} --rebuild")
     return "; ".join(words)

@@ -7,9 +7,12 @@ store, and a picture that cannot be decoded never stops it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
+
+from rn50feat.errors import DeviceError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -62,6 +65,15 @@ class EngineOptions:
     batch_size: int = 0
     workers: int = 0
     max_megapixels: int = 200
+
+    def __post_init__(self) -> None:
+        """Raise `DeviceError` for what no machine has, whether or not there will be something to compute."""
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
+            raise DeviceError(f"there is no device {self.device}: use auto, cpu, cuda or cuda:N")
+        if self.backend == "openvino" and self.device.startswith("cuda"):
+            raise DeviceError(f"OpenVINO computes on the CPU here, not on {self.device}: use --backend torch")
+        if self.precision == "fp16" and (self.device == "cpu" or self.backend == "openvino"):
+            raise DeviceError("precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
 
 
 class Engine(Protocol):

@@ -129,6 +129,9 @@ def _provenance(file: FeatureFile, old: FeatureStore | None, choices: Choices, m
     if choices.weights is not None and made_by is not None:
         raise ExchangeError("--weights and --made-by are two statements of what made the features: give one")
     if choices.weights is not None:
+        if old is not None and old.provenance.unstated:
+            made = old.provenance.network
+            raise ExchangeError(f"{old.path} holds features made by {made}, and no others: {_ANOTHER}")
         return agree(old, choices, None, remedy=_ANOTHER)[1]
     if choices != Choices():
         raise ExchangeError("a variant and how pictures were prepared go together with weights: give --weights")

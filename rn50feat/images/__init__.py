@@ -180,7 +180,7 @@ def _load(data: bytes, suffix: str, max_pixels: int, preprocessing: Preprocessin
 
 def _require_size(image: Image.Image, max_pixels: int) -> None:
     if image.width * image.height > max_pixels:
-        megapixels = f"{image.width * image.height / 1e6:.0f} of {max_pixels / 1e6:.0f} megapixels"
+        megapixels = f"{image.width * image.height / 1e6:.4g} of {max_pixels / 1e6:.0f} megapixels"
         raise ImageError(f"is too large, {image.width}x{image.height} ({megapixels}): raise --max-megapixels")
 
 

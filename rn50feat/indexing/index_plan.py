@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from rn50feat.errors import IndexingError
 from rn50feat.layout import WIDTH
+from rn50feat.quantities import size
 
 FLAT = "IDMap2,Flat"
 FLAT_ROWS = 50_000  # up to here a whole scan takes 30 ms a query
@@ -92,6 +93,6 @@ def _trainable(rows: int) -> int:
 
 def _too_large(memory: int, max_ram: int) -> IndexingError:
     return IndexingError(
-        f"building this index takes about {memory / 1e9:.2f} GB of memory, and --max-ram allows"
-        f" {max_ram / 1e9:.2f} GB: raise it, or give a smaller --factory"
+        f"building this index takes about {size(memory)} of memory, and --max-ram allows"
+        f" {size(max_ram)}: raise it, or give a smaller --factory"
     )

@@ -21,6 +21,7 @@ from rn50feat.pages.page import escape, page, style
 from rn50feat.pages.thumbnails import Thumbnail, thumbnails
 from rn50feat.places.archives import split
 from rn50feat.places.remote import is_url
+from rn50feat.quantities import count
 from rn50feat.search import Hit, Result
 from rn50feat.store import FeatureStore
 
@@ -93,7 +94,7 @@ def _thumbnails(locations: Iterable[str], options: EngineOptions) -> Generator[T
 
 def _page(title: str, body: Iterable[str], store: FeatureStore, facts: Iterable[tuple[str, str]]) -> Iterator[str]:
     provenance = store.provenance
-    about = [("store", f"{store.path}, {len(store):,} pictures"), ("weights", provenance.weights_label), *facts]
+    about = [("store", f"{store.path}, {count(len(store), 'picture')}"), ("weights", provenance.weights_label), *facts]
 
     def marked() -> Iterator[str]:
         if provenance.random:
@@ -159,7 +160,8 @@ def _groups_body(groups: Iterable[Group], pictures: Iterator[Thumbnail]) -> Iter
 
 
 def _membership(member: Member, number: int) -> str:
-    size = f'<span class="size">{member.size / 1000:,.0f} kB</span>'
+    length = f"{member.size / 1000:,.0f} kB" if member.size >= 1000 else count(member.size, "byte")
+    size = f'<span class="size">{length}</span>'
     mark = f'<p class="mark"><b>{member.state}:</b> {_STATES[member.state]}</p>\n' if member.state in _STATES else ""
     if number == 1:
         return f'<p class="score"><b>largest</b> {size}</p>\n{mark}'
