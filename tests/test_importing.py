@@ -90,7 +90,6 @@ def test_features_of_which_there_are_only_words_are_searched_by_path_alone(
         lambda: search("pictures/red.png", "out.h5", start=start),
         lambda: extract("pictures", "out.h5", start=start),
         lambda: extract("pictures", "out.h5", weights="random", start=start),
-        lambda: verify("out.h5", recompute=2, start=start),
     ):
         with pytest.raises(WeightsError, match=message):
             attempt()
