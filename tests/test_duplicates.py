@@ -175,7 +175,8 @@ def test_paths_to_one_file_are_no_copies(tmp_path: Path, rn50feat: Run, kind: st
             "same file",
             *["copy"] * copies,
         ]
-        assert done.stderr.startswith(f"1 group, {copies} redundant {'copy' if copies else 'copies'}; 1 other path to the same")
+        redundant = "1 redundant copy" if copies else "0 redundant copies"
+        assert done.stderr.startswith(f"1 group, {redundant}; 1 other path to the same")
 
 
 def test_members_of_an_archive_with_two_paths_are_no_copies(tmp_path: Path, start: FakeStart) -> None:

@@ -81,7 +81,7 @@ def test_small_limits_are_named_as_they_are() -> None:
         ("merge out.h5", 2, "Missing argument 'STORE...': name the stores to merge"),
         ("import rows.npy", 2, "Missing argument 'OUT.h5': name the store"),
         ("convert weights.pth", 2, "Missing argument 'OUT.safetensors': name the file"),
-        ("export out.h5", 2, "Missing argument 'OUT': name the file"),
+        ("export out.h5", 1, "out.h5 does not say what to write: name a file that ends in"),
         ("extract pictures", 2, "Missing argument 'OUT.h5': name the store to write, after the sources"),
         ("extract out.h5", 2, "Missing argument 'SOURCE...': name folders or pictures"),
         ("extract pictures out.h5 --device gpu", 1, "there is no device gpu: use auto, cpu, cuda or cuda:N"),
@@ -104,7 +104,7 @@ def test_small_limits_are_named_as_they_are() -> None:
         ("duplicates --exact --scan", 2, "--exact compares no rows"),
         ("duplicates --threshold nan", 2, "nan is no number"),
         ("index --target-recall nan", 2, "nan is no number"),
-        ("export out.h5 f.csv -0", 2, "--null is about .npy files"),
+        ("export out.h5 f.csv -0", 1, "--null is about the list of paths"),
         ("export --to qdrant f2.npy", 1, "f2.npy is named like a file: leave --to out"),
     ],
 )

@@ -47,7 +47,7 @@ def command(
 
     *stores, out = names
     if not stores and out.endswith(SUFFIXES):
-        raise click.UsageError("Missing argument 'OUT': name the file to write, features.npy say.")
+        stores = [out]  # and OUT is missing, as the error says in a moment
     if len(stores) > 1 or any(not name.endswith(SUFFIXES) for name in stores):
         raise click.UsageError(f"Give a STORE that ends in {' or '.join(SUFFIXES)}, and one OUT.")
     if database is None and collection is not None:
@@ -56,8 +56,6 @@ def command(
         raise click.UsageError("--null is about .npy files: a database has no list of paths.")
     if database is not None and normalize:
         raise click.UsageError("--normalize is about files: a database compares by cosine, whatever the length.")
-    if database is None and null and not out.endswith(".npy"):
-        raise click.UsageError("--null is about .npy files: others have their paths inside.")
     store = open_store(Path(stores[0]) if stores else None, ending)
     with stages(quiet) as on_stage, signals() as should_stop:
 

@@ -100,10 +100,10 @@ def _check(url: str, name: str) -> None:
     if re.fullmatch(r"[^/]+:\d{1,5}/?", url) and not os.path.isdir(url):
         server = shown(f"http://{url}")
         raise ExchangeError(f"{server.removeprefix('http://')} looks like a server: give {server}")
-    if "://" not in url and url.endswith((".npy", ".csv", ".parquet", ".h5", ".hdf5")):
-        raise ExchangeError(f"{url} is named like a file: leave --to out, or give the URL of a server or a folder")
     if os.path.isfile(url):
         raise ExchangeError(f"{url} is a file: give the URL of a Qdrant server, or a folder")
+    if "://" not in url and url.endswith((".npy", ".csv", ".parquet", ".h5", ".hdf5")):
+        raise ExchangeError(f"{url} is named like a file: leave --to out, or give the URL of a server or a folder")
     if name in (".", "..") or any(sign in name for sign in _NOT_IN_NAMES):
         raise ExchangeError(
             f"{name} cannot be the name of a collection: give one without any of {_NOT_IN_NAMES} with --collection"
