@@ -144,7 +144,7 @@ def test_a_merged_ledger_keeps_what_was_lacking(
     assert preview(pictures, store).compute == 1
 
 
-def local(weights: Weights, provenance: Provenance, options: EngineOptions, *, progress: bool = False) -> LocalEngine:
+def local(weights: Weights, provenance: Provenance, options: EngineOptions) -> LocalEngine:
     limit = options.max_megapixels * MEGA
     return LocalEngine(FakeBackend(), DecoderPool(provenance.preprocessing, slots=12, workers=1, max_pixels=limit), 3)
 
