@@ -287,6 +287,7 @@ class Run:
         old = self._old
         if old is None and self._writer is None:
             if self.summary.stopped:
+                self.summary.seconds = time.monotonic() - self._clock
                 return
             raise nothing_found(self.path, self._missing, self._archives, self.summary.excluded)
         self._write_missing()
