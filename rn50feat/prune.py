@@ -18,6 +18,7 @@ from rn50feat.errors import PruneError, SourceError
 from rn50feat.places import sources
 from rn50feat.places.selection import Selection
 from rn50feat.presence import is_gone
+from rn50feat.quantities import count
 from rn50feat.store import FeatureStore
 
 LIMIT = 20.0  # percent of the rows under the sources
@@ -106,8 +107,8 @@ def _check_limit(lost: NDArray[np.int64], gone: NDArray[np.int64], under: int, l
     if len(lost) > under * limit / 100:
         moved = f", not counting {len(gone) - len(lost)} that moved" if len(gone) > len(lost) else ""
         raise PruneError(
-            f"nothing was pruned: {len(lost)} of the {under} rows under these sources would go{moved}, more than"
-            f" {limit:g} %: use --force if that is right, or raise --prune-limit"
+            f"nothing was pruned: {len(lost)} of the {count(under, 'row')} under these sources would go{moved},"
+            f" more than {limit:g} %: use --force if that is right, or raise --prune-limit"
         )
 
 

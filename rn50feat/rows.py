@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rn50feat import quantities
 from rn50feat.errors import ArgumentError, RowError
 
 
@@ -31,7 +32,8 @@ def row_numbers(rows: Any, count: int, where: object) -> NDArray[np.int64]:
         raise _no_selection(rows) from error
     if numbers.dtype == bool:
         if numbers.shape != (count,):
-            raise RowError(f"{where} has {count} rows, the mask has shape {numbers.shape}: give one value a row")
+            held = quantities.count(count, "row")
+            raise RowError(f"{where} has {held}, the mask has shape {numbers.shape}: give one value a row")
         return np.flatnonzero(numbers)
     if numbers.dtype.kind not in "iu" and (numbers.size or numbers.dtype == object):
         raise _no_selection(rows)
@@ -67,8 +69,8 @@ def span(first: Any, rows: Any) -> slice:
 
 
 def _no_row(number: int, count: int, where: object) -> RowError:
-    last = f", 0 to {count - 1}" if count else ""
-    return RowError(f"{where} has no row {number}: it has {count} rows{last}")
+    last = f", 0 to {count - 1}" if count > 1 else ""
+    return RowError(f"{where} has no row {number}: it has {quantities.count(count, 'row')}{last}")
 
 
 def _no_selection(rows: Any) -> RowError:

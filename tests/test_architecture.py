@@ -15,8 +15,8 @@ PACKAGE = Path(rn50feat.__file__).parent
 
 # The journey of one picture, from the bottom: a module imports only from rows above its own.
 LAYERS = [
-    ["errors", "exchange", "hdf5_storage", "indexing", "pages", "places"],
-    ["caches", "disk", "limits", "quantities", "rows", "typed", "unseen", "waiting", "engines.allowance"],
+    ["errors", "exchange", "hdf5_storage", "indexing", "pages", "places", "quantities"],
+    ["caches", "disk", "limits", "rows", "typed", "unseen", "waiting", "engines.allowance"],
     ["damage", "places.zip_names", "places.folders", "places.remote", "places.lists"],
     ["places.zips"],
     ["places.archives", "beside"],

@@ -16,6 +16,7 @@ from fake import FakeStart
 import rn50feat as package
 from rn50feat import FeatureStore, quantities
 from rn50feat.cli import report, terminal
+from rn50feat.cli.facts import describe
 from rn50feat.cli.main import main
 from rn50feat.engines import EngineOptions
 from rn50feat.errors import DeviceError, IndexingError, QueryError, WeightsError
@@ -167,7 +168,7 @@ def test_help_is_whole_at_80_columns() -> None:
 
 def test_info_breaks_no_words_on_a_terminal(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     store = FeatureStore("out.h5")
-    facts = report.describe(store)
+    facts = describe(store)
     whole, narrow = report.description(facts, store, None), report.description(facts, store, 60)
     words = [word for line in whole.splitlines() for word in line.split()]
     assert words == narrow.split()

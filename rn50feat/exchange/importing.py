@@ -21,7 +21,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import lock
+from rn50feat import lock, quantities
 from rn50feat.catalogue import Catalogue
 from rn50feat.embedding import agree, require
 from rn50feat.errors import ExchangeError, SourceError
@@ -160,7 +160,8 @@ def _locations(file: FeatureFile, root: Path) -> Callable[[], Iterator[str]]:
             raise ExchangeError(f"{file.path} has two rows for {location}: leave one of them out")
         count += 1
     if count != len(file):
-        raise ExchangeError(f"{file.path} has {len(file)} rows, but {count} paths: give the list that belongs to it")
+        rows, names = quantities.count(len(file), "row"), quantities.count(count, "path")
+        raise ExchangeError(f"{file.path} has {rows}, but {names}: give the list that belongs to it")
     return locations
 
 
