@@ -11,6 +11,8 @@ import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from rn50feat.errors import DeviceError
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
@@ -47,5 +49,7 @@ def cpu_has_bf16() -> bool:
 
 
 def cpu_precision(name: str) -> str:
-    """Return the precision that `name`, auto, fp32 or bf16, means on this processor."""
+    """Return the precision that `name`, auto, fp32 or bf16, means on this processor; `DeviceError` for fp16."""
+    if name == "fp16":
+        raise DeviceError("precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
     return name if name != "auto" else "bf16" if cpu_has_bf16() else "fp32"

@@ -59,8 +59,6 @@ class OpenVinoBackend:
         Raises `DeviceError` for a precision that the CPU does not compute in,
         and whatever `load` raises.
         """
-        if precision == "fp16":
-            raise DeviceError("precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
         self.precision = cpu_precision(precision)
         self.weights_sha256 = provenance.weights_sha256
         self._core = openvino.Core()
