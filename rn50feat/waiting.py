@@ -27,7 +27,11 @@ class Stopped(Exception):
 
 
 class _Work(threading.Thread, Generic[T]):
-    """A thread that keeps the result of its work, or gives it to `dispose` when nobody waits any more."""
+    """A thread that keeps the result of its work, or gives it to `dispose` when nobody waits any more.
+
+    It stays when its work is done: the kernel ends processes that are bound to
+    their parent, as Ray's are, with the thread that started them.
+    """
 
     def __init__(self, work: Callable[[], T], dispose: Callable[[T], object]) -> None:
         super().__init__(name="waited for", daemon=True)
@@ -36,8 +40,15 @@ class _Work(threading.Thread, Generic[T]):
         self.results: list[T] = []
         self.error: BaseException | None = None
         self.awaited = True
+        self.done = threading.Event()
 
     def run(self) -> None:
+        self._finish()
+        self.done.set()
+        if self.results and self.awaited:
+            threading.Event().wait()
+
+    def _finish(self) -> None:
         try:
             result = self._work()
         except BaseException as error:
@@ -69,9 +80,8 @@ def attend(
     thread = _Work(work, dispose)
     thread.start()
     try:
-        while thread.is_alive():
-            thread.join(SECONDS)
-            if thread.is_alive() and (reason := stop()):
+        while not thread.done.wait(SECONDS):
+            if reason := stop():
                 raise Stopped(reason)
     except BaseException:
         thread.leave()
@@ -83,4 +93,4 @@ def attend(
 
 def unfinished() -> bool:
     """Tell whether some work was left that has not ended: Python cannot end in peace, as its thread may be in C++."""
-    return any(thread.is_alive() for thread in _left)
+    return any(not thread.done.is_set() for thread in _left)

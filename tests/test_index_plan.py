@@ -31,7 +31,7 @@ def test_what_does_not_fit_whole_is_compressed_and_less_memory_means_fewer_lists
     small = choose(200_000, max_ram=300_000_000)
     assert 100 < int(small.factory[3:].partition(",")[0]) < 1024
     assert small.memory <= 300_000_000
-    with pytest.raises(IndexingError, match="takes about 27.* GB of memory, and --max-ram allows 2.00 GB: raise it"):
+    with pytest.raises(IndexingError, match="takes about 27.* GB of memory, and --max-ram allows 2 GB: raise it"):
         choose(100_000_000)
 
 
@@ -41,5 +41,5 @@ def test_a_kind_of_the_users_choice_is_trained_on_what_fits() -> None:
     assert custom("Flat", 200_000, row_size=8200, lists=0, trained=True).sample == 0
     assert custom("IVF64,SQ8", 100, row_size=2056, lists=64, trained=False).sample == 75
     assert custom("x", 10**5, row_size=100, lists=64, trained=False, max_ram=3 * 10**8).sample < 12_500
-    with pytest.raises(IndexingError, match="8.40 GB of memory"):
+    with pytest.raises(IndexingError, match="8.4 GB of memory"):
         custom("Flat", 1_000_000, row_size=8200, lists=0, trained=True)

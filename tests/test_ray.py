@@ -325,7 +325,7 @@ def test_a_cluster_of_ones_own_is_quiet_keeps_to_loopback_and_computes_the_same(
             folders |= ray_folders(pids)
             time.sleep(0.2)
         output, errors = process.communicate()
-    assert process.returncode == 0
+    assert process.returncode == 0, output + errors
     (summary,) = map(json.loads, output.splitlines())  # nothing else
     assert summary["new"] == 12
     assert [line for line in errors.splitlines() if "waiting for a worker" not in line] == []
