@@ -216,7 +216,6 @@ class Keeper:
     before: dict[str, Row] = field(default_factory=dict)
     meaning: dict[int, bytes] = field(default_factory=dict)  # of every id that was ever committed
     backup: bytes = b""
-    restored: bool = False
     budget: int = 0
     ends: dict[str, int] = field(default_factory=dict)
 
@@ -226,14 +225,13 @@ class Keeper:
 
     def run(self, **faults: int) -> str:
         """Run a night like the README's; return how it ended."""
-        disk, restored = BadDisk(self.home, **faults), self.restored
+        disk = BadDisk(self.home, **faults)
         with self.monkeypatch.context() as patch:
             for function in (create_store, open_store, index_file.save, index_file.remove_leftovers):
                 patch.setitem(function.__kwdefaults__, "disk", disk)
             end = self._run()
         if disk.left is not None:
             put_back(disk.left, self.home)
-            self.restored = restored
             return "killed"
         return end
 
@@ -250,13 +248,16 @@ class Keeper:
         return "done"
 
     def index(self) -> None:
-        rn50feat.index(self.store, metric="l2", rebuild=self.restored)  # the index may be of rows that are no more
-        self.restored = False
+        try:
+            rn50feat.index(self.store, metric="l2")
+        except IndexingError as error:
+            if "--rebuild" not in str(error):
+                raise
+            rn50feat.index(self.store, metric="l2", rebuild=True)  # what is advised after a backup was restored
 
     def restore(self) -> None:
         """Put a backup of the store alone in its place, whatever lies next to it."""
         self.store.write_bytes(self.backup)
-        self.restored = True
         store = FeatureStore(self.store)
         self.meaning = {number: digest for number, digest in self.meaning.items() if number < store.next_id}
         self.before = self.rows()
