@@ -91,6 +91,7 @@ def test_small_limits_are_named_as_they_are() -> None:
         ("extract pictures out.h5 --prune --prune-limit nan", 2, "nan is no number"),
         ("extract pictures out.h5 --max-failures 101%", 2, "101% is more than all"),
         ("extract pictures out.h5 --commit-every 5s,6s", 2, "says one thing twice"),
+        ("extract pictures out.h5 --engine ray --ray-address head", 1, "head is no address of a Ray cluster"),
         ("verify --device gpu", 1, "there is no device gpu"),
         ("verify --weights none.pth", 2, "--weights requires --recompute"),
         ("search --stored pictures/red.png --device gpu", 1, "there is no device gpu"),

@@ -288,8 +288,9 @@ place_options = _all_of(
 def engine_at(engine: str, ray_address: str) -> dict[str, Any]:
     """Return what the library is to be told of where the engine runs."""
     if engine == "ray":
-        from rn50feat.engines import ray
+        from rn50feat.engines import cluster, ray
 
+        cluster.require_address(ray_address)  # also where there is nothing to compute
         return {"start": partial(ray.start, address=ray_address)}
     if typed("ray_address"):
         raise click.UsageError("--ray-address is about --engine ray: give both, or neither.")

@@ -191,14 +191,24 @@ def _sentence(error: BaseException) -> str:
     return text.rpartition("ray.exceptions.")[2].partition(". ")[0][:300]
 
 
+def require_address(address: str) -> None:
+    """Raise `ClusterError` for what is neither auto nor local, nor HOST:PORT."""
+    if address not in ("auto", "local"):
+        _host_and_port(address)
+
+
+def _host_and_port(address: str) -> tuple[str, int]:
+    if (match := re.fullmatch(r"\[?([^\[\]/]+?)\]?:(\d{1,5})", address)) is None:
+        raise ClusterError(f"{address} is no address of a Ray cluster: give HOST:PORT, auto or local")
+    return match[1], int(match[2])
+
+
 def _probe(address: str) -> None:
     """Raise `ClusterError` unless a gRPC server answers at `address`: Ray itself would wait for 80 s to 15 minutes."""
-    match = re.fullmatch(r"\[?([^\[\]/]+?)\]?:(\d{1,5})", address)
-    if match is None:
-        raise ClusterError(f"{address} is no address of a Ray cluster: give HOST:PORT, auto or local")
+    host, port = _host_and_port(address)
     remedy = "see that it runs, give another --ray-address, or take --ray-address local"
     try:
-        with socket.create_connection((match[1], int(match[2])), timeout=REACH_SECONDS) as server:
+        with socket.create_connection((host, port), timeout=REACH_SECONDS) as server:
             server.sendall(_HTTP2)
             answer = server.recv(9)
     except (OSError, OverflowError) as error:
