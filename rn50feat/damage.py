@@ -38,7 +38,7 @@ def damage_told(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, LookupError, ValueError) as error:
         if not _raised_by_h5py(error):
             raise
-        reason = " ".join(str(error).split()) or type(error).__name__
+        reason = " ".join(str(error).split()).strip("'\"") or type(error).__name__  # a KeyError comes in quotes
         if "memory allocation failed" in reason:
             raise _out_of_memory(path) from error
         if isinstance(error, OSError) and error.errno:

@@ -438,3 +438,7 @@ def test_advice_on_damage_says_what_would_be_lost(path: Path) -> None:
         FeatureStore(path).column("size")
     with pytest.raises(StoreError, match="out.h5 is damaged"):
         open_store(path)
+    with h5py.File(path, "r+") as file:
+        del file.attrs["store_id"]
+    with pytest.raises(StoreError, match=r"out.h5 is damaged \(Unable to .*open attribute"):
+        FeatureStore(path)
