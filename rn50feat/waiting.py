@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
 SECONDS = 0.1  # between two looks at what says when to stop
 
-_left: list[threading.Thread] = []
+_left: list[_Work[Any]] = []
 
 
 class Stopped(Exception):
