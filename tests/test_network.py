@@ -24,6 +24,7 @@ from torchvision import transforms
 
 import rn50feat
 from rn50feat import EngineOptions, network, weights
+from rn50feat.backends import cpu_has_bf16
 from rn50feat.backends.torch import TorchBackend
 from rn50feat.errors import DeviceError, MissingWeightsError, WeightsError
 from rn50feat.provenance import Preprocessing
@@ -382,6 +383,8 @@ def test_openvino_gives_torchs_rows_whatever_the_batch(
 ) -> None:
     from rn50feat.backends.openvino import OpenVinoBackend
 
+    if precision == "bf16" and not cpu_has_bf16():
+        pytest.skip("this CPU does not compute in bf16")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     crops = np.random.default_rng(0).integers(0, 256, (11, 224, 224, 3), np.uint8)
     chosen = weights.find("random")
@@ -411,6 +414,35 @@ def test_openvino_gives_torchs_rows_whatever_the_batch(
         replace(known, preprocessing=replace(known.preprocessing, std=(1.0, 1.0, 1.0))), load, precision="fp32"
     )
     assert len(loads) == 3  # another normalisation is another network
+
+
+@OPENVINO
+def test_what_openvino_cannot_compute_in_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As for bf16 where ONEDNN_MAX_CPU_ISA forbids it."""
+    import openvino
+
+    from rn50feat.backends import openvino as module
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("Exception from core.cpp:117:\nprimitive descriptors list is empty for node: maxpool\n\n")
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setattr(openvino.Core, "compile_model", refuse)
+    monkeypatch.setattr(module, "_convert", lambda *_: None)
+    chosen = weights.find("random")
+    for precision, remedy in (("bf16", "use --precision fp32, or --backend torch"), ("fp32", "use --backend torch")):
+        with pytest.raises(DeviceError, match=rf"in {precision} on this CPU \(prim.*: maxpool\): {remedy}$"):
+            module.OpenVinoBackend(weights.provenance(chosen), lambda: network.load(chosen), precision=precision)
+
+
+@pytest.mark.parametrize("variable", ["ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"])
+def test_bf16_is_not_chosen_where_onednn_is_told_to_do_without(monkeypatch: pytest.MonkeyPatch, variable: str) -> None:
+    for name in ("ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"):
+        monkeypatch.delenv(name, raising=False)
+    has = cpu_has_bf16()
+    for value, expected in (("AVX2", False), ("avx512_core_vnni", False), ("AVX512_CORE_AMX", has), ("ALL", has)):
+        monkeypatch.setenv(variable, value)
+        assert cpu_has_bf16() == expected
 
 
 @OPENVINO

@@ -44,6 +44,7 @@ def plain(text: str, folder: Path | None = None) -> str:
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "DATE", text)
     text = re.sub(r"in \d+\.\d s", "in SECONDS", text)
     text = re.sub(r"\(\d+(\.\d+)? kB\)", "(SIZE)", text)
+    text = re.sub(r"SHA-256 [0-9a-f]{8}…", "SHA-256 …", text)  # the last digits of what torch draws are the processor's
     text = re.sub(r"^cache  .*", "cache", text, flags=re.MULTILINE)  # of this machine
     text = re.sub(r"\d\.\de-\d\d|0\.0e\+00", "ROUNDING", text)
     return re.sub(r"\b[01]\.\d{4,}", lambda match: f"{float(match[0]):.2f}", text)

@@ -7,6 +7,7 @@ can do it.
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -45,7 +46,10 @@ def cpu_has_bf16() -> bool:
         flags = set(Path("/proc/cpuinfo").read_text().split())
     except OSError:
         return False
-    return bool(flags & {"avx512_bf16", "amx_bf16"}) and platform.machine() == "x86_64"
+    # oneDNN, which computes in torch and in OpenVINO, may be told to use less than there is.
+    most = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
+    allowed = any(name in most for name in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10"))
+    return allowed and bool(flags & {"avx512_bf16", "amx_bf16"}) and platform.machine() == "x86_64"
 
 
 def cpu_precision(name: str) -> str:

@@ -114,7 +114,14 @@ class OpenVinoBackend:
 
     def _compile(self, network: Network, provenance: Provenance) -> Any:
         model = _convert(network, provenance.preprocessing)
-        compiled = self._core.compile_model(model, "CPU", self._settings)
+        try:
+            compiled = self._core.compile_model(model, "CPU", self._settings)
+        except RuntimeError as error:
+            reason = str(error).strip().splitlines()[-1]
+            remedy = "use --backend torch" if self.precision == "fp32" else "use --precision fp32, or --backend torch"
+            raise DeviceError(
+                f"OpenVINO cannot compute in {self.precision} on this CPU ({reason}): {remedy}"
+            ) from error
         content = io.BytesIO()
         compiled.export_model(content)
         path = self._path(network.sha256, provenance)
