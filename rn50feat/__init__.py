@@ -18,8 +18,6 @@ Nothing heavy is imported before it is used.
 from __future__ import annotations
 
 import importlib
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
@@ -40,52 +38,43 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from rn50feat.duplicates import duplicates
-    from rn50feat.engines import EngineOptions
+    from rn50feat.engines.contract import EngineOptions
     from rn50feat.errors import RN50FeatError
     from rn50feat.exchange.export import export
     from rn50feat.exchange.importing import import_features
     from rn50feat.exchange.merge import merge
-    from rn50feat.extract import extract
-    from rn50feat.indexing.index import index
-    from rn50feat.places.selection import Selection, Shard
-    from rn50feat.search import search
-    from rn50feat.store import FeatureStore
-    from rn50feat.verify import verify
+    from rn50feat.extraction.extract import extract
+    from rn50feat.extraction.verify import verify
+    from rn50feat.searching.duplicates import duplicates
+    from rn50feat.searching.index import index
+    from rn50feat.searching.search import search
+    from rn50feat.sources.selection import Selection, Shard
+    from rn50feat.store.reader import FeatureStore
 
-_HOMES = {
-    "EngineOptions": "engines",
-    "FeatureStore": "store",
+_MODULES = {
+    "EngineOptions": "engines.contract",
+    "FeatureStore": "store.reader",
     "RN50FeatError": "errors",
-    "Selection": "places.selection",
-    "Shard": "places.selection",
-    "duplicates": "duplicates",
+    "Selection": "sources.selection",
+    "Shard": "sources.selection",
+    "duplicates": "searching.duplicates",
     "export": "exchange.export",
-    "extract": "extract",
+    "extract": "extraction.extract",
     "import_features": "exchange.importing",
-    "index": "indexing.index",
+    "index": "searching.index",
     "merge": "exchange.merge",
-    "search": "search",
-    "verify": "verify",
+    "search": "searching.search",
+    "verify": "extraction.verify",
 }
 
 
-class _Package(ModuleType):
-    """This package: imports its doors when they are first used.
-
-    Python sets ``rn50feat.extract`` to the module of that name whenever it is
-    imported; here the function of the same name takes that place.
-    """
-
-    def __getattr__(self, name: str) -> Any:
-        if name not in _HOMES:
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if isinstance(value, ModuleType) and _HOMES.get(name) == name:
-            value = getattr(value, name)
-        super().__setattr__(name, value)
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is first used."""
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = globals()[name] = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return value
 
 
-sys.modules[__name__].__class__ = _Package
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

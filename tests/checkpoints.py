@@ -2,7 +2,7 @@
 
 Tables: LevelDB's ``doc/table_format.md``, with TensorFlow's block size. Records:
 ``saved_tensor_slice.proto`` (V1) and ``tensor_bundle.proto`` (V2). Checksums
-come from the google-crc32c package. Shares nothing with `rn50feat.formats`.
+come from the google-crc32c package. Shares nothing with `rn50feat.model.weight_files`.
 """
 
 from __future__ import annotations

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import images
-from rn50feat.engines import Batch, Engine, EngineOptions, Failure
+from rn50feat.engines.contract import Batch, Engine, EngineOptions, Failure
 from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import DamagedError, ImageError, SourceError, VanishedError
-from rn50feat.places import sources
-from rn50feat.places.sources import Reference
-from rn50feat.provenance import Preprocessing, Provenance
-from rn50feat.weights import Weights
+from rn50feat.images import decoding
+from rn50feat.images.provenance import Preprocessing, Provenance
+from rn50feat.model.weights import Weights
+from rn50feat.sources import sources
+from rn50feat.sources.sources import Reference
 
 
 class FakeBackend:
@@ -62,7 +62,7 @@ class FakeEngine:
                 try:
                     read, data = sources.read(reference)
                     suffix = os.path.splitext(reference.location)[1]
-                    decoded = images.decode(data, self._preprocessing, suffix=suffix, max_pixels=10**8)
+                    decoded = decoding.decode(data, self._preprocessing, suffix=suffix, max_pixels=10**8)
                     crops.append(decoded.crop)
                     good.append(replace(read, damage=decoded.damage))
                 except (ImageError, DamagedError) as error:

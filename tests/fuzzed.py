@@ -12,11 +12,11 @@ import zipfile
 from pathlib import Path
 
 from keras_files import write_archive, write_by_class, write_by_layer
+from mutations import mutated
 from published import biases, keras_layers, state
-from test_fuzz import mutated
 
 from rn50feat.errors import WeightsError
-from rn50feat.formats import keras, names
+from rn50feat.model.weight_files import keras, names
 
 WRITERS = {
     "by layer": lambda path, layers: write_by_layer(path, layers, whole=True),

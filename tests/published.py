@@ -1,6 +1,6 @@
 """The tensors of a ResNet50 as torchvision, Keras and slim call them: random ones, to be written into files.
 
-Written from the published tables of names, apart from `rn50feat.formats`, so
+Written from the published tables of names, apart from `rn50feat.model.weight_files`, so
 that neither can hide a mistake of the other.
 """
 

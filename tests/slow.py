@@ -11,8 +11,9 @@ from collections.abc import Iterable, Iterator
 
 from fake import FakeEngine, FakeStart
 
-from rn50feat.engines import Batch, local
-from rn50feat.places.sources import Reference
+from rn50feat.engines import local
+from rn50feat.engines.contract import Batch
+from rn50feat.sources.sources import Reference
 
 SECONDS = sys.argv[1]
 

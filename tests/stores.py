@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from conftest import rows
 
-from rn50feat.places.sources import Reference
-from rn50feat.provenance import Provenance
-from rn50feat.writer import create_store, open_store
+from rn50feat.images.provenance import Provenance
+from rn50feat.sources.sources import Reference
+from rn50feat.store.writer import create_store, open_store
 
 PROVENANCE = Provenance("random:0", "5e" * 32)
 

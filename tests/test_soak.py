@@ -22,13 +22,13 @@ from scenes import encoded
 
 import rn50feat
 from rn50feat import FeatureStore
-from rn50feat.disk import Disk
-from rn50feat.engines import EngineOptions
+from rn50feat.durable.disk import Disk
+from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import IndexingError, StoreError
-from rn50feat.indexing import index_file
-from rn50feat.places.selection import Selection
-from rn50feat.search import search_stored
-from rn50feat.writer import create_store, open_store
+from rn50feat.searching import index_file
+from rn50feat.searching.search import search_stored
+from rn50feat.sources.selection import Selection
+from rn50feat.store.writer import create_store, open_store
 
 NIGHTS, SEED = int(os.environ.get("SOAK_NIGHTS", "30")), int(os.environ.get("SOAK_SEED", "0"))
 CHUNK = 32 * 2048 * 4  # bytes of features that a store takes at once

@@ -8,9 +8,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import FeatureStore
-from rn50feat.places.sources import Reference
-from rn50feat.provenance import Provenance
-from rn50feat.writer import create_store, open_store
+from rn50feat.images.provenance import Provenance
+from rn50feat.sources.sources import Reference
+from rn50feat.store.writer import create_store, open_store
 
 
 def clusters(rows: int, seed: int = 0, width: int = 16) -> NDArray[np.float32]:

@@ -23,7 +23,7 @@ from rn50feat.errors import DeviceError
 if TYPE_CHECKING:
     import numpy as np
 
-    from rn50feat.backends import Crops
+    from rn50feat.backends.contract import Crops
 
 logger = logging.getLogger(__name__)
 

@@ -22,14 +22,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import beside, caches, limits
-from rn50feat.backends import CPU_BATCH, cpu_precision
+from rn50feat.backends.contract import CPU_BATCH, cpu_precision
+from rn50feat.durable import atomic, caches, limits
 from rn50feat.errors import DeviceError
-from rn50feat.provenance import Preprocessing, Provenance
+from rn50feat.images.provenance import Preprocessing, Provenance
 
 if TYPE_CHECKING:
-    from rn50feat.backends import Crops
-    from rn50feat.network import Network
+    from rn50feat.backends.contract import Crops
+    from rn50feat.model.network import Network
 
 # OpenVINO reports each conversion over the network unless this package of its
 # own is missing; nothing here does that behind a user's back.
@@ -128,7 +128,7 @@ class OpenVinoBackend:
         if path is not None:
             with contextlib.suppress(OSError, DeviceError):  # without a cache the next start is slower, nothing else
                 path.parent.mkdir(parents=True, exist_ok=True)
-                with beside.written([path], kind=DeviceError) as (file,):
+                with atomic.written([path], kind=DeviceError) as (file,):
                     file.write(content.getvalue())
             caches.use(path)
         return compiled
@@ -147,7 +147,7 @@ def _convert(network: Network, preprocessing: Preprocessing) -> Any:
     """Return the OpenVINO model of `network`, from crops to features."""
     import torch
 
-    from rn50feat.network import Normalized
+    from rn50feat.model.network import Normalized
 
     dtype = getattr(torch, preprocessing.crop_dtype)
     example = torch.zeros(BATCH, preprocessing.crop, preprocessing.crop, 3, dtype=dtype)

@@ -19,16 +19,17 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rn50feat import limits
-from rn50feat.backends import CPU_BATCH, check, cpu_precision, cuda
+from rn50feat.backends import check, cuda
+from rn50feat.backends.contract import CPU_BATCH, cpu_precision
 from rn50feat.backends.exact import exact
 from rn50feat.backends.fused import fused_on_cpu, fused_on_cuda
+from rn50feat.durable import limits
 from rn50feat.errors import DeviceError
-from rn50feat.network import Network, Normalized
-from rn50feat.provenance import Preprocessing
+from rn50feat.images.provenance import Preprocessing
+from rn50feat.model.network import Network, Normalized
 
 if TYPE_CHECKING:
-    from rn50feat.backends import Crops
+    from rn50feat.backends.contract import Crops
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import engine_options, json_option, option
 from rn50feat.cli.terminal import write
-from rn50feat.engines import EngineOptions
+from rn50feat.engines.contract import EngineOptions
 
 
 @click.command("bench")
@@ -26,7 +26,7 @@ def command(ending: Ending, folder: str, count: int, as_json: bool, **engine: An
     FOLDER is the current one unless given. Takes about half a minute, writes
     nothing, and says which stage limits and what would help.
     """
-    from rn50feat.bench import bench as run
+    from rn50feat.extraction.bench import bench as run
 
     result = run(folder, count=count, options=EngineOptions(**engine))
     ending.add(**dataclasses.asdict(result))

@@ -39,7 +39,7 @@ def command(
     The same features come out of the new file, to the bit, with --weights
     alone.
     """
-    from rn50feat.convert import convert as run
+    from rn50feat.model.convert import convert as run
 
     with downloads() as on_download:
         origin = run(weights, out, variant=variant, preprocess=preprocess, force=force, on_download=on_download)

@@ -59,7 +59,7 @@ def command(
     of the first, and 'same file' for another path to a file of the group;
     files that are missing or have changed are marked, and are no copies.
     """
-    from rn50feat.duplicates import default_threshold, duplicates
+    from rn50feat.searching.duplicates import default_threshold, duplicates
 
     form = form_of(json=as_json, csv=csv)
     if exact and typed("threshold"):

@@ -13,7 +13,7 @@ from rn50feat.cli.options import argument, json_option, option
 from rn50feat.cli.outcome import STOP_CODES
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, signals, stages
-from rn50feat.quantities import count
+from rn50feat.errors import count
 
 
 @click.command("export", no_args_is_help=True)
@@ -43,7 +43,7 @@ def command(
     each row. A database gets what is new, loses what is gone, and keeps the
     rest; the key of a Qdrant server is in QDRANT_API_KEY.
     """
-    from rn50feat.store import SUFFIXES
+    from rn50feat.store.reader import SUFFIXES
 
     *stores, out = names
     if not stores and out.endswith(SUFFIXES):

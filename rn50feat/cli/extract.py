@@ -31,13 +31,13 @@ from rn50feat.cli.options import (
 )
 from rn50feat.cli.outcome import STOP_CODES, tell
 from rn50feat.cli.terminal import progress, signals, write
-from rn50feat.engines import EngineOptions
+from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import PruneError, RN50FeatError, raise_all
-from rn50feat.places.exclusion import Excluded
-from rn50feat.places.selection import Selection, Shard
+from rn50feat.sources.exclusion import Excluded
+from rn50feat.sources.selection import Selection, Shard
 
 if TYPE_CHECKING:
-    from rn50feat.summary import Summary
+    from rn50feat.extraction.summary import Summary
 
 
 @click.command("extract", no_args_is_help=True)
@@ -141,7 +141,7 @@ def command(
     moved file reuses its features; a changed one is computed anew. Pictures
     that cannot be read are entered in the store's ledger of failures.
     """
-    from rn50feat.extract import extract as run
+    from rn50feat.extraction.extract import extract as run
 
     _require_sense(sources, out, from_file, null, settings)
     place = engine_at(engine, ray_address)
@@ -180,7 +180,7 @@ def _require_sense(
     sources: tuple[str, ...], out: Path, from_file: Path | None, null: bool, settings: dict[str, Any]
 ) -> None:
     """Raise `click.UsageError` for what is missing, and for options that are about others."""
-    from rn50feat.store import SUFFIXES
+    from rn50feat.store.reader import SUFFIXES
 
     if not sources and from_file is None:
         if out.suffix not in SUFFIXES and not out.is_file():
@@ -204,7 +204,7 @@ def _lister(ending: Ending, as_json: bool) -> Callable[[Excluded], None]:
 
 
 def _show_preview(selection: Selection, out: Path, ending: Ending, as_json: bool, **settings: Any) -> None:
-    from rn50feat.preview import preview
+    from rn50feat.extraction.preview import preview
 
     expected = preview(selection, out, **settings)
     ending.add(**dataclasses.asdict(expected))
@@ -220,7 +220,7 @@ def _pruning(summary: Summary, errors: Sequence[RN50FeatError]) -> dict[str, Any
 
 def _update_index(out: Path, ending: Ending, errors: list[RN50FeatError], **settings: Any) -> None:
     """Bring the index up to date; what stands in its way is one more of `errors`."""
-    from rn50feat.store import FeatureStore
+    from rn50feat.store.reader import FeatureStore
 
     try:
         ending.add(index=update(FeatureStore(out), **settings))

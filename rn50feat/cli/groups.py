@@ -12,19 +12,19 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
-from rn50feat.quantities import count, size
-from rn50feat.unseen import one_line
+from rn50feat.errors import count, size
+from rn50feat.escape import one_line
 
 if TYPE_CHECKING:
-    from rn50feat.duplicates import Group, Member
-    from rn50feat.store import FeatureStore
+    from rn50feat.searching.duplicates import Group, GroupImage
+    from rn50feat.store.reader import FeatureStore
 
 
-def _mark(member: Member, form: str) -> str:
+def _mark(member: GroupImage, form: str) -> str:
     return form.format(member.state) if member.state in ("missing", "changed") else ""
 
 
-def _likeness(member: Member, number: int) -> str:
+def _likeness(member: GroupImage, number: int) -> str:
     """Return what a member is to the first of its group; only what may be deleted is called a copy."""
     if member.state == "same file":
         return member.state

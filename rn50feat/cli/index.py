@@ -14,8 +14,8 @@ from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, stages
 
 if TYPE_CHECKING:
-    from rn50feat.indexing.index_plan import Plan
-    from rn50feat.store import FeatureStore
+    from rn50feat.searching.index_plan import Plan
+    from rn50feat.store.reader import FeatureStore
 
 
 @click.command("index")
@@ -46,8 +46,8 @@ def command(ending: Ending, store: Path | None, quiet: bool, as_json: bool, **se
 
 def update(store: FeatureStore, *, quiet: bool, **settings: Any) -> dict[str, Any]:
     """Bring the index of a store up to date, and tell of it; return the same, ready for JSON."""
-    from rn50feat.indexing.index import index
-    from rn50feat.indexing.index_file import faiss_path
+    from rn50feat.searching.index import index
+    from rn50feat.searching.index_file import faiss_path
 
     name = faiss_path(store.path)
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import click
 
 from rn50feat.cli import report
+from rn50feat.cli.description import describe
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.facts import describe
 from rn50feat.cli.options import json_option, option, store_argument
 from rn50feat.cli.stores import open_store
 from rn50feat.cli.terminal import columns, write
@@ -29,7 +29,7 @@ def command(ending: Ending, store: Path | None, failures: bool, as_json: bool) -
 
     STORE is as for search.
     """
-    from rn50feat.marks import damaged as damaged_images
+    from rn50feat.store.marks import damaged as damaged_images
 
     opened = open_store(store, ending)
     facts = describe(opened)

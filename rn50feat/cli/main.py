@@ -15,7 +15,7 @@ from typing import Any
 
 import click
 
-from rn50feat import __version__, limits, waiting
+from rn50feat import __version__
 from rn50feat.cli import (
     bench,
     convert,
@@ -32,8 +32,9 @@ from rn50feat.cli import (
     verify,
 )
 from rn50feat.cli.ending import Ending, ending_of
+from rn50feat.durable import limits, waiting
 from rn50feat.errors import RN50FeatError, SeveralErrors
-from rn50feat.unseen import one_line
+from rn50feat.escape import one_line
 
 
 class _Failed(click.ClickException):

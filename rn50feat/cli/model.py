@@ -14,10 +14,10 @@ from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import json_option, option, page_file
 from rn50feat.cli.terminal import columns, say, write
-from rn50feat.variants import VARIANTS
+from rn50feat.model.variants import VARIANTS
 
 if TYPE_CHECKING:
-    from rn50feat.structure import Convolution, Structure
+    from rn50feat.model.structure import Convolution, Structure
 
 HEADINGS = "stage block shortcut layer kernel stride channels output parameters multiply-adds role".split()
 
@@ -38,10 +38,10 @@ def command(ending: Ending, weights: str | None, variant: str | None, as_json: b
     Weights are not needed; where some are named, they tell the variant, and
     are checked.
     """
-    from rn50feat import network as networks
-    from rn50feat.structure import structure
-    from rn50feat.variants import TORCHVISION, named, recorded
-    from rn50feat.weights import Choices, settle
+    from rn50feat.model import network as networks
+    from rn50feat.model.structure import structure
+    from rn50feat.model.variants import TORCHVISION, named, recorded
+    from rn50feat.model.weights import Choices, settle
 
     if as_json and html:
         raise click.UsageError("--json and --html are two forms: give one.")

@@ -18,12 +18,12 @@ from click.core import ParameterSource
 from click.types import StringParamType
 
 from rn50feat.cli.ending import ending_of
-from rn50feat.engines import EngineOptions
+from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import SourceError
+from rn50feat.images.provenance import PREPROCESSINGS, PROFILES
+from rn50feat.model.variants import VARIANTS
 from rn50feat.pages.page import target
-from rn50feat.places.selection import Shard
-from rn50feat.provenance import PREPROCESSINGS, PROFILES
-from rn50feat.variants import VARIANTS
+from rn50feat.sources.selection import Shard
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 

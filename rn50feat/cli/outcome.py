@@ -12,10 +12,10 @@ from rn50feat.cli import report
 from rn50feat.cli.ending import Ending
 from rn50feat.cli.stores import mark_random
 from rn50feat.cli.terminal import STOPS, say
-from rn50feat.quantities import count
+from rn50feat.errors import count
 
 if TYPE_CHECKING:
-    from rn50feat.summary import Summary
+    from rn50feat.extraction.summary import Summary
 
 STOP_CODES = {number.name: 128 + number for number in STOPS}
 
@@ -40,6 +40,6 @@ def _tell_in_words(summary: Summary, out: Path) -> None:
         what = "what could not be read" if summary.failed else "which images are damaged"
         say(f"rn50feat info {out} --failures tells {what}, and why")
     if out.exists():
-        from rn50feat.store import FeatureStore
+        from rn50feat.store.reader import FeatureStore
 
         mark_random(FeatureStore(out))

@@ -17,19 +17,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rn50feat.quantities import count, size
-from rn50feat.unseen import one_line
+from rn50feat.errors import count, size
+from rn50feat.escape import one_line
 
 if TYPE_CHECKING:
-    from rn50feat.bench import Benchmark
-    from rn50feat.indexing.index import Report as IndexReport
-    from rn50feat.indexing.index_plan import Plan
-    from rn50feat.marks import DamageRecord
-    from rn50feat.places.exclusion import Excluded
-    from rn50feat.preview import Preview
-    from rn50feat.provenance import Preprocessing, Provenance
-    from rn50feat.search import Hit, Result
-    from rn50feat.store import FailureRecord, FeatureStore
+    from rn50feat.extraction.bench import Benchmark
+    from rn50feat.extraction.preview import Preview
+    from rn50feat.images.provenance import Preprocessing, Provenance
+    from rn50feat.searching.index import IndexSummary
+    from rn50feat.searching.index_plan import Plan
+    from rn50feat.searching.search import Hit, Result
+    from rn50feat.sources.exclusion import Excluded
+    from rn50feat.store.marks import DamageRecord
+    from rn50feat.store.reader import FailureRecord, FeatureStore
 
 NOTHING = "nothing done"
 
@@ -242,7 +242,7 @@ def plan_line(plan: Plan) -> str:
     return f"building {plan.factory} ({plan.reason}), {takes}"
 
 
-def index_line(done: IndexReport) -> str:
+def index_line(done: IndexSummary) -> str:
     """Return in one line what was done to an index, and how it is."""
     facts = done.facts
     changes = [f"{number} {name}" for number, name in ((done.added, "added"), (done.removed, "removed")) if number]
@@ -253,7 +253,7 @@ def index_line(done: IndexReport) -> str:
     return ", ".join(words)
 
 
-def index_facts(name: Path, done: IndexReport) -> dict[str, Any]:
+def index_facts(name: Path, done: IndexSummary) -> dict[str, Any]:
     """Return what was done to the index in the file `name`, ready for JSON."""
     counts = {"built": done.built, "added": done.added, "removed": done.removed, "rebuild_pays": done.rebuild_pays}
     return {"file": str(name), **counts, **done.facts.as_dict()}

@@ -13,11 +13,11 @@ from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import check_option, engine_options, form_of, html_option, json_option, option, typed
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import downloads, say, write
-from rn50feat.engines import EngineOptions
-from rn50feat.unseen import as_it_was
+from rn50feat.engines.contract import EngineOptions
+from rn50feat.escape import as_it_was
 
 if TYPE_CHECKING:
-    from rn50feat.store import FeatureStore
+    from rn50feat.store.reader import FeatureStore
 
 
 @click.command("search", no_args_is_help=True)
@@ -67,9 +67,9 @@ def command(
     hits whose picture is missing or has changed are marked. Paths are relative
     to the folder of the store. The index of STORE is used where there is one.
     """
-    from rn50feat.search import search as by_picture
-    from rn50feat.search import search_stored as by_path
-    from rn50feat.store import SUFFIXES
+    from rn50feat.searching.search import search as by_picture
+    from rn50feat.searching.search import search_stored as by_path
+    from rn50feat.store.reader import SUFFIXES
 
     form = form_of(json=as_json, csv=csv, null=null)
     pictures = [query for query in queries if not query.endswith(SUFFIXES)]
@@ -94,8 +94,8 @@ def command(
     if html:
         from rn50feat.pages.gallery import search_page
         from rn50feat.pages.page import save
-        from rn50feat.places.remote import is_url
-        from rn50feat.places.sources import locate
+        from rn50feat.sources.remote import is_url
+        from rn50feat.sources.sources import locate
 
         known = [store.locate(path) if check or not is_url(path) else "" for path in stored]
         locations = [*known, *(locate(picture) for picture in pictures)]

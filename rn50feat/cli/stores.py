@@ -14,15 +14,15 @@ from rn50feat.cli.terminal import say
 from rn50feat.errors import StoreError
 
 if TYPE_CHECKING:
-    from rn50feat.store import FeatureStore
+    from rn50feat.store.reader import FeatureStore
 
 
 def find_store() -> Path:
     """Return the store that is meant where none is named; raise `StoreError` when that is not clear."""
     if named := os.environ.get("RN50FEAT_STORE"):
         return Path(named)
-    from rn50feat.opening import is_store
-    from rn50feat.store import SUFFIXES
+    from rn50feat.store.opening import is_store
+    from rn50feat.store.reader import SUFFIXES
 
     found = sorted(path for path in Path.cwd().iterdir() if path.suffix in SUFFIXES and is_store(path))
     if len(found) == 1:
@@ -35,7 +35,7 @@ def find_store() -> Path:
 
 def open_store(named: Path | None, ending: Ending) -> FeatureStore:
     """Open the store that a command means."""
-    from rn50feat.store import FeatureStore
+    from rn50feat.store.reader import FeatureStore
 
     path = named or find_store()
     ending.store = str(path)

@@ -17,12 +17,11 @@ from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
 from rn50feat.cli import streams
-from rn50feat.errors import OutputError
-from rn50feat.quantities import count
-from rn50feat.unseen import one_line
+from rn50feat.errors import OutputError, count
+from rn50feat.escape import one_line
 
 if TYPE_CHECKING:
-    from rn50feat.summary import Progress
+    from rn50feat.extraction.summary import Progress
 
 # What asks a run to stop: people, services, terminals that close, and batch systems some time before their limit.
 STOPS = (

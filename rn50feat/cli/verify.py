@@ -12,11 +12,10 @@ from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import engine_options, json_option, option, store_argument, typed
 from rn50feat.cli.stores import open_store
 from rn50feat.cli.terminal import downloads, say, write
-from rn50feat.damage import REMEDY
-from rn50feat.engines import EngineOptions
-from rn50feat.errors import VerifyError
-from rn50feat.quantities import count
-from rn50feat.unseen import one_line
+from rn50feat.engines.contract import EngineOptions
+from rn50feat.errors import VerifyError, count
+from rn50feat.escape import one_line
+from rn50feat.store.damage import REMEDY
 
 
 @click.command("verify")
@@ -41,7 +40,7 @@ def command(
     STORE is as for search. All datasets must agree and every row be readable,
     finite and not all zero.
     """
-    from rn50feat.verify import verify as run
+    from rn50feat.extraction.verify import verify as run
 
     if typed("weights") and not recompute:
         raise click.UsageError("--weights requires --recompute.")

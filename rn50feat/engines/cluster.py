@@ -22,8 +22,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+from rn50feat.durable.limits import cores
 from rn50feat.errors import ClusterError
-from rn50feat.limits import cores
 
 logger = logging.getLogger(__name__)
 

@@ -19,17 +19,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rn50feat import limits, variants
-from rn50feat.backends import Backend
-from rn50feat.engines import Batch, EngineOptions, Failure
+from rn50feat.backends.contract import Backend
+from rn50feat.durable import limits
+from rn50feat.engines.contract import Batch, EngineOptions, Failure
 from rn50feat.engines.pool import Decoder, DecoderPool, Outcome
 from rn50feat.errors import DeviceError
-from rn50feat.places.sources import Reference
-from rn50feat.provenance import Preprocessing, Provenance
-from rn50feat.weights import Weights
+from rn50feat.images.provenance import Preprocessing, Provenance
+from rn50feat.model import variants
+from rn50feat.model.weights import Weights
+from rn50feat.sources.sources import Reference
 
 if TYPE_CHECKING:
-    from rn50feat.network import Network
+    from rn50feat.model.network import Network
 
 logger = logging.getLogger(__name__)
 
@@ -148,7 +149,7 @@ def backend(weights: Weights, provenance: Provenance, options: EngineOptions) ->
 
     def load() -> Network:
         weights.require()  # before torch is imported, which takes seconds
-        from rn50feat import network
+        from rn50feat.model import network
 
         return network.load(weights, variants.recorded(provenance.network))
 

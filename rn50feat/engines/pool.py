@@ -26,14 +26,14 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import limits
-from rn50feat.engines import Failure
+from rn50feat.durable import limits
 from rn50feat.engines.allowance import seconds as seconds_for
 from rn50feat.engines.allowance import shares
+from rn50feat.engines.contract import Failure
 from rn50feat.engines.worker import LEFT_TO_PARENT, as_request
 from rn50feat.errors import RN50FeatError
-from rn50feat.places.sources import Reference
-from rn50feat.provenance import Preprocessing
+from rn50feat.images.provenance import Preprocessing
+from rn50feat.sources.sources import Reference
 
 PATIENCE = 600.0  # seconds on the clock for a picture and the reading of its file
 PORTION = 16  # images a request: this process takes 0.085 ms of a core for each, 0.13 with 8 (tests/benchmarks/feed.py)

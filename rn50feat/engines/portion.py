@@ -9,8 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from rn50feat.engines import Batch, Failure
-from rn50feat.places.sources import Reference
+from rn50feat.engines.contract import Batch, Failure
+from rn50feat.sources.sources import Reference
 
 SUSPECTS = 32  # pictures in a portion that is tried again; after its second worker, each comes alone
 DEATHS = 2  # of workers that had a picture alone: once may be anything, a node that lost its power, say

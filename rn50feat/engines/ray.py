@@ -18,17 +18,18 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rn50feat.engines import Batch, EngineOptions, StartEngine, local
+from rn50feat.engines import local
 from rn50feat.engines.cluster import Cluster, Place
+from rn50feat.engines.contract import Batch, EngineOptions, StartEngine
+from rn50feat.engines.node import Assignment, NodeFacts, versions
 from rn50feat.engines.portion import Portion
-from rn50feat.engines.remote import Assignment, Facts, versions
 from rn50feat.errors import ClusterError, DeviceError, RN50FeatError
-from rn50feat.places.sources import Reference
-from rn50feat.provenance import Provenance
-from rn50feat.weights import Weights
+from rn50feat.images.provenance import Provenance
+from rn50feat.model.weights import Weights
+from rn50feat.sources.sources import Reference
 
 if TYPE_CHECKING:
-    from rn50feat.engines.member import Member
+    from rn50feat.engines.actor import Actor
 
 logger = logging.getLogger(__name__)
 
@@ -46,13 +47,13 @@ class RayEngine:
         self._cluster, self._packed = cluster, assignment.packed()
         self._weights_sha256 = assignment.provenance.weights_sha256  # as this machine has them
         self._on_gpus = _wants_gpus(cluster, assignment.options)
-        self._members: dict[Place, Member] = {}
+        self._members: dict[Place, Actor] = {}
         self._losses: Counter[Place] = Counter()
         self._given_up: dict[Place, str] = {}
         self._again: deque[Portion] = deque()
         self._looked = -math.inf
         self._started: set[Place] = set()
-        self._facts: Facts | None = None
+        self._facts: NodeFacts | None = None
         self.device = ""
         self.seconds = {"decode": 0.0, "network": 0.0}
         begun, told = time.monotonic(), False
@@ -83,7 +84,7 @@ class RayEngine:
             self._again.clear()
             self._looked = -math.inf
 
-    def _hand_out(self, member: Member, waiting: Iterator[Reference]) -> None:
+    def _hand_out(self, member: Actor, waiting: Iterator[Reference]) -> None:
         """Give a worker what it can take, what is to be tried again first."""
         while size := member.wants:
             portion = self._again.popleft() if self._again else Portion(list(islice(waiting, size)))
@@ -91,7 +92,7 @@ class RayEngine:
                 return
             member.give(portion)
 
-    def _next(self, seconds: float) -> Member | None:
+    def _next(self, seconds: float) -> Actor | None:
         """Return a worker that has something to tell; None when there is none for so long. Each has its turn."""
         import ray  # not before the cluster has set what Ray reads when it is imported
 
@@ -107,19 +108,19 @@ class RayEngine:
 
     def _look(self) -> None:
         """Start a worker at each place that has none; raise `ClusterError` when nothing is left to work."""
-        from rn50feat.engines.member import Member
+        from rn50feat.engines.actor import Actor
 
         self._looked = time.monotonic()
         places = self._cluster.places(gpu=self._on_gpus)
         for place in places:
             if place not in self._members and place not in self._given_up:
-                self._members[place] = Member(place, self._packed)
+                self._members[place] = Actor(place, self._packed)
         if not self._members:
             reasons = [reason for place, reason in self._given_up.items() if place in places]
             why = reasons[-1] if reasons else "it has no node with a free core"
             raise ClusterError(f"{self._cluster.name} has no worker left: {why}")
 
-    def _hear(self, member: Member) -> Iterator[Batch]:
+    def _hear(self, member: Actor) -> Iterator[Batch]:
         """Take a worker's answer: it has started, a batch or a portion is done, or it has died."""
         from ray import get
         from ray.exceptions import RayError, RayTaskError
@@ -140,7 +141,7 @@ class RayEngine:
         except RayError as death:
             yield from self._after(death, member)
 
-    def _welcome(self, member: Member, facts: Facts) -> None:
+    def _welcome(self, member: Actor, facts: NodeFacts) -> None:
         """Let a worker take part; raise `ClusterError` when it is not as this process, or as the first one."""
         host, sha256 = facts.host, facts.weights_sha256
         if facts.versions != versions():
@@ -157,9 +158,9 @@ class RayEngine:
         self._started.add(member.place)
         self.device = f"ray {len(self._started)} x {facts.device}"
 
-    def _after(self, death: Exception, member: Member) -> Iterator[Batch]:
+    def _after(self, death: Exception, member: Actor) -> Iterator[Batch]:
         """Put the portions of a dead worker back, the suspect one in parts; give up its place when many died there."""
-        from rn50feat.engines.member import reason
+        from rn50feat.engines.actor import reason
 
         place, portions = member.place, [portion for portion in member.portions if portion.references]
         limit = LOSSES if member.start is None else STARTS
@@ -179,7 +180,7 @@ class RayEngine:
                 yield Batch((), np.empty((0, 2048), np.float32), failures)
         self._look()
 
-    def _dismiss(self, member: Member) -> None:
+    def _dismiss(self, member: Actor) -> None:
         del self._members[member.place]
         member.dismiss()
 
@@ -224,7 +225,7 @@ def _wants_gpus(cluster: Cluster, options: EngineOptions) -> bool:
     return there
 
 
-def _words(facts: Facts) -> str:
+def _words(facts: NodeFacts) -> str:
     """Say what a worker computes with."""
     what = f"{facts.backend} on {facts.device} in {facts.precision} with weights {facts.weights_sha256[:8]}…"
     return f"the node {facts.host} computes with {what}"

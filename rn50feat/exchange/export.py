@@ -16,13 +16,13 @@ from functools import partial
 from io import BufferedWriter
 from pathlib import Path
 
-from rn50feat import beside
+from rn50feat.durable import atomic
 from rn50feat.errors import ExchangeError
 from rn50feat.exchange import npy, parquet
-from rn50feat.indexing.exact import prepared
-from rn50feat.layout import WIDTH
-from rn50feat.snapshot import Block, Snapshot
-from rn50feat.store import FeatureStore
+from rn50feat.searching.exact import prepared
+from rn50feat.store.layout import WIDTH
+from rn50feat.store.reader import FeatureStore
+from rn50feat.store.snapshot import Block, Snapshot
 
 DIGITS = {"float16": "%.5g", "float32": "%.9g"}  # what gives back every number
 
@@ -66,10 +66,10 @@ def export(
         raise ExchangeError(f"--null is about the list of paths beside a .npy file: {path} has none")
     places = [path, npy.path_list(path)] if path.suffix == ".npy" else [path]
     if not overwrite:
-        beside.refuse_existing(places)
+        atomic.refuse_existing(places)
     snapshot = Snapshot(store)
     blocks = map(_of_unit_length, snapshot.blocks()) if normalize else snapshot.blocks()
-    with beside.written(places) as files:
+    with atomic.written(places) as files:
         writers[path.suffix](files, snapshot, watched(blocks, len(snapshot), on_stage))
     return len(snapshot)
 

@@ -21,21 +21,22 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import lock, quantities
-from rn50feat.catalogue import Catalogue
-from rn50feat.embedding import agree, require
+from rn50feat import errors
+from rn50feat.durable import lock
 from rn50feat.errors import ExchangeError, SourceError
 from rn50feat.exchange.intake import Intake, settle_dtype
 from rn50feat.exchange.npy import NpyFile, path_list
 from rn50feat.exchange.parquet import ParquetFile
-from rn50feat.places import lists, sources
-from rn50feat.places.sources import UNKNOWN, Reference
-from rn50feat.provenance import Provenance
-from rn50feat.snapshot import BLOCK
-from rn50feat.storable import text_for_ledger
-from rn50feat.store import FeatureStore, locate_output, stored_path
-from rn50feat.summary import Progress, Summary
-from rn50feat.weights import Choices
+from rn50feat.extraction.catalogue import Catalogue
+from rn50feat.extraction.summary import Progress, Summary
+from rn50feat.images.provenance import Provenance
+from rn50feat.model.compatibility import agree, require
+from rn50feat.model.weights import Choices
+from rn50feat.sources import lists, sources
+from rn50feat.sources.sources import UNKNOWN, Reference
+from rn50feat.store.reader import FeatureStore, locate_output, stored_path
+from rn50feat.store.snapshot import BLOCK
+from rn50feat.store.storable import text_for_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -160,7 +161,7 @@ def _locations(file: FeatureFile, root: Path) -> Callable[[], Iterator[str]]:
             raise ExchangeError(f"{file.path} has two rows for {location}: leave one of them out")
         count += 1
     if count != len(file):
-        rows, names = quantities.count(len(file), "row"), quantities.count(count, "path")
+        rows, names = errors.count(len(file), "row"), errors.count(count, "path")
         raise ExchangeError(f"{file.path} has {rows}, but {names}: give the list that belongs to it")
     return locations
 

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import RN50FeatError, StoreError
-from rn50feat.places.sources import Reference
-from rn50feat.provenance import Provenance
-from rn50feat.storable import not_storable, storable, unstorable_row
-from rn50feat.store import FeatureStore
-from rn50feat.summary import Progress, Summary, record
-from rn50feat.writer import StoreWriter, create_store, open_store
+from rn50feat.extraction.summary import Progress, Summary, record
+from rn50feat.images.provenance import Provenance
+from rn50feat.sources.sources import Reference
+from rn50feat.store.reader import FeatureStore
+from rn50feat.store.storable import not_storable, storable, unstorable_row
+from rn50feat.store.writer import StoreWriter, create_store, open_store
 
 COMMIT_ROWS = 10_000  # new rows; each takes the disk's place beyond the committed end
 COMMIT_CHANGES = 1000  # changed rows: their pages are held in memory until the commit
@@ -92,7 +92,7 @@ class Intake:
         self._count(len(references), len(references) - len(new))
 
     def _renew(self, row: int, reference: Reference, features: NDArray[np.floating[Any]]) -> None:
-        if self._open().copied(row, reference) is not None:
+        if self._open().features_of_copy(row, reference) is not None:
             self._open().touch(row, reference)
             self.summary.unchanged += 1
         else:

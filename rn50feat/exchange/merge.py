@@ -16,15 +16,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat import lock
-from rn50feat.catalogue import Catalogue, path_key
+from rn50feat.durable import lock
 from rn50feat.errors import ProvenanceError, StoreError
 from rn50feat.exchange.intake import Intake, settle_dtype
-from rn50feat.places.sources import Reference
-from rn50feat.provenance import Provenance
-from rn50feat.snapshot import Snapshot
-from rn50feat.store import FeatureStore, locate_output, stored_path
-from rn50feat.summary import Progress, Summary
+from rn50feat.extraction.catalogue import Catalogue, path_key
+from rn50feat.extraction.summary import Progress, Summary
+from rn50feat.images.provenance import Provenance
+from rn50feat.sources.sources import Reference
+from rn50feat.store.reader import FeatureStore, locate_output, stored_path
+from rn50feat.store.snapshot import Snapshot
 
 LEAVE, NEW = -2, -1  # what becomes of a row, where it does not take that of another
 

@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import ExchangeError
-from rn50feat.layout import WIDTH
-from rn50feat.places import lists
-from rn50feat.snapshot import Block, Snapshot
+from rn50feat.sources import lists
+from rn50feat.store.layout import WIDTH
+from rn50feat.store.snapshot import Block, Snapshot
 
 
 def path_list(path: Path) -> Path:

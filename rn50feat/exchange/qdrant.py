@@ -26,10 +26,10 @@ from numpy.typing import NDArray
 
 from rn50feat.errors import ExchangeError
 from rn50feat.exchange.export import watched
-from rn50feat.layout import WIDTH
-from rn50feat.places import lists
-from rn50feat.snapshot import Snapshot
-from rn50feat.store import FeatureStore
+from rn50feat.sources import lists
+from rn50feat.store.layout import WIDTH
+from rn50feat.store.reader import FeatureStore
+from rn50feat.store.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from rn50feat.errors import ImageError
-from rn50feat.provenance import value_limits
+from rn50feat.images.provenance import value_limits
 
 
 @dataclass(frozen=True)

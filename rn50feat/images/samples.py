@@ -17,7 +17,7 @@ from PIL import Image
 from rn50feat.errors import ImageError
 from rn50feat.images import colors, png, tiff
 from rn50feat.images.numbers import Numbers, to_8_bits
-from rn50feat.provenance import Preprocessing
+from rn50feat.images.provenance import Preprocessing
 
 _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
 # Programs that know of no transparency leave zeros in the fourth byte of these.

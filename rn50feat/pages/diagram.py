@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 
+from rn50feat.model.structure import Block, Convolution, Structure
 from rn50feat.pages.figures import Alike, bottleneck, tower
 from rn50feat.pages.page import page, style
-from rn50feat.structure import Block, Convolution, Structure
 
 ROLES = {
     "reduce": "Stands first in every block and brings the channels down, so that the 3×3 in the middle is cheap."

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from math import log2
 
-from rn50feat.structure import Block, Convolution, Structure
+from rn50feat.model.structure import Block, Convolution, Structure
 
 POOLS = {"all sides": "padded on all sides", "end": "padded at the right and below", "none": "not padded"}
 

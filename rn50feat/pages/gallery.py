@@ -14,16 +14,16 @@ from contextlib import closing
 from itertools import tee
 from pathlib import Path
 
-from rn50feat.duplicates import Group, Member
-from rn50feat.engines import EngineOptions
-from rn50feat.images import named_as_picture
+from rn50feat.engines.contract import EngineOptions
+from rn50feat.errors import count
+from rn50feat.images.decoding import named_as_picture
 from rn50feat.pages.page import escape, page, style
 from rn50feat.pages.thumbnails import Thumbnail, thumbnails
-from rn50feat.places.archives import split
-from rn50feat.places.remote import is_url
-from rn50feat.quantities import count
-from rn50feat.search import Hit, Result
-from rn50feat.store import FeatureStore
+from rn50feat.searching.duplicates import Group, GroupImage
+from rn50feat.searching.search import Hit, Result
+from rn50feat.sources.archives import split
+from rn50feat.sources.remote import is_url
+from rn50feat.store.reader import FeatureStore
 
 _SCORES = {
     "cosine": "cosine, 1 for the same direction",
@@ -159,7 +159,7 @@ def _groups_body(groups: Iterable[Group], pictures: Iterator[Thumbnail]) -> Iter
     yield f"<p>{in_all}</p>\n"
 
 
-def _membership(member: Member, number: int) -> str:
+def _membership(member: GroupImage, number: int) -> str:
     length = f"{member.size / 1000:,.0f} kB" if member.size >= 1000 else count(member.size, "byte")
     size = f'<span class="size">{length}</span>'
     mark = f'<p class="mark"><b>{member.state}:</b> {_STATES[member.state]}</p>\n' if member.state in _STATES else ""

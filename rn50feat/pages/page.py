@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 from importlib import resources
 from pathlib import Path
 
-from rn50feat import beside
+from rn50feat.durable import atomic
 from rn50feat.errors import PageError
-from rn50feat.unseen import as_text
+from rn50feat.escape import as_text
 
 SUFFIXES = (".html", ".htm")
 
@@ -83,5 +83,5 @@ def target(path: Path) -> Path:
 def save(path: Path, pieces: Iterable[str]) -> None:
     """Write the pieces of a page to a file, as a whole or not at all; raise `PageError` where that fails."""
     target(path)
-    with beside.written([path], kind=PageError) as (file,):
+    with atomic.written([path], kind=PageError) as (file,):
         file.writelines(piece.encode() for piece in pieces)

@@ -12,11 +12,11 @@ from collections.abc import Generator, Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass
 
-from rn50feat.engines import EngineOptions, Failure
+from rn50feat.durable.limits import cores
+from rn50feat.engines.contract import EngineOptions, Failure
 from rn50feat.engines.pool import DecoderPool, Outcome
-from rn50feat.limits import cores
-from rn50feat.places.sources import Reference
-from rn50feat.provenance import Preprocessing
+from rn50feat.images.provenance import Preprocessing
+from rn50feat.sources.sources import Reference
 
 SIDE = 320  # pixels: sharp at 160 CSS pixels on a screen of double density, and 10 to 20 kB
 MOST_WORKERS = 8  # the pictures of a page are few, and a process takes 0.3 s to start

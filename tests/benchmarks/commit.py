@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rn50feat.places.sources import Reference
-from rn50feat.provenance import Provenance
-from rn50feat.writer import StoreWriter, create_store, open_store
+from rn50feat.images.provenance import Provenance
+from rn50feat.sources.sources import Reference
+from rn50feat.store.writer import StoreWriter, create_store, open_store
 
 BLOCK = 100
 

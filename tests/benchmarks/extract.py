@@ -26,8 +26,9 @@ from PIL import Image
 from torchvision import transforms
 
 import rn50feat
-from rn50feat import EngineOptions, weights
+from rn50feat import EngineOptions
 from rn50feat.engines import local
+from rn50feat.model import weights
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from scenes import encoded, scene

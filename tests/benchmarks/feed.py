@@ -26,7 +26,9 @@ import numpy as np
 from PIL import Image
 
 import rn50feat
-from rn50feat.engines import EngineOptions, local
+from rn50feat.engines import local
+from rn50feat.engines.contract import EngineOptions
+from rn50feat.extraction.summary import Progress
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -53,7 +55,7 @@ class Meter:
         self.marks: list[tuple[int, float, float]] = []
         self._own = 0.0  # what the measuring itself took of this process's time
 
-    def note(self, progress: rn50feat.summary.Progress) -> None:
+    def note(self, progress: Progress) -> None:
         done = progress.done.computed
         if not self.marks or done > self.marks[-1][0]:
             begun = time.process_time()

@@ -28,14 +28,17 @@ import torch
 import torchvision
 
 import rn50feat
-from rn50feat import EngineOptions, FeatureStore, limits, network, weights
+from rn50feat import EngineOptions, FeatureStore
 from rn50feat.backends import check
 from rn50feat.backends.fused import fused_on_cpu, fused_on_cuda
 from rn50feat.backends.torch import TorchBackend
+from rn50feat.durable import limits
 from rn50feat.engines import local
-from rn50feat.network import Normalized
-from rn50feat.places import sources
-from rn50feat.provenance import Preprocessing
+from rn50feat.extraction.summary import Progress
+from rn50feat.images.provenance import Preprocessing
+from rn50feat.model import network, weights
+from rn50feat.model.network import Normalized
+from rn50feat.sources import sources
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
@@ -150,7 +153,7 @@ def measure_extract(report: Report, folder: Path, out: Path, device: str, loop_c
     report.title("whole runs, from files to the file of features (images/s)")
     marks: list[tuple[int, float]] = []  # images done, this process's seconds of CPU
 
-    def note(progress: rn50feat.summary.Progress) -> None:
+    def note(progress: Progress) -> None:
         marks.append((progress.done.computed, time.process_time()))
 
     options = EngineOptions(device=device, backend="torch")

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 
 import rn50feat
 from rn50feat import FeatureStore
-from rn50feat.indexing import exact
-from rn50feat.indexing.index_file import faiss_path
-from rn50feat.indexing.index_plan import MAX_RAM, VECTOR
-from rn50feat.indexing.nearest import Nearest, open_index
+from rn50feat.searching import exact
+from rn50feat.searching.index_file import faiss_path
+from rn50feat.searching.index_plan import MAX_RAM, VECTOR
+from rn50feat.searching.nearest import Nearest, open_index
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from vectors import append, filled

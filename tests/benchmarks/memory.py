@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image
 
 import rn50feat
+from rn50feat.extraction.summary import Progress
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from scenes import encoded, scene
@@ -70,7 +71,7 @@ def main() -> None:
                 peaks["first tenth"] = peaks["all"]
             time.sleep(0.05)
 
-    def tell(progress: rn50feat.summary.Progress) -> None:
+    def tell(progress: Progress) -> None:
         nonlocal done
         done = progress.done.computed
 

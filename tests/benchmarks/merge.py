@@ -18,9 +18,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rn50feat.places.sources import Reference
-from rn50feat.provenance import Provenance
-from rn50feat.writer import create_store
+from rn50feat.images.provenance import Provenance
+from rn50feat.sources.sources import Reference
+from rn50feat.store.writer import create_store
 
 MERGE = "import sys; from rn50feat import merge; print(merge(sys.argv[1:-1], sys.argv[-1]).as_dict()['new'])"
 

@@ -23,7 +23,8 @@ from typing import Any
 from extract import draw
 
 import rn50feat
-from rn50feat.engines import Engine, StartEngine, local, ray
+from rn50feat.engines import local, ray
+from rn50feat.engines.contract import Engine, StartEngine
 
 
 class Timed:

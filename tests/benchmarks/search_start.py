@@ -20,8 +20,8 @@ import numpy as np
 
 import rn50feat
 from rn50feat import EngineOptions
-from rn50feat.places.sources import Reference
-from rn50feat.writer import open_store
+from rn50feat.sources.sources import Reference
+from rn50feat.store.writer import open_store
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from scenes import encoded, scene

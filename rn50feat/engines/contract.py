@@ -1,0 +1,103 @@
+"""The contract of an engine: references in, features out, every reference exactly once.
+
+In: a stream of references to pictures. Out: a stream of `Batch`es. An engine
+decodes and runs the network, on this machine or on others; it never opens a
+store, and a picture that cannot be decoded never stops it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from rn50feat.errors import DeviceError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from rn50feat.images.provenance import Provenance
+    from rn50feat.model.weights import Weights
+    from rn50feat.sources.sources import Reference
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A picture without features, and why.
+
+    ``cause`` is content when the bytes are at fault, access when they could
+    not be read this time, vanished when there is no file any more.
+    """
+
+    reference: Reference
+    reason: str
+    cause: Literal["content", "access", "vanished"] = "content"
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Features, float32 of shape (n, 2048), of n references in the same order; and failures.
+
+    The references carry the size, time and digest of the very bytes that were
+    decoded.
+    """
+
+    references: tuple[Reference, ...]
+    features: NDArray[np.float32]
+    failures: tuple[Failure, ...]
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """How an engine computes; none of it changes a vector by more than rounding.
+
+    ``backend`` is auto, torch or openvino; ``device`` is auto, cpu, cuda or cuda:N; ``precision`` auto, fp32, bf16 or
+    fp16; ``batch_size`` the number of pictures that the network takes at once,
+    0 for 16 or more on the CPU and what free memory allows on a GPU; ``workers`` the
+    number of decoding processes, 0 for a choice by the number of cores.
+    """
+
+    backend: str = "auto"
+    device: str = "auto"
+    precision: str = "auto"
+    batch_size: int = 0
+    workers: int = 0
+    max_megapixels: int = 200
+
+    def __post_init__(self) -> None:
+        """Raise `DeviceError` for what no machine has, whether or not there will be something to compute."""
+        if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
+            raise DeviceError(f"there is no device {self.device}: use auto, cpu, cuda or cuda:N")
+        if self.backend == "openvino" and self.device.startswith("cuda"):
+            raise DeviceError(f"OpenVINO computes on the CPU here, not on {self.device}: use --backend torch")
+        if self.precision == "fp16" and (self.device == "cpu" or self.backend == "openvino"):
+            raise DeviceError("precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
+
+
+class Engine(Protocol):
+    """A context manager; leaving it frees what the engine holds."""
+
+    backend: str
+    device: str
+    precision: str  # fp32, bf16 or fp16
+    weights_sha256: str  # of the weights that it computes with
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """The seconds for which each stage, decode and network, was busy so far."""
+
+    def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
+        """Yield every reference exactly once, with its features or its failure."""
+
+    def __enter__(self) -> Engine: ...
+
+    def __exit__(self, *error: object) -> None: ...
+
+
+class StartEngine(Protocol):
+    """What starts an engine; raises `WeightsError` (for missing ones, `MissingWeightsError`) or `DeviceError`."""
+
+    def __call__(self, weights: Weights, provenance: Provenance, options: EngineOptions) -> Engine:
+        """Return an engine with `weights`, for features of `provenance`."""

@@ -1,0 +1,184 @@
+"""Measure on the user's own pictures where the time of a run goes.
+
+In: a folder. Out: a `Benchmark`: the rate of each stage alone and of all of
+them together, the stage that limits, and what would help.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import cycle, islice
+from typing import Any
+
+import numpy as np
+
+from rn50feat.durable import limits
+from rn50feat.engines import local
+from rn50feat.engines.contract import EngineOptions
+from rn50feat.errors import ImageError, SourceError
+from rn50feat.images import decoding
+from rn50feat.model.weights import find, provenance, with_weights
+from rn50feat.sources import sources
+from rn50feat.sources.selection import Selection
+from rn50feat.sources.sources import Reference
+
+SECONDS = 4.0  # for each stage; the network's first batches are left out
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Rates in pictures a second; ``listing`` in files a second, ``decoding`` for one core.
+
+    ``left_out`` pictures cannot be read or decoded, and count in no rate.
+    """
+
+    pictures: int
+    left_out: int
+    cores: int
+    backend: str
+    device: str
+    precision: str
+    listing: float
+    reading: float
+    decoding: float
+    network: float
+    together: float
+    bottleneck: str
+    advice: str
+
+
+def bench(
+    folder: str | os.PathLike[str],
+    *,
+    count: int = 256,
+    weights: str = "random",
+    options: EngineOptions = EngineOptions(),
+) -> Benchmark:
+    """Measure the stages of `extract` on the first `count` pictures below `folder`.
+
+    The network's rate does not depend on its weights, so random ones will do.
+    Raises `SourceError` when there is no picture, or none that can be decoded.
+    """
+    begun = time.perf_counter()
+    found = list(islice(Selection(folder).references(), 10_000))
+    listing = len(found) / (time.perf_counter() - begun)
+    pictures = [reference for reference in found if decoding.named_as_picture(reference.location)][:count]
+    if not pictures:
+        raise SourceError(f"{folder} holds no picture among its first 10,000 files: name a folder that does")
+    chosen = find(weights)
+    origin = provenance(chosen)
+    contents, reading = _read(pictures)
+
+    def decode(content: tuple[Reference, bytes]) -> str:
+        suffix = os.path.splitext(content[0].location)[1]
+        try:
+            decoding.decode(content[1], origin.preprocessing, suffix=suffix, max_pixels=options.max_megapixels * 10**6)
+        except ImageError as error:
+            return str(error)
+        return ""
+
+    sound = _sound(contents, decode, folder)
+    decoding = _rate(decode, sound)
+    backend = with_weights(lambda: local.backend(chosen, origin, options))
+    side, size = origin.preprocessing.crop, options.batch_size or backend.batch_size
+    crops = np.zeros((size, side, side, 3), origin.preprocessing.crop_dtype)
+    with ThreadPoolExecutor(backend.lanes) as threads:
+        batches = [crops] * backend.lanes
+
+        def compute(_: None) -> None:
+            list(threads.map(backend.features, batches))
+
+        compute(None)
+        network = size * backend.lanes * _rate(compute, [None])
+    with local.engine(backend, origin.preprocessing, options) as engine:
+        together = _together(engine, [reference for reference, _ in sound])
+    stages = {"reading": reading, "decoding": decoding * limits.cores(), "network": network}
+    bottleneck = min(stages, key=stages.__getitem__)
+    return Benchmark(
+        pictures=len(sound),
+        left_out=len(pictures) - len(sound),
+        cores=limits.cores(),
+        backend=backend.name,
+        device=backend.device,
+        precision=backend.precision,
+        listing=listing,
+        reading=reading,
+        decoding=decoding,
+        network=network,
+        together=together,
+        bottleneck=bottleneck,
+        advice=_advice(bottleneck, backend.name, backend.device),
+    )
+
+
+def _read(pictures: list[Reference]) -> tuple[list[tuple[Reference, bytes]], float]:
+    """Return the pictures' bytes, and how many files a second were read: from the cache, if they were there."""
+    begun, contents = time.perf_counter(), []
+    for reference in pictures:
+        try:
+            contents.append(sources.read(reference))
+        except SourceError:
+            continue
+    return contents, len(contents) / (time.perf_counter() - begun)
+
+
+def _sound(
+    contents: list[tuple[Reference, bytes]],
+    decode: Callable[[tuple[Reference, bytes]], str],
+    folder: str | os.PathLike[str],
+) -> list[tuple[Reference, bytes]]:
+    """Return the pictures for which `decode` gives no reason against them; raise `SourceError` where none is left."""
+    with ThreadPoolExecutor(limits.cores()) as threads:
+        reasons = list(threads.map(decode, contents))
+    sound = [content for content, reason in zip(contents, reasons) if not reason]
+    if not sound:
+        why = f"the first one {reasons[0]}" if reasons else "none can be read"
+        raise SourceError(f"{folder} holds no picture that can be decoded ({why}): name a folder that does")
+    return sound
+
+
+def _rate(work: Callable[[Any], object], items: Sequence[Any]) -> float:
+    """Return how often a second `work` is done, on `items` in turn."""
+    begun, done = time.perf_counter(), 0
+    for item in cycle(items):
+        work(item)
+        done += 1
+        if time.perf_counter() - begun > SECONDS:
+            break
+    return done / (time.perf_counter() - begun)
+
+
+def _together(engine: local.LocalEngine, pictures: list[Reference]) -> float:
+    """Return the pictures a second of the whole engine, from its first batch on."""
+    stop = time.perf_counter() + 3 * SECONDS
+    first = 0.0
+    done = 0
+
+    def stream() -> Iterator[Reference]:
+        for reference in cycle(pictures):
+            if time.perf_counter() > stop:
+                return
+            yield reference
+
+    for batch in engine.embed(stream()):
+        if first:
+            done += len(batch.references)
+        first = first or time.perf_counter()
+        last = time.perf_counter()
+    return done / (last - first) if done else 0.0
+
+
+def _advice(bottleneck: str, backend: str, device: str) -> str:
+    """Say what would help most."""
+    if bottleneck == "network" and device == "cpu":
+        faster = "" if backend == "openvino" else "pip install 'rn50feat[openvino]', "
+        return f"{faster}a GPU, or more cores"
+    return {
+        "network": "a faster GPU, or several machines",
+        "decoding": "more cores, or pictures made smaller beforehand: 512 pixels are enough",
+        "reading": "a faster disk or network; copies of the pictures on a local disk",
+    }[bottleneck]

@@ -1,0 +1,224 @@
+"""Decide what a run must do with each file.
+
+In: references, and the catalogue of the store. Out: a `Step` for each, and
+for each member of an archive. A file is opened only when the store does not
+know it by path, size and time; it is hashed only when its size is that of a
+picture in the store. An archive that has not changed is not opened either.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from functools import partial
+from pathlib import Path
+
+from rn50feat.errors import DamagedError, SourceError
+from rn50feat.extraction.catalogue import Catalogue, KnownArchive
+from rn50feat.images import decoding, kinds
+from rn50feat.sources import archives, sources
+from rn50feat.sources.archives import ArchiveRecord
+from rn50feat.sources.exclusion import Excluded
+from rn50feat.sources.remote import is_url
+from rn50feat.sources.sources import Reference
+from rn50feat.store.reader import FailureRecord, stored_path
+from rn50feat.store.storable import for_ledger, unstorable
+
+
+class Verdict(Enum):
+    """What is to be done with a file."""
+
+    UNCHANGED = "its row stands"
+    TOUCHED = "its row stands, with a new time"
+    COPY = "its features are those of another row"
+    COMPUTE = "it goes through the network"
+    FAILED_BEFORE = "it failed, and has not changed"
+    IGNORED = "it is no picture"
+    APPLEDOUBLE = "it is what macOS keeps of another file"
+    EXCLUDED = "a pattern leaves it out"
+    PACKED = "an archive that is compressed as a whole"
+    MISSING = "it is listed, but not there"
+    KNOWN = "an archive, whose members are all as they were"
+    OPENED = "an archive, whose members follow"
+    UNSTORABLE = "its name, size or time is none that a store can hold"
+    UNREADABLE = "an archive that cannot be read this time"
+    LISTED = "an archive, whose members have all come, but for those behind a fault"
+
+
+@dataclass(frozen=True)
+class Step:
+    """A file, what to do with it, its own row (None for a new picture) and the row that it is a copy of.
+
+    For an archive: what is ``known`` of it, the number of ``members`` that
+    follow, its ``fault``, the ``doubt`` about its names, or the ``record`` for
+    the store; for what is excluded, the ``pattern``, and no size or time.
+    """
+
+    verdict: Verdict
+    reference: Reference
+    row: int | None = None
+    twin: int | None = None
+    known: KnownArchive | None = None
+    members: int = 0
+    fault: str = ""
+    doubt: str = ""
+    record: ArchiveRecord | None = None
+    pattern: str = ""
+
+
+def plan(
+    found: Iterable[Reference | Excluded],
+    store: Path,
+    catalogue: Catalogue,
+    *,
+    again: Callable[[FailureRecord], bool],
+    hashing: bool = True,
+    rule: Callable[[str], str | None] = lambda member: None,
+) -> Iterator[Step]:
+    """Yield a step for each file that was `found`, by what `catalogue` knows of the store at `store`.
+
+    `again` tells which failures to try once more, though their files have not
+    changed. Without `hashing` no file is read whole, and copies are not told from
+    new pictures. `rule` gives the pattern that leaves out a member of an archive.
+    """
+    known = partial(_step, store=store, catalogue=catalogue, again=again, hashing=hashing)
+
+    def step(member: Reference) -> Step:
+        pattern = rule(member.location)
+        return known(member) if pattern is None else _excluded(Excluded(member.location, pattern))
+
+    for reference in found:
+        if isinstance(reference, Excluded):
+            yield _excluded(reference)
+        elif archives.is_archive(reference.location) and reference.size >= 0 and unstorable(reference) is None:
+            path = stored_path(store, reference.location)
+            yield from _archive(reference, path, catalogue, again, step)
+        else:
+            yield known(reference)
+
+
+def _excluded(found: Excluded) -> Step:
+    return Step(Verdict.EXCLUDED, Reference(found.location, -1, -1), pattern=found.pattern)
+
+
+def _step(
+    reference: Reference, *, store: Path, catalogue: Catalogue, again: Callable[[FailureRecord], bool], hashing: bool
+) -> Step:
+    if (fault := unstorable(reference)) is not None:
+        return _unstorable(reference, fault, store, catalogue, again)
+    path = stored_path(store, reference.location)
+    row = catalogue.row(path)
+    if row is not None and catalogue.unchanged(row, reference):
+        return Step(Verdict.UNCHANGED, reference, row)
+    failure = catalogue.failure(path, reference)
+    if row is None and _is_appledouble(reference, known=path in catalogue.failures):
+        return Step(Verdict.APPLEDOUBLE, reference)
+    if failure is not None and not again(failure):
+        return Step(Verdict.FAILED_BEFORE, reference, row)
+    if reference.size < 0:
+        return Step(Verdict.MISSING, reference, row)
+    if archives.is_compressed_whole(reference.location):
+        return Step(Verdict.PACKED, reference, row)
+    if row is None and path not in catalogue.failures and not _is_picture(reference):
+        return Step(Verdict.IGNORED, reference)
+    if not hashing or not catalogue.may_hold_copy(reference.size):
+        return Step(Verdict.COMPUTE, reference, row)
+    step = _hashed(reference, row, catalogue)
+    if (fault := unstorable(step.reference)) is not None:  # it has changed since it was listed
+        return _unstorable(step.reference, fault, store, catalogue, again)
+    return step
+
+
+def _unstorable(
+    reference: Reference, fault: str, store: Path, catalogue: Catalogue, again: Callable[[FailureRecord], bool]
+) -> Step:
+    """Return the step of a file that can have no row, or none as it is now: an entry in the ledger."""
+    entry = for_ledger(reference)
+    path = stored_path(store, entry.location)
+    row = catalogue.row(path)
+    if (failure := catalogue.failure(path, entry)) and not again(failure):
+        return Step(Verdict.FAILED_BEFORE, entry, row)
+    wanted = archives.is_archive(reference.location) or row is not None or path in catalogue.failures
+    if not wanted and not _is_picture(reference):
+        return Step(Verdict.IGNORED, entry)
+    return Step(Verdict.UNSTORABLE, entry, row, fault=fault)
+
+
+def _archive(
+    archive: Reference,
+    path: str,
+    catalogue: Catalogue,
+    again: Callable[[FailureRecord], bool],
+    step: Callable[[Reference], Step],
+) -> Iterator[Step]:
+    """Yield the steps of an archive: one when all its members are known, else one for each of them, between others."""
+    known, failed = catalogue.archive(path, archive), catalogue.failure(path, archive)
+    if known is not None and not (failed and again(failed)) and not _worth_opening(known, again):
+        yield Step(Verdict.KNOWN, archive, known=known)
+        if failed:
+            yield Step(Verdict.FAILED_BEFORE, archive)
+        return
+    counts: Counter[Verdict] = Counter()
+    try:
+        listing = sources.listing(archive)
+    except DamagedError as error:
+        fault = str(error)
+    except SourceError as error:
+        yield Step(Verdict.UNREADABLE, archive, fault=str(error))
+        return
+    else:
+        fault = listing.fault
+        yield Step(Verdict.OPENED, archive, members=len(listing.members), doubt=listing.doubt)
+        for member in sources.members(archive):
+            yield (one := step(member))
+            counts[one.verdict] += 1
+    others = counts.pop(Verdict.IGNORED, 0) + counts.pop(Verdict.APPLEDOUBLE, 0)
+    record = ArchiveRecord(path, archive.size, archive.mtime_ns, counts.total(), others)
+    yield Step(Verdict.LISTED, archive, fault=fault, record=record)
+
+
+def _worth_opening(known: KnownArchive, again: Callable[[FailureRecord], bool]) -> bool:
+    """Check whether a member that failed may not fail now, or is one that early versions took for an image."""
+    return any(again(failure) or kinds.named_as_appledouble(failure.path) for failure in known.failures)
+
+
+def _is_appledouble(reference: Reference, *, known: bool) -> bool:
+    """Check whether a new file is macOS's metadata of another one; by its name first where looking into it costs.
+
+    That is where the ledger has it, on every run, and in remote storage.
+    """
+    unlikely = not kinds.named_as_appledouble(reference.location)
+    if reference.size < 0 or (unlikely and (known or is_url(reference.location))):
+        return False
+    if unlikely and not decoding.named_as_picture(reference.location):
+        return False  # it will be looked into anyway
+    try:
+        return kinds.is_appledouble(sources.head(reference))
+    except SourceError:
+        return False
+
+
+def _hashed(reference: Reference, row: int | None, catalogue: Catalogue) -> Step:
+    """Tell a copy of a known picture from one that must be computed."""
+    try:
+        reference = sources.digest(reference)
+    except SourceError:  # the engine will meet the same error, and report it
+        return Step(Verdict.COMPUTE, reference, row)
+    if row is not None and catalogue.digest(row) == reference.digest:
+        return Step(Verdict.TOUCHED, reference, row)
+    twin = catalogue.row_of_copy(reference.digest)
+    return Step(Verdict.COMPUTE if twin is None else Verdict.COPY, reference, row, twin)
+
+
+def _is_picture(reference: Reference) -> bool:
+    if decoding.named_as_picture(reference.location):
+        return True
+    if is_url(reference.location) and os.path.splitext(reference.location)[1]:
+        return False  # not looked into: every run would pay for that again
+    try:
+        return decoding.holds_picture(sources.head(reference))
+    except SourceError:  # it cannot be read, and its name does not say picture
+        return False

@@ -1,0 +1,251 @@
+"""Check that a store is what it should be.
+
+In: a store. Out: findings, each of which is a fault, and notes, which are
+none. Reads every chunk; on demand also the pictures' files, or the network's
+features of some of them once more.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat.engines import local
+from rn50feat.engines.contract import EngineOptions, StartEngine
+from rn50feat.errors import IndexingError, OutOfMemoryError, SourceError, StoreError, WeightsError
+from rn50feat.errors import count as counted
+from rn50feat.model.download import Told
+from rn50feat.searching import index_file
+from rn50feat.searching.embed import embed_like
+from rn50feat.sources import archives, sources
+from rn50feat.sources.presence import state
+from rn50feat.sources.remote import is_url
+from rn50feat.sources.sources import Reference
+from rn50feat.store.layout import TABLES, YOUNGER, fault
+from rn50feat.store.reader import FeatureStore
+
+# Relative L2 between a stored row and the same row computed again. In fp32
+# the order of additions costs 1e-6; bf16 costs 2.7e-2 (float16 less).
+TOLERANCE = {"exact": 1e-4, "rough": 6e-2}
+BLOCK = 4096
+
+
+@dataclass
+class Findings:
+    """What `verify` found: faults, and what is worth knowing. The last of the faults is the index's, if it has one."""
+
+    findings: list[str] = field(default_factory=list)
+    index_fault: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(
+    store: FeatureStore | str | os.PathLike[str],
+    *,
+    sources: bool = False,
+    recompute: int = 0,
+    weights_file: str | None = None,
+    options: EngineOptions = EngineOptions(),
+    start: StartEngine = local.start,
+    on_download: Told = lambda done, total: None,
+) -> Findings:
+    """Check the datasets of `store` against each other, and every row.
+
+    `sources` hashes the pictures' files again and compares; `recompute`
+    computes the features of so many random rows again and compares: a driver
+    or library that has begun to give other vectors shows there.
+    """
+    store = store if isinstance(store, FeatureStore) else FeatureStore(store)
+    if recompute and store.provenance.unstated:
+        raise WeightsError(
+            f"the features of {store.path} were imported, made by {store.provenance.network}, and no picture can be"
+            " computed alike: leave --recompute out"
+        )
+    report = Findings()
+    with store.reading():
+        if _check_shapes(store, report):
+            _check_numbers(store, report)
+            _check_paths(store, report)
+            _check_records(store, report)
+    if not report.findings:
+        _check_rows(store, report)
+    if not report.findings and sources:
+        _check_sources(store, report)
+    if not report.findings and recompute:
+        _check_again(store, report, recompute, weights_file, options, start, on_download)
+    _check_index(store, report)
+    return report
+
+
+def _check_index(store: FeatureStore, report: Findings) -> None:
+    """Hash the index, if there is one, and compare what it is of."""
+    try:
+        facts = index_file.read_facts(store.path, thorough=True)
+        if facts is not None:
+            index_file.require_same(store, facts)
+            report.notes.append(f"{index_file.faiss_path(store.path)} is whole: {counted(facts.rows, 'row')}")
+    except IndexingError as error:
+        report.findings.append(str(error))
+        report.index_fault = True
+
+
+def _check_shapes(store: FeatureStore, report: Findings) -> bool:
+    """Check that all datasets are there, of one length each for rows and ledger."""
+    layout = store.layout()
+    for table in TABLES:
+        if any(table is other for other in YOUNGER.values()) and not any(name in layout for name in table):
+            continue
+        missing = [name for name in table if name not in layout]
+        if missing:
+            report.findings.append(f"{missing[0]} is missing")
+            continue
+        lengths = {name: (*layout[name].shape, 0)[0] for name in table}
+        if len(set(lengths.values())) > 1:
+            words = ", ".join(f"{name} {length}" for name, length in lengths.items())
+            report.findings.append(f"the datasets differ in length: {words}")
+        report.findings += filter(None, (fault(name, layout[name]) for name in table))
+    return not report.findings
+
+
+@contextmanager
+def _reading(what: str, report: Findings) -> Iterator[None]:
+    """Make a finding of what cannot be read; too little memory says nothing about the store."""
+    try:
+        yield
+    except OutOfMemoryError:
+        raise
+    except StoreError as error:
+        report.findings.append(f"{what} cannot be read: {error}")
+
+
+def _check_numbers(store: FeatureStore, report: Findings) -> None:
+    """Check the columns of numbers: ids are given once, files have sizes."""
+    with _reading("ids, size, mtime_ns or digest", report):
+        ids, sizes = store.column("ids"), store.column("size")
+        store.column("mtime_ns"), store.column("digest")
+        values, counts = np.unique(ids, return_counts=True)
+        if (counts > 1).any():
+            report.findings.append(f"id {values[counts > 1][0]} belongs to {counts.max()} rows")
+        if len(ids) and (ids.min() < 0 or ids.max() >= store.next_id):
+            report.findings.append(f"ids run from {ids.min()} to {ids.max()}, but the next id is {store.next_id}")
+        if (sizes < 0).any():
+            report.findings.append(f"row {int(np.argmax(sizes < 0))} has a file of {counted(int(sizes.min()), 'byte')}")
+
+
+def _check_records(store: FeatureStore, report: Findings) -> None:
+    """Read the ledger and the records of the runs."""
+    with _reading("the ledger of failures", report):
+        store.failures()
+    with _reading("the notes of damaged images", report):
+        store.damage()
+    with _reading("the archives", report):
+        store.archives()
+    with _reading("the records of the runs", report):
+        store.runs()
+
+
+def _check_rows(store: FeatureStore, report: Findings) -> None:
+    """Read every chunk; no row may be NaN, infinite or all zero. A run may commit between two blocks."""
+    count = len(store)
+    for first in range(0, count, BLOCK):
+        rows_read = _reading(f"rows {first} to {min(count, first + BLOCK) - 1}", report)
+        with store.reading(), rows_read, np.errstate(invalid="ignore"):
+            block: Any = store.block(first, BLOCK).astype(np.float32)
+            for wrong, rows in (("not finite", ~np.isfinite(block).all(axis=1)), ("all zero", ~block.any(axis=1))):
+                for row in np.flatnonzero(rows):
+                    report.findings.append(f"row {first + row} ({store.path_of(first + int(row))}) is {wrong}")
+
+
+def _check_paths(store: FeatureStore, report: Findings) -> None:
+    seen: set[str] = set()
+    with _reading("paths", report):
+        for first in range(0, len(store), BLOCK):
+            for row, path in enumerate(store.paths(first, first + BLOCK), first):
+                if path in seen:
+                    report.findings.append(f"row {row} ({path}) is there twice")
+                if not _is_plain(path):
+                    report.findings.append(f"row {row} has a path that leads elsewhere: {path}")
+                seen.add(path)
+
+
+def _is_plain(path: str) -> bool:
+    """Tell whether a stored path is one that `extract` writes: without ``..``, and never empty.
+
+    In an archive, a member's name is only a name, and so is that of an object in remote storage.
+    """
+    path, _ = archives.split(path) or (path, "")
+    return is_url(path) or (bool(path) and os.path.normpath(path) == path and path.split("/")[0] != "..")
+
+
+def _check_sources(store: FeatureStore, report: Findings) -> None:
+    """Hash every file again: other bytes under the same size and time are a fault, a new time is not."""
+    gone = changed = hashed = 0
+    for row, known in enumerate(_references(store)):
+        hashed += 1
+        try:
+            now = sources.digest(known)
+        except SourceError:
+            gone += 1
+            continue
+        if (now.size, now.mtime_ns) != (known.size, known.mtime_ns):
+            changed += 1
+        elif now.digest != known.digest:
+            report.findings.append(f"row {row} ({known.location}) has other bytes, though the same size and time")
+    report.notes.append(f"{counted(hashed, 'file')} hashed: {gone} gone, {changed} changed since their rows were made")
+
+
+def _references(store: FeatureStore) -> Iterator[Reference]:
+    """Yield the files of all rows, as they were when the rows were made."""
+    for first in range(0, len(store), BLOCK):
+        yield from store.references(first, BLOCK)
+
+
+def _check_again(
+    store: FeatureStore,
+    report: Findings,
+    count: int,
+    weights_file: str | None,
+    options: EngineOptions,
+    start: StartEngine,
+    on_download: Told,
+) -> None:
+    """Compute random rows again; pictures that are gone or have changed are left out."""
+    rows = _drawn(store, count)
+    if not rows:
+        report.notes.append("no row was computed again: the pictures that were drawn are gone or have changed")
+        return
+    references = [Reference(location, 0, 0) for location in rows]
+    worst, exact = 0.0, _computed_exactly(store)
+    if exact and options.precision == "auto":
+        options = replace(options, precision="fp32")
+    for batch in embed_like(store, references, weights_file, options, start, on_download=on_download):
+        for reference, features in zip(batch.references, batch.features):
+            stored = rows[reference.location]
+            error = float(np.linalg.norm(features - stored) / np.linalg.norm(stored))
+            worst = max(worst, error)
+            if not error <= TOLERANCE["exact" if exact else "rough"]:
+                report.findings.append(f"{reference.location} comes out otherwise now: {error:.1e} away")
+        for failure in batch.failures:
+            report.findings.append(f"{failure.reference.location} cannot be decoded any more: {failure.reason}")
+    report.notes.append(f"{counted(len(rows), 'row')} computed again: at most {worst:.1e} away (relative L2)")
+
+
+def _drawn(store: FeatureStore, count: int) -> dict[str, NDArray[np.float32]]:
+    """Return the stored features of random rows, float32 of shape (2048,), by the location of their pictures."""
+    with store.reading():
+        rows = np.sort(np.random.default_rng().permutation(len(store))[:count])
+        known = [store.references(int(row), 1)[0] for row in rows]
+        features = store.features(rows).astype(np.float32)
+    return {reference.location: row for reference, row in zip(known, features) if state(reference) == "present"}
+
+
+def _computed_exactly(store: FeatureStore) -> bool:
+    """Tell whether all rows were computed, and are stored, in fp32."""
+    precisions = {run["precision"] for run in store.runs()}
+    return store.dtype == np.float32 and precisions <= {None, "fp32"}

@@ -1,1 +1,0 @@
-"""The nearest rows: through a FAISS index beside the store, and exactly."""

@@ -1,0 +1,78 @@
+"""Read the published ResNet50s' own weight files: those of Keras and of TF-slim, without TensorFlow.
+
+In: a file of Keras (HDF5 or ``.keras``) or a TensorFlow checkpoint. Out: its
+tensors under torchvision's names, and which of the published networks it holds.
+Nothing in a file is ever executed. numpy and, for Keras, h5py are all
+that it takes.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+from rn50feat.errors import WeightsError
+from rn50feat.model.weight_files import apart, checkpoint, names, slim
+from rn50feat.model.weight_files.translation import Translated
+
+__all__ = ["Translated", "files", "read", "recognise", "resolve", "variant"]
+
+_HDF5 = b"\x89HDF\r\n\x1a\n"
+
+
+def resolve(path: Path) -> Path | None:
+    """Return the file that a path of weights means, or None.
+
+    TensorFlow calls a checkpoint by the prefix of its files: for ``x.ckpt``, or
+    one of its data files, that is ``x.ckpt.index``.
+    """
+    shard = re.fullmatch(r"(.+)\.data-\d{5}-of-\d{5}", path.name)
+    index = path.with_name(f"{shard[1] if shard else path.name}.index")
+    if index.is_file() and (shard or not path.is_file()):
+        return index
+    return path if path.is_file() else None
+
+
+def recognise(path: Path) -> Literal["keras", "checkpoint"] | None:
+    """Tell by its content whether a file is Keras' or a TensorFlow checkpoint; None for any other.
+
+    Raises `WeightsError` for a file that cannot be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(len(_HDF5))
+        if head == _HDF5:
+            return "keras"
+        if head.startswith(b"PK"):
+            with zipfile.ZipFile(path) as archive:
+                return "keras" if names.ARCHIVED in archive.namelist() else None
+        return "checkpoint" if checkpoint.recognise(path) else None
+    except OSError as error:
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): mend that or name another file") from error
+    except (zipfile.BadZipFile, NotImplementedError, ValueError, LookupError):
+        return None
+
+
+def files(path: Path) -> tuple[Path, ...]:
+    """Return all files that belong to the weights at `path`, itself first; raise `WeightsError` when one is missing."""
+    return checkpoint.files(path) if recognise(path) == "checkpoint" else (path,)
+
+
+def variant(path: Path) -> str | None:
+    """Return which network the file at `path` is for, None for a file of neither kind; raises what `read` raises."""
+    kind = recognise(path)
+    if kind == "keras":
+        return read(path).variant
+    return "slim" if kind == "checkpoint" else None
+
+
+def read(path: Path) -> Translated:
+    """Return the tensors of a file of Keras or TF-slim; raise `WeightsError` when they are not those of a ResNet50."""
+    kind = recognise(path)
+    if kind == "checkpoint":
+        return slim.read(path)
+    if kind == "keras":
+        return apart.read(path)
+    raise WeightsError(f"{path} is no file of Keras and no checkpoint of TensorFlow: give one of those")

@@ -1,1 +1,0 @@
-"""Where pictures lie: folders, lists, archives and other machines."""

@@ -1,0 +1,51 @@
+"""Embed images as a store's own were embedded.
+
+In: references, and a store. Out: the batches of an engine that has the
+store's weights and preprocessing, or an error that says why not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+from rn50feat.backends.contract import CPU_BATCH
+from rn50feat.durable import waiting
+from rn50feat.durable.limits import cores
+from rn50feat.engines.contract import Batch, Engine, EngineOptions, StartEngine
+from rn50feat.model.download import Told
+from rn50feat.model.weights import Choices, settle, with_weights
+from rn50feat.sources.sources import Reference
+from rn50feat.store.reader import FeatureStore
+
+
+def embed_like(
+    store: FeatureStore,
+    references: Sequence[Reference],
+    weights_file: str | None,
+    options: EngineOptions,
+    start: StartEngine,
+    *,
+    on_download: Told,
+) -> Iterator[Batch]:
+    """Yield the features and failures of `references`, as `store` would hold them.
+
+    `weights_file` says where the store's weights are when they have moved.
+    Raises `WeightsError` and `ProvenanceError` when they cannot be had.
+    """
+    recorded = store.provenance
+    where, remedy = str(store.path), "say where its own weights are with --weights FILE"
+    weights, provenance = settle(Choices(weights_file), recorded)
+    recorded.require(provenance, where=where, remedy=remedy)
+    count = len(references)
+    batch_size = min(options.batch_size or CPU_BATCH, count)
+    options = replace(options, batch_size=batch_size, workers=min(options.workers or cores(), count))
+
+    def started() -> Engine:
+        return waiting.attend(
+            lambda: start(weights, recorded, options), lambda: None, dispose=lambda engine: engine.__exit__()
+        )
+
+    with with_weights(started, on_download) as engine:
+        recorded.require(replace(provenance, weights_sha256=engine.weights_sha256), where=where, remedy=remedy)
+        yield from engine.embed(references)

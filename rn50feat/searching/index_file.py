@@ -1,0 +1,291 @@
+"""The two files of an index, which change from one state to the next as a whole, or not at all.
+
+In: the bytes of a FAISS file and what is known of it. Out: ``out.faiss``, an ordinary
+FAISS file beside the store ``out.h5``, and ``out.faiss.json`` with the facts.
+
+Two files cannot be renamed at once. So the facts go first, and hold those of
+the file that is there as well as those of the one that is about to be; a
+reader takes the ones that fit the FAISS file that it finds, by size and time,
+or else by checksum. Whenever a write is stopped, the old index is there or
+the new one. Needs no FAISS.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from rn50feat.durable.disk import DISK, Disk, advice, close, open_regular
+from rn50feat.durable.records import typed
+from rn50feat.errors import HistoryError, IndexingError, ProvenanceError
+from rn50feat.images.provenance import Provenance
+from rn50feat.searching.scores import METRICS
+from rn50feat.store.reader import FeatureStore
+
+FORMAT = "rn50feat index"
+SCHEMA = 1
+_READ = 1 << 24  # bytes that are hashed at once: 300 MB take 0.3 s
+_LONGEST_TEXT = 1 << 20  # bytes of facts; they take some 3,000
+_ATTEMPTS = 5  # to read both files while another process replaces them
+
+Index = TypeVar("Index")
+
+
+@dataclass(frozen=True)
+class IndexFacts:
+    """What is known of an index.
+
+    It holds all rows of the store ``store_id`` with ids below ``next_id``,
+    and perhaps some that the store has no more. ``trained_next_id`` is
+    ``next_id`` as it was when the index was built, from ``trained_on`` rows.
+    ``recall`` is recall@10 of the re-ranked candidates as measured then; None
+    when there were no rows to compare. ``mark`` is that of the store's last
+    commit that it has seen, empty for a store without marks. ``size``, ``mtime_ns`` and
+    ``checksum`` (BLAKE2b-128) are those of the FAISS file.
+    """
+
+    store_id: str
+    provenance: Provenance
+    metric: str
+    factory: str
+    rows: int
+    next_id: int
+    trained_next_id: int
+    trained_on: int
+    nprobe: int | None
+    recall: float | None
+    size: int = 0
+    mtime_ns: int = 0
+    checksum: str = ""
+    mark: str = ""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the facts, ready for JSON, but for the mark."""
+        facts = {**asdict(self), "provenance": json.loads(self.provenance.to_json())}
+        return {name: value for name, value in facts.items() if name != "mark"}
+
+
+def faiss_path(store: Path) -> Path:
+    """Return where the FAISS file of a store lies."""
+    return store.with_suffix(".faiss")
+
+
+def facts_path(store: Path) -> Path:
+    """Return where the facts about it lie."""
+    return store.with_suffix(".faiss.json")
+
+
+def _new(path: Path) -> Path:
+    return path.with_name(path.name + "-new")
+
+
+def read_facts(store: Path, *, thorough: bool = False) -> IndexFacts | None:
+    """Return the facts of the index beside `store`, None where there is none.
+
+    A FAISS file with the size and time that it was written with is taken to
+    be whole; any other, and any when `thorough`, is hashed. Raises
+    `IndexingError` when it is not what was written.
+    """
+    for _ in range(_ATTEMPTS):
+        seen = _state(store)
+        if seen is None:
+            return None
+        try:
+            return _fitting(store, seen, thorough)
+        except IndexingError:
+            if _state(store) == seen:
+                raise
+    raise IndexingError(f"{faiss_path(store)} changes all the time: try again")
+
+
+def load(store: Path, read: Callable[[Path], Index], *, thorough: bool = False) -> tuple[Index, IndexFacts] | None:
+    """Return what `read` makes of the FAISS file, and its facts, None where there is none; as `read_facts`."""
+    for _ in range(_ATTEMPTS):
+        seen = _state(store)
+        if (facts := read_facts(store, thorough=thorough)) is None:
+            return None
+        index = read(faiss_path(store))
+        if _state(store) == seen:
+            return index, facts
+    raise IndexingError(f"{faiss_path(store)} changes all the time: try again")
+
+
+def require_same(store: FeatureStore, facts: IndexFacts) -> None:
+    """Raise `IndexingError` when an index is not one of `store` as it is now, `HistoryError` when it once was."""
+    path, helps = faiss_path(store.path), remedy(store.path)
+    if facts.store_id != store.id:
+        raise IndexingError(f"{path} is the index of another store, {facts.store_id}, not of {store.id}: {helps}")
+    if difference := store.provenance.difference(facts.provenance):
+        name, own, others = difference
+        raise IndexingError(f"{path} is of features with {name} {others}, {store.path} holds {own}: {helps}")
+    if facts.mark and facts.mark not in store.history():
+        raise HistoryError(
+            f"{path} is of another history of {store.path} (a backup of one of them was restored, or copies of both"
+            f" went on by themselves): {helps}"
+        )
+    if facts.next_id > store.next_id:
+        raise IndexingError(f"{path} is newer than {store.path}, which is a backup, maybe: {helps}")
+
+
+@dataclass(frozen=True)
+class _State:
+    """Both files at one moment: the text of the facts, and which FAISS file there is."""
+
+    text: bytes | None
+    inode: int
+    size: int
+    mtime_ns: int
+
+
+def _state(store: Path) -> _State | None:
+    """Return the state of both files, None where there is no FAISS file."""
+    try:
+        with open_regular(faiss_path(store)) as file:
+            status = os.fstat(file.fileno())
+        text = _text(facts_path(store))
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise IndexingError(f"{faiss_path(store)} cannot be read ({error.strerror}): {advice(error)}") from error
+    return _State(text, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+def _text(path: Path) -> bytes | None:
+    """Return the facts as they are written, None where there are none; no more than makes sense."""
+    try:
+        with open_regular(path) as file:
+            return file.read(_LONGEST_TEXT)
+    except FileNotFoundError:
+        return None
+
+
+def remedy(store: Path) -> str:
+    """Return what helps against an index that is not to be used, whichever command met it."""
+    return f"make a new one with rn50feat index {store} --rebuild, or do without: search --exact, duplicates --scan"
+
+
+def _fitting(store: Path, seen: _State, thorough: bool) -> IndexFacts:
+    """Return those facts that are about the FAISS file that is there."""
+    path = faiss_path(store)
+    if seen.text is None:
+        raise IndexingError(f"{path} lacks the facts in {facts_path(store).name}: {remedy(store)}")
+    known = [facts for facts in _parsed(store, seen.text) if facts.size == seen.size]
+    if not thorough:
+        for facts in known:
+            if facts.mtime_ns == seen.mtime_ns:
+                return facts
+    checksum = _checksum(path) if known else ""
+    for facts in known:
+        if facts.checksum == checksum:
+            return facts
+    raise IndexingError(f"{path} is damaged, or of another program: {remedy(store)}")
+
+
+def _parsed(store: Path, text: bytes) -> list[IndexFacts]:
+    try:
+        record = json.loads(text)
+        if (record["format"], record["schema"]) != (FORMAT, SCHEMA):
+            raise ValueError(f"{record['format']}, schema {record['schema']}")
+        marks = record.get("marks", {})  # apart from the facts, which older versions read
+        entries = [{**record[name], "mark": marks.get(name, "")} for name in ("index", "before") if record[name]]
+        provenances = [Provenance.from_json(json.dumps(entry.pop("provenance"))) for entry in entries]
+        found = [typed(IndexFacts(provenance=one, **entry)) for one, entry in zip(provenances, entries)]
+        if unknown := {facts.metric for facts in found} - {*METRICS}:
+            raise ValueError(f"the metric {unknown}")
+        return found
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ProvenanceError) as error:
+        raise IndexingError(f"{facts_path(store)} is damaged or of another version: {remedy(store)}") from error
+
+
+def _checksum(path: Path) -> str:
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        with open_regular(path) as file:
+            while piece := file.read(_READ):
+                digest.update(piece)
+    except OSError as error:
+        raise IndexingError(f"{path} cannot be read ({error.strerror}): {advice(error)}") from error
+    return digest.hexdigest()
+
+
+def save(
+    store: Path,
+    write_index: Callable[[Callable[[bytes], None]], None],
+    facts: IndexFacts,
+    before: IndexFacts | None,
+    *,
+    disk: Disk = DISK,
+) -> IndexFacts:
+    """Put an index in the place of the one beside `store`, whose facts are `before`; return its facts.
+
+    `write_index` hands the bytes of the FAISS file to what it is given. The
+    caller holds the `lock.run_lock` of `faiss_path`. Raises `IndexingError`
+    when the disk does not take it; what was there stays.
+    """
+    path, about = faiss_path(store), facts_path(store)
+    try:
+        facts = _write_index(_new(path), write_index, facts, disk)
+        known = {"index": facts, "before": before}
+        record = {
+            "format": FORMAT,
+            "schema": SCHEMA,
+            **{name: state and state.as_dict() for name, state in known.items()},
+            "marks": {name: state.mark for name, state in known.items() if state},
+        }
+        _write_text(_new(about), json.dumps(record, indent=2) + "\n", disk)
+        disk.rename(_new(about), about)
+        disk.sync_folder(path.parent)  # before the FAISS file: facts that are of neither file must never be seen
+        disk.rename(_new(path), path)
+        disk.sync_folder(path.parent)
+    except OSError as error:
+        remove_leftovers(store, disk=disk)
+        raise IndexingError(
+            f"{path} cannot be written ({error.strerror or error}): free some space or choose a folder that you"
+            " may write to; what was there is as it was"
+        ) from error
+    return facts
+
+
+def remove_leftovers(store: Path, *, disk: Disk = DISK) -> None:
+    """Remove what a write that was stopped left; the caller holds the lock."""
+    for path in (faiss_path(store), facts_path(store)):
+        if _new(path).exists():
+            with suppress(OSError):
+                disk.remove(_new(path))
+
+
+def _write_index(
+    path: Path, write_index: Callable[[Callable[[bytes], None]], None], facts: IndexFacts, disk: Disk
+) -> IndexFacts:
+    """Write a FAISS file; return `facts` with its size, time and checksum."""
+    digest, length = hashlib.blake2b(digest_size=16), 0
+
+    def write(piece: bytes) -> None:
+        nonlocal length
+        disk.write(handle, piece, length)
+        digest.update(piece)
+        length += len(piece)
+
+    handle = disk.create(path)
+    try:
+        write_index(write)
+        disk.sync(handle)
+        mtime_ns = os.fstat(handle).st_mtime_ns
+    finally:
+        close(handle)
+    return replace(facts, size=length, mtime_ns=mtime_ns, checksum=digest.hexdigest())
+
+
+def _write_text(path: Path, text: str, disk: Disk) -> None:
+    handle = disk.create(path)
+    try:
+        disk.write(handle, text.encode(), 0)
+        disk.sync(handle)
+    finally:
+        close(handle)

@@ -1,0 +1,70 @@
+"""Read a store block by block while runs go on, and notice when its rows have moved.
+
+In: a store. Out: its rows as they were when the pass began. A reader that
+held the store for a whole pass would put off the commits of a run as long, so
+it is held for one block at a time. Rows that are appended meanwhile are left
+out; where rows were replaced or removed (the last ones take the places of
+those) the pass ends with an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat.errors import StoreError
+from rn50feat.sources.sources import Reference
+from rn50feat.store.reader import FeatureStore
+
+BLOCK = 1024  # rows that are in memory at once: 8 MB of float32
+
+
+@dataclass(frozen=True)
+class Block:
+    """Some rows: ids, int64 of shape (n,), stored paths, files, and features of shape (n, 2048)."""
+
+    ids: NDArray[np.int64]
+    paths: list[str]
+    references: list[Reference]
+    features: NDArray[np.floating[Any]]
+
+
+class Snapshot:
+    """The rows of a store as they are now, to be read later."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+        with store.reading():
+            self.ids: NDArray[np.int64] = store.column("ids")
+            self.history = store.history()
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def blocks(self, wanted: NDArray[np.bool_] | None = None) -> Iterator[Block]:
+        """Yield the rows in their order, or those that are `wanted`, a mask of shape (N,).
+
+        Raises `StoreError` when rows have moved since the snapshot.
+        """
+        wanted = np.ones(len(self), bool) if wanted is None else wanted
+        for first in range(0, len(self), BLOCK):
+            rows = np.flatnonzero(wanted[first : first + BLOCK])
+            if len(rows):
+                yield self._block(first, rows)
+
+    def _block(self, first: int, rows: NDArray[np.int64]) -> Block:
+        store, ids = self.store, self.ids[first : first + BLOCK]
+        with store.reading():
+            if not np.array_equal(store.column("ids", first, first + len(ids)), ids):
+                raise StoreError(
+                    f"{store.path} changed while it was read (rows were replaced or removed):"
+                    " try again when the run that writes to it has ended"
+                )
+            paths, references = store.paths(first, first + len(ids)), store.references(first, len(ids))
+            features, damage = store.block(first, len(ids))[rows], store.damage()
+        known = [replace(references[row], damage=damage.get(int(ids[row]), "")) for row in rows]
+        return Block(ids[rows], [paths[row] for row in rows], known, features)

@@ -1,0 +1,340 @@
+"""Write a store: the one place that changes a store's file.
+
+In: features with the references of their pictures, failures, and the record
+of the run. Out: the same in the store, all of it or nothing at each commit,
+through `journal`. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import signal
+import threading
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat.durable import journal, lock
+from rn50feat.durable.disk import DISK, Disk, advice
+from rn50feat.errors import ArgumentError, StoreBusyError, StoreError
+from rn50feat.images.provenance import Provenance
+from rn50feat.sources.archives import ArchiveRecord
+from rn50feat.sources.sources import UNKNOWN, Reference
+from rn50feat.store import layout
+from rn50feat.store.damage import damage_told
+from rn50feat.store.marks import Marks
+from rn50feat.store.opening import MOVED, shared
+from rn50feat.store.reader import stored_path
+from rn50feat.store.rows import row_number, row_numbers
+from rn50feat.store.storable import for_ledger, require_storable, text_for_ledger
+
+logger = logging.getLogger(__name__)
+
+READER_SECONDS = 2.0  # what a commit waits for readers; then it is put off
+LAST_READER_SECONDS = 600.0  # the last one cannot be put off
+
+# The file format of HDF5 1.8: read everywhere, and without the marks of later
+# ones that call a file open for writing after its writer was killed.
+_VERSION = ("v108", "v108")
+
+
+def open_store(path: Path, *, disk: Disk = DISK) -> StoreWriter:
+    """Open the store at `path` for writing, after undoing a commit that was interrupted."""
+    with _told(path), shared(path, disk, remedy=MOVED):
+        journaled = journal.JournaledFile(path, length=layout.committed_length(path), disk=disk)
+    with damage_told(path):
+        file = h5py.File(journaled, "r+", libver=_VERSION)
+        layout.check(file)
+        return StoreWriter(journaled, file)
+
+
+def create_store(path: Path, provenance: Provenance, dtype: np.dtype[Any], *, disk: Disk = DISK) -> StoreWriter:
+    """Begin a store with features of `dtype`, float16 or float32; it appears at its first commit."""
+    if dtype not in (np.float16, np.float32):
+        raise ArgumentError(f"{path} cannot hold {dtype}: give float16 or float32")
+    with _told(path):
+        journaled = journal.JournaledFile(path, create=True, disk=disk)
+        file = h5py.File(journaled, "w", libver=_VERSION)
+        for table in layout.TABLES:
+            _create(file, table, dtype)
+        attributes = {"format": layout.FORMAT, "schema": layout.SCHEMA, "store_id": str(uuid.uuid4()), "next_id": 0}
+        file.attrs.update({**attributes, "provenance": provenance.to_json()})
+    return StoreWriter(journaled, file)
+
+
+def _create(file: h5py.File, table: layout.Table, dtype: np.dtype[Any]) -> None:
+    for name, (kind, shape, chunk) in table.items():
+        file.create_dataset(
+            name, (0, *shape), dtype if kind is None else kind, maxshape=(None, *shape), chunks=(chunk, *shape)
+        )
+
+
+class StoreWriter:
+    """A store that one run writes to: a context manager that commits, or undoes on an error.
+
+    The caller holds the `lock.run_lock` of the store. Every method raises
+    `ArgumentError` or `RowError` for arguments that do not fit, before it
+    changes anything, and `StoreError` when the disk does not take what is
+    written; the store then stays as of the last commit.
+    """
+
+    def __init__(self, journaled: journal.JournaledFile, file: h5py.File) -> None:
+        """Write to `file`, which is HDF5 over `journaled`."""
+        self.path = journaled.path
+        self.dtype: np.dtype[Any] = np.dtype(file["features"].dtype)
+        self._journal = journaled
+        self._file = file
+        self._next_id = int(layout.attribute(file, "next_id"))
+        self._ledger = {layout.decode_text(name): i for i, name in enumerate(file["failures/path"][:])}
+        self._archives: dict[str, int] | None = None
+        self._marks = Marks(file)
+        self._recorded, self._changed, self._put_off = False, True, False
+
+    def append(self, references: Sequence[Reference], features: NDArray[np.floating[Any]]) -> None:
+        """Add one row for each of `references`, with features of shape (n, 2048)."""
+        _require(references, features, (len(references), layout.WIDTH))
+        if not references:
+            return
+        paths = [stored_path(self.path, reference.location) for reference in references]
+        facts = self._facts(references)
+        with self._told():
+            self._append(layout.ROWS, {"paths": paths, "features": np.asarray(features, self.dtype), **facts})
+            self._marks.add(facts["ids"], references)
+        self.clear_failures(paths)
+
+    def replace(self, row: int, reference: Reference, features: NDArray[np.floating[Any]]) -> None:
+        """Give `row`, whose picture has changed, new features of shape (2048,) and a new id."""
+        _require([reference], features, (layout.WIDTH,))
+        row, facts = self._row(row), self._facts([reference])
+        with self._told():
+            self._marks.drop([int(self._file["ids"][row])])
+            self._file["features"][row] = features
+            for name, values in facts.items():
+                self._file[name][row] = values[0]
+            self._marks.add(facts["ids"], [reference])
+        self.clear_failures([stored_path(self.path, reference.location)])
+
+    def damage(self, row: int) -> str:
+        """Return what was wrong with the image of a row, "" for nothing."""
+        return self._marks.of(int(self._file["ids"][row]))
+
+    def touch(self, row: int, reference: Reference) -> None:
+        """Note the new time of a file whose bytes are those of its row."""
+        require_storable([reference])
+        row = self._row(row)
+        with self._told():
+            self._file["mtime_ns"][row] = reference.mtime_ns
+
+    def features_of_copy(self, row: int, reference: Reference) -> NDArray[np.floating[Any]] | None:
+        """Return the features of `row` if they are those of the file's digest, else None."""
+        row = self._row(row)
+        with damage_told(self.path):
+            if reference.digest == UNKNOWN or bytes(self._file["digest"][row]) != reference.digest:
+                return None
+            return np.asarray(self._file["features"][row])
+
+    def _row(self, row: int) -> int:
+        return row_number(row, self._file["ids"].shape[0], self.path)
+
+    def _facts(self, references: Sequence[Reference]) -> dict[str, NDArray[Any]]:
+        first, self._next_id = self._next_id, self._next_id + len(references)
+        return {
+            "ids": np.arange(first, self._next_id),
+            "size": np.array([reference.size for reference in references], np.int64),
+            "mtime_ns": np.array([reference.mtime_ns for reference in references], np.int64),
+            "digest": np.array([list(reference.digest) for reference in references], np.uint8),
+        }
+
+    def fail(self, reference: Reference, reason: str, *, attempts: int = 1) -> None:
+        """Enter a picture in the ledger, after so many attempts, or count one more attempt at it."""
+        reference = for_ledger(reference)
+        path = stored_path(self.path, reference.location)
+        facts = {"reason": text_for_ledger(reason), "size": reference.size, "mtime_ns": reference.mtime_ns}
+        with self._told():
+            if path in self._ledger:
+                entry = self._ledger[path]
+                for name, value in facts.items():
+                    self._file[f"failures/{name}"][entry] = layout.encoded(value)
+                self._file["failures/attempts"][entry] += 1
+            else:
+                self._ledger[path] = len(self._ledger)
+                facts = {"path": path, **facts, "attempts": attempts}
+                self._append(layout.LEDGER, {f"failures/{name}": [value] for name, value in facts.items()})
+
+    def remove(self, rows: NDArray[np.int64]) -> None:
+        """Remove rows, given in ascending order; rows from the end take their places.
+
+        No row before the first removed one moves.
+        """
+        rows = row_numbers(rows, self._file["ids"].shape[0], self.path)
+        if rows.ndim != 1 or (np.diff(rows) <= 0).any():
+            raise ArgumentError("rows to remove must be a list in ascending order, each row once")
+        with self._told():
+            self._marks.drop(self._file["ids"][:][rows].tolist())
+            count = self._file["ids"].shape[0] - len(rows)
+            holes = rows[rows < count]
+            movers = np.setdiff1d(np.arange(count, count + len(rows)), rows)
+            for name in layout.ROWS:
+                dataset = self._file[name]
+                if len(holes):
+                    dataset[holes] = dataset[movers]
+                dataset.resize(count, axis=0)
+
+    def clear_failures(self, paths: Sequence[str]) -> None:
+        """Take pictures out of the ledger."""
+        with self._told():
+            for path in paths:
+                if path in self._ledger:
+                    entry = self._ledger.pop(path)
+                    last = layout.decode_text(self._file["failures/path"][len(self._ledger)])
+                    if last != path:
+                        self._ledger[last] = entry
+                    self._remove(layout.LEDGER, entry)
+
+    def note_archive(self, archive: ArchiveRecord) -> None:
+        """Note what an archive holds, in place of what was known of it."""
+        with self._told():
+            if "archives" not in self._file:
+                _create(self._file, layout.ARCHIVES, self.dtype)
+            if self._archives is None:
+                self._archives = {layout.decode_text(name): i for i, name in enumerate(self._file["archives/path"][:])}
+            facts = {f"archives/{name}": value for name, value in asdict(archive).items()}
+            if (entry := self._archives.get(archive.path)) is None:
+                self._archives[archive.path] = len(self._archives)
+                self._append(layout.ARCHIVES, {name: [value] for name, value in facts.items()})
+            else:
+                for name, value in facts.items():
+                    self._file[name][entry] = layout.encoded(value)
+
+    def record(self, run: Mapping[str, Any]) -> None:
+        """Write this run's record; a later call of the same run replaces it."""
+        with self._told():
+            if not self._recorded:
+                self._append(layout.RUNS, {"runs": [""]})
+                self._recorded = True
+            self._file["runs"][-1] = json.dumps(run)
+
+    def update_provenance(self, provenance: Provenance) -> None:
+        """Note where the weights lie now."""
+        with self._told():
+            self._file.attrs["provenance"] = provenance.to_json()
+
+    def _append(self, table: Mapping[str, Any], columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
+        for name in table:
+            dataset, values = self._file[name], columns[name]
+            count = dataset.shape[0]
+            dataset.resize(count + len(values), axis=0)
+            if h5py.check_string_dtype(dataset.dtype):
+                values = np.array([layout.encoded(value) for value in values], dtype=object)
+            dataset[count:] = values
+
+    def _remove(self, table: Mapping[str, Any], entry: int) -> None:
+        """Remove one entry: the last one takes its place."""
+        for name in table:
+            dataset = self._file[name]
+            last = dataset.shape[0] - 1
+            if entry != last:
+                dataset[entry] = dataset[last]
+            dataset.resize(last, axis=0)
+
+    def commit(self, *, last: bool = True) -> None:
+        """Make everything written so far durable and visible to readers.
+
+        While another program keeps the store open, a commit that is not the
+        `last` is put off to the next one. The last one waits, and raises
+        `StoreBusyError` when it has waited for `LAST_READER_SECONDS`.
+        """
+        with self._told():
+            self._file.attrs["next_id"] = self._next_id
+            if "history" not in self._file:
+                _create(self._file, layout.HISTORY, self.dtype)
+            self._append(layout.HISTORY, {"history": np.frombuffer(uuid.uuid4().bytes, np.uint8)[None]})
+            self._file.flush()
+        try:
+            self._commit(READER_SECONDS)
+        except StoreBusyError:
+            if last or not self._put_off:
+                self._put_off = True
+                wait = f"waiting up to {LAST_READER_SECONDS / 60:.0f} minutes" if last else "commits wait"
+                logger.warning(
+                    "%s is kept open by another program (a notebook?): %s until it is closed", self.path, wait
+                )
+            if last:
+                self._commit(LAST_READER_SECONDS)
+
+    def _commit(self, patience: float) -> None:
+        with _told(self.path), _uninterrupted():
+            self._journal.commit(lambda: lock.alone(self._journal.handle, self.path, patience=patience))
+        self._changed = False
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tell of an error that the file has kept, or of damage that HDF5 met."""
+        self._changed = True
+        with _told(self.path), _uninterrupted():
+            try:
+                with damage_told(self.path):
+                    yield
+            finally:
+                if self._journal.error is not None:
+                    raise self._journal.error
+
+    def __enter__(self) -> StoreWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if kind is None and self._changed:
+                self.commit()
+        finally:
+            with _uninterrupted():
+                self._journal.abandon()  # what HDF5 writes from here on, nobody needs
+                self._file.close()
+                self._journal.close()
+
+
+def _require(references: Sequence[Reference], features: NDArray[np.floating[Any]], shape: tuple[int, ...]) -> None:
+    """Raise `ArgumentError` for features of another shape, and for files that a store cannot hold."""
+    found = np.asarray(features)
+    if found.shape != shape or found.dtype.kind not in "fiu":
+        raise ArgumentError(
+            f"features of shape {found.shape} and dtype {found.dtype} are no row for each of"
+            f" {len(references)} images: give numbers of shape {shape}"
+        )
+    require_storable(references)
+
+
+@contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Tell of a disk that does not take what is written."""
+    try:
+        yield
+    except OSError as error:
+        raise StoreError(
+            f"{path} cannot be written ({error.strerror or error}): {advice(error)} and run again;"
+            " what was committed is safe"
+        ) from error
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Keep Ctrl-C back: an exception inside one of HDF5's calls for bytes would crash it."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    kept: list[int] = []
+    handler = signal.signal(signal.SIGINT, lambda number, _: kept.append(number))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+        if kept:
+            signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,93 @@
+"""bench: rates of all stages, and the one that limits, on the user's own pictures."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from fake import FakeBackend
+
+from rn50feat.cli.main import main
+from rn50feat.engines import local
+from rn50feat.engines.contract import Batch, Failure
+from rn50feat.errors import SourceError
+from rn50feat.extraction import bench
+
+
+class SlowBackend(FakeBackend):
+    batch_size = 4
+
+    def features(self, crops: np.ndarray) -> np.ndarray:
+        time.sleep(0.05 * len(crops))
+        return super().features(crops)
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "SECONDS", 0.2)
+    monkeypatch.setattr(local, "backend", lambda *arguments, **settings: SlowBackend())
+
+
+def test_the_slowest_stage_is_named(pictures: Path) -> None:
+    (pictures / "notes.txt").write_text("no picture")
+    (pictures / "broken.png").write_text("no picture")
+    result = bench.bench(pictures)
+    assert (result.pictures, result.left_out) == (5, 1)
+    assert 0 < result.network <= 20  # it sleeps 50 ms a picture
+    assert result.bottleneck == "network"
+    assert "a GPU" in result.advice
+    assert 0 < result.together < 25
+    assert min(result.listing, result.reading, result.decoding) > 0
+
+
+def test_the_command_prints_a_table_or_json(pictures: Path) -> None:
+    (pictures / "broken.png").write_text("no picture")
+    printed = CliRunner().invoke(main, ["bench", str(pictures)]).output
+    assert [line.split()[0] for line in printed.splitlines()] == [
+        "listing", "reading", "decoding", "network", "together", "left", "the",
+    ]  # fmt: skip
+    assert "left out          1  pictures" in printed
+    result = json.loads(CliRunner().invoke(main, ["bench", str(pictures), "--json"]).output)
+    assert (result["backend"], result["left_out"]) == ("fake", 1)
+
+
+def test_a_picture_that_fails_on_the_way_counts_in_no_rate() -> None:
+    class Failing:
+        def embed(self, references: Iterable[str]) -> Iterator[Batch]:
+            for reference in references:
+                yield Batch((), np.empty((0, 2048), np.float32), (Failure(reference, "is gone"),))
+
+    assert bench._together(Failing(), ["a.jpg"]) == 0
+
+
+def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
+    with pytest.raises(SourceError, match="holds no picture among"):
+        bench.bench(tmp_path)
+
+
+def test_a_picture_that_cannot_be_decoded_is_an_error_of_one_line(tmp_path: Path) -> None:
+    (tmp_path / "broken.jpg").write_text("x\n")
+    done = CliRunner().invoke(main, ["bench", str(tmp_path / "broken.jpg")])
+    assert done.exit_code == 1
+    assert re.fullmatch(r"Error: \S+broken.jpg holds no picture that can be decoded \(.*\): name .*\n", done.output)
+
+
+@pytest.mark.parametrize(
+    ("bottleneck", "backend", "device", "advice"),
+    [
+        ("network", "torch", "cpu", "pip install 'rn50feat[openvino]', a GPU"),
+        ("network", "openvino", "cpu", "a GPU"),
+        ("network", "torch", "cuda:0", "a faster GPU"),
+        ("decoding", "torch", "cuda:0", "more cores, or pictures made smaller"),
+        ("decoding", "torch", "cpu", "more cores"),
+        ("reading", "torch", "cpu", "a faster disk"),
+    ],
+)
+def test_the_advice_is_about_what_limits(bottleneck: str, backend: str, device: str, advice: str) -> None:
+    assert bench._advice(bottleneck, backend, device).startswith(advice)

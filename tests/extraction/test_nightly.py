@@ -1,0 +1,699 @@
+"""What a cron job needs: stopping, going on, pruning, limits, and being alone."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+from typing import Literal
+
+import fake as rn50feat_fake
+import h5py
+import numpy as np
+import pytest
+from conftest import Run, rows
+from fake import FakeStart
+from PIL import Image
+from scenes import encoded
+
+import rn50feat
+from rn50feat import FeatureStore
+from rn50feat.cli.terminal import STOPS, signals
+from rn50feat.durable import journal
+from rn50feat.engines.contract import EngineOptions
+from rn50feat.errors import PruneError, StoreBusyError, StoreError
+from rn50feat.extraction import run
+from rn50feat.extraction.preview import preview
+from rn50feat.extraction.summary import Progress, Summary
+from rn50feat.extraction.verify import Findings
+from rn50feat.store import writer
+from rn50feat.store.writer import open_store
+
+HERE = Path(__file__).parent.parent  # tests
+
+
+@pytest.fixture
+def shades(tmp_path: Path) -> Path:
+    """A folder of twenty pictures; the value of each is its number."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(20):
+        (folder / f"{i:02}.png").write_bytes(encoded(Image.new("RGB", (9, 9), (i, 1, 0)), "PNG"))
+    return folder
+
+
+def extract(pictures: Path, start: FakeStart, **settings: object) -> Summary:
+    return rn50feat.extract(pictures, pictures.parent / "out.h5", **{"weights": "random", "start": start, **settings})  # type: ignore[arg-type]
+
+
+def stored(folder: Path) -> dict[str, int]:
+    return {Path(path).name: int(row[0]) for path, row in rows(folder / "out.h5").items()}
+
+
+def slow(folder: Path, seconds: float | Literal["-"], *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, str(HERE / "slow.py"), str(seconds), "extract", "pictures", "out.h5", *arguments],
+        cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        env={**os.environ, "RN50FEAT_WEIGHTS": "random", "RN50FEAT_BATCH_SIZE": "2"},
+    )  # fmt: skip
+
+
+def stopped(process: subprocess.Popen[str], number: int) -> tuple[str, str]:
+    """Send a signal while a batch begins, end that batch, and return the rest of what is printed, and the errors."""
+    process.stdout.readline()
+    process.send_signal(number)
+    errors = ""
+    while "stopping" not in errors:
+        errors += process.stderr.readline()
+    process.stdin.close()
+    return process.stdout.read(), errors + process.stderr.read()
+
+
+# Stopping
+
+
+@pytest.mark.parametrize("number", STOPS)
+def test_a_signal_stops_after_the_batch_in_hand(shades: Path, start: FakeStart, number: int) -> None:
+    with slow(shades.parent, "-") as process:
+        for _ in range(2):
+            process.stdout.readline()
+            process.stdin.write("\n")
+            process.stdin.flush()
+        _, errors = stopped(process, number)
+    assert process.returncode == 128 + number
+    assert f"stopped by {signal.Signals(number).name}" in errors
+    found = stored(shades.parent)
+    assert found == {f"{i:02}.png": i for i in range(6)}
+    assert FeatureStore(shades.parent / "out.h5").runs()[0]["counts"]["new"] == 6
+    assert extract(shades, start).new == 14
+    assert stored(shades.parent) == {f"{i:02}.png": i for i in range(20)}
+
+
+def test_a_second_interrupt_stops_at_once_and_keeps_what_was_committed(shades: Path, start: FakeStart) -> None:
+    with slow(shades.parent, "-", "--commit-every", "2") as process:
+        process.stdout.readline()
+        process.stdin.write("\n")
+        process.stdin.flush()
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        while "stopping" not in process.stderr.readline():
+            pass
+        process.send_signal(signal.SIGINT)
+        process.wait()  # without an end of the batch in hand
+    assert process.returncode == 130
+    assert stored(shades.parent) == {"00.png": 0, "01.png": 1}
+    assert extract(shades, start).new == 18
+
+
+def test_a_signal_stops_while_the_network_is_prepared(shades: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("START_SECONDS", "100")
+    with slow(shades.parent, 0, "--json") as process:
+        process.stdout.readline()
+        process.send_signal(signal.SIGTERM)
+        output, errors = process.communicate(timeout=60)
+    assert process.returncode == 143
+    found = json.loads(output)
+    assert (found["stopped"], found["new"], found["seconds"] > 0) == ("SIGTERM", 0, True)
+    assert "stopped by SIGTERM: run again to go on" in errors
+    assert list(shades.parent.glob("out.h5*")) == []
+
+
+def test_signals_that_come_in_pairs_are_no_impatience(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended: list[int] = []
+    monkeypatch.setattr(os, "_exit", ended.append)
+    with signals() as should_stop:
+        assert should_stop() is None
+        for number in (signal.SIGXCPU, signal.SIGXCPU, signal.SIGHUP, signal.SIGHUP, signal.SIGTERM, signal.SIGHUP):
+            signal.raise_signal(number)
+        assert (should_stop(), ended) == ("SIGXCPU", [])
+        signal.raise_signal(signal.SIGINT)
+        assert ended == [130]
+
+
+def test_a_hangup_that_nohup_ignores_stays_ignored() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with signals() as should_stop:
+            signal.raise_signal(signal.SIGHUP)
+            assert should_stop() is None
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_an_interrupt_in_a_program_of_ones_own_undoes_the_uncommitted(
+    shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = journal.JournaledFile.write
+
+    def interrupted(self: journal.JournaledFile, data: bytes) -> int:
+        signal.raise_signal(signal.SIGINT)  # inside one of HDF5's calls
+        return write(self, data)
+
+    extract(shades / "00.png", start, **{"commit_rows": 1})
+    assert len(FeatureStore(shades / "out.h5")) == 1
+    monkeypatch.setattr(journal.JournaledFile, "write", interrupted)
+    handler = signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts tests may have it ignored
+    with pytest.raises(KeyboardInterrupt):
+        rn50feat.extract(shades, shades / "out.h5", start=start)
+    signal.signal(signal.SIGINT, handler)
+    monkeypatch.undo()
+    assert len(FeatureStore(shades / "out.h5")) == 1
+    assert sorted(path.name for path in shades.iterdir())[-1] == "out.h5"
+
+
+def test_a_time_budget_ends_at_a_commit_and_says_what_is_left(shades: Path, start: FakeStart) -> None:
+    with slow(shades.parent, 0.2, "--time-budget", "0.5s", "--json") as process:
+        output, errors = process.communicate()
+    assert process.returncode == 0
+    summary = json.loads(output.splitlines()[-1])
+    assert summary["stopped"] == "time budget"
+    assert summary["new"] < 20  # ten batches take two seconds at least
+    assert summary["left"] == 20 - summary["new"]
+    assert f"{summary['left']} pictures left: run again to go on" in errors
+    assert extract(shades, start).new == summary["left"]
+
+
+def test_a_time_budget_that_is_over_at_once_does_nothing(shades: Path, start: FakeStart) -> None:
+    summary = extract(shades, start, time_budget=0)
+    assert (summary.new, summary.left, start.engines) == (0, 20, [])
+    assert not (shades.parent / "out.h5").exists()
+
+
+def test_what_is_left_is_counted_after_the_commit_and_not_for_ever(
+    shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    committed: list[bool] = []
+    true = run.plan
+
+    def watched(*arguments: object, **settings: object) -> object:
+        committed.append((shades.parent / "out.h5").exists())
+        return true(*arguments, **settings)
+
+    monkeypatch.setattr(run, "plan", watched)
+    reasons = iter([None, None, None, "time budget"])
+    stopped = extract(
+        shades, start, should_stop=lambda: next(reasons, "time budget"), options=EngineOptions(batch_size=1)
+    )
+    assert (stopped.stopped, stopped.left) == ("time budget", 20 - stopped.new)
+    assert committed == [False, True]
+    (record,) = FeatureStore(shades.parent / "out.h5").runs()
+    assert record["counts"]["left"] == stopped.left
+    monkeypatch.setattr(run, "COUNT_SECONDS", -1)
+    assert extract(shades, start, time_budget=0).left is None
+
+
+def test_commits_come_after_so_many_pictures(shades: Path, start: FakeStart) -> None:
+    seen: list[int] = []
+
+    def watch(progress: Progress) -> None:
+        seen.append(len(FeatureStore(shades.parent / "out.h5")) if (shades.parent / "out.h5").exists() else 0)
+
+    extract(shades, start, commit_rows=6, options=EngineOptions(batch_size=2), on_progress=watch)
+    assert sorted(set(seen)) == [0, 6, 12, 18]
+
+
+# Being alone, and being read
+
+
+def test_two_runs_at_once(shades: Path) -> None:
+    with slow(shades.parent, "-") as first:
+        first.stdout.readline()
+        with slow(shades.parent, 0) as second:
+            _, errors = second.communicate()
+        assert first.poll() is None
+        assert second.returncode == 75
+        assert f"is in use by process {first.pid} on " in errors
+        first.kill()
+    # What a killed run leaves of its lock does not stop the next one.
+    assert (shades.parent / "out.h5-lock").exists()
+    assert extract(shades, FakeStart()).new == 20
+
+
+def test_search_while_extract_goes_on(shades: Path, start: FakeStart) -> None:
+    """Every answer is one of the committed rows, and no reader or writer fails."""
+    (shades.parent / "query.png").write_bytes((shades / "10.png").read_bytes())
+    extract(shades, start)
+    done = threading.Event()
+    problems: list[BaseException] = []
+
+    def write() -> None:
+        try:
+            for turn in range(1, 40):
+                for i in range(0, 20, 3):
+                    color = (i, turn, 0)
+                    (shades / f"{i:02}.png").write_bytes(encoded(Image.new("RGB", (9 + turn, 9), color), "PNG"))
+                extract(shades, start, commit_rows=1, options=EngineOptions(batch_size=1))
+        except BaseException as problem:
+            problems.append(problem)
+        done.set()
+
+    thread = threading.Thread(target=write)
+    thread.start()
+    searches = 0
+    store = FeatureStore(shades.parent / "out.h5")
+    while not done.is_set():
+        (result,) = rn50feat.search(shades.parent / "query.png", store, metric="l2", k=3, start=start)
+        assert [Path(hit.path).name for hit in result.hits[:1]] == ["10.png"]
+        assert result.hits[0].score == 0
+        assert len({hit.path for hit in result.hits}) == 3
+        searches += 1
+    thread.join()
+    assert not problems
+    assert searches > 5
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(writer, "READER_SECONDS", 0.01)
+    monkeypatch.setattr(writer, "LAST_READER_SECONDS", 0.3)
+
+
+def test_a_reader_that_stays_too_long_is_told_of(shades: Path, start: FakeStart, impatient: None) -> None:
+    extract(shades, start)
+    (shades / "new.png").write_bytes(encoded(Image.new("RGB", (5, 5)), "PNG"))
+    with FeatureStore(shades.parent / "out.h5").reading():
+        with pytest.raises(StoreBusyError, match="kept open by another program for 0 s: close it there") as caught:
+            extract(shades, start)
+        assert caught.value.exit_code == 1
+    assert extract(shades, start).new == 1
+
+
+def test_commits_are_put_off_while_a_notebook_keeps_the_store_open(
+    shades: Path, start: FakeStart, impatient: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    extract(shades / "00.png", start)
+    notebook = h5py.File(shades / "out.h5")
+    seen: list[int] = []
+
+    def watch(progress: Progress) -> None:
+        seen.append(notebook["ids"].shape[0] if notebook else len(FeatureStore(shades / "out.h5")))
+        if progress.done.new == 10:
+            notebook.close()
+
+    summary = rn50feat.extract(
+        shades, shades / "out.h5", start=start, commit_rows=1, options=EngineOptions(batch_size=1), on_progress=watch
+    )
+    assert summary.new == 19
+    assert set(seen[:9]) == {1}
+    assert seen[-1] == 20
+    assert len(rows(shades / "out.h5")) == 20
+    assert [record.message for record in caplog.records] == [
+        f"{shades / 'out.h5'} is kept open by another program (a notebook?): commits wait until it is closed"
+    ]
+
+
+# Faults
+
+
+@pytest.mark.parametrize("code", [errno.ENOSPC, errno.EROFS, errno.EIO])
+def test_a_disk_that_takes_no_more_ends_the_run_and_keeps_its_commits(
+    shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    class Failing(journal.Disk):
+        left = 40
+
+        def write(self, handle: int, data: bytes, offset: int) -> None:
+            self.left -= 1
+            if self.left < 0:
+                raise OSError(code, os.strerror(code))
+            super().write(handle, data, offset)
+
+    extract(shades / "00.png", start)
+    (shades / "out.h5").rename(shades.parent / "out.h5")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(open_store.__kwdefaults__, "disk", Failing())
+        with pytest.raises(StoreError, match=f"cannot be written .{os.strerror(code)}.*what was committed is safe"):
+            extract(shades, start, commit_rows=4, options=EngineOptions(batch_size=2))
+    committed = len(FeatureStore(shades.parent / "out.h5"))
+    assert 1 <= committed < 20
+    extract(shades, start)
+    assert {**stored(shades.parent), "00.png": 0} == {f"{i:02}.png": i for i in range(20)}
+
+
+def test_a_source_that_vanishes_halfway_is_no_failure(shades: Path, start: FakeStart) -> None:
+    told: list[int] = []
+
+    def vanish(progress: Progress) -> None:
+        told.append(progress.done.new)
+        if told.count(4) == 3:  # the next picture is on its way already
+            shutil.rmtree(shades, ignore_errors=True)
+
+    pictures = shades.parent / "backup"
+    shutil.copytree(shades, pictures)
+    summary = extract(shades, start, options=EngineOptions(batch_size=2), on_progress=vanish)
+    assert (summary.new, summary.failed) == (4, 0)
+    assert summary.vanished > 0
+    assert FeatureStore(shades.parent / "out.h5").failures() == []
+    pictures.rename(shades)
+    extract(shades, start)
+    assert stored(shades.parent) == {f"{i:02}.png": i for i in range(20)}
+
+
+def test_a_file_that_cannot_be_read_now_is_tried_again_next_time(
+    shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rn50feat.errors import SourceError
+    from rn50feat.sources import sources
+
+    read = sources.read
+
+    def stale(reference: sources.Reference) -> tuple[sources.Reference, bytes]:
+        if reference.location.endswith("07.png"):
+            raise SourceError("cannot be read: Stale file handle")
+        return read(reference)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sources, "read", stale)
+        assert extract(shades, start).failed == 1
+    (failure,) = FeatureStore(shades.parent / "out.h5").failures()
+    assert failure.reason == "cannot be read: Stale file handle"
+    assert extract(shades, start).new == 1
+    assert FeatureStore(shades.parent / "out.h5").failures() == []
+
+
+# Pruning
+
+
+def test_prune_removes_what_is_gone_and_only_there(shades: Path, start: FakeStart) -> None:
+    other = shades.parent / "other"
+    shutil.copytree(shades, other)
+    (shades / "bad.png").write_text("no picture")
+    store = shades.parent / "out.h5"
+    rn50feat.extract([shades, other], store, weights="random", start=start)
+    for path in (shades / "03.png", shades / "19.png", shades / "bad.png", other / "00.png"):
+        path.unlink()
+    assert extract(shades, start).removed == 0
+    assert len(FeatureStore(store)) == 40
+    assert extract(shades, start, prune=True).removed == 2
+    after = rows(store)
+    assert {"pictures/03.png", "pictures/19.png"}.isdisjoint(after)
+    assert "other/00.png" in after  # not under this run's sources
+    assert len(after) == 38
+    assert all(int(row[0]) == int(Path(path).stem) for path, row in after.items())
+    assert FeatureStore(store).failures() == []
+    assert len(set(FeatureStore(store).column("ids"))) == 38
+    # A file that comes back is found again, under a new id.
+    shutil.copy(other / "03.png", shades / "03.png")
+    assert extract(shades, start).reused == 1
+    assert max(FeatureStore(store).column("ids")) == 40
+    assert FeatureStore(store).rows_of(["pictures/03.png"]) == [38]
+
+
+@pytest.mark.parametrize("gone", [[0], [19], [0, 1, 2], [17, 18, 19], [0, 5, 18], list(range(19)), [1, 3, 5, 7, 16]])
+def test_rows_stay_dense_whichever_go(
+    shades: Path, start: FakeStart, gone: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(shades, start)
+    for i in gone:
+        (shades / f"{i:02}.png").unlink()
+    monkeypatch.setattr(run, "PORTION", 2)
+    assert extract(shades, start, prune=True, force=True).removed == len(gone)
+    assert stored(shades.parent) == {f"{i:02}.png": i for i in range(20) if i not in gone}
+    assert rn50feat.verify(shades.parent / "out.h5").findings == []
+
+
+def test_prune_in_a_run_that_adds_rows(shades: Path, start: FakeStart) -> None:
+    extract(shades, start)
+    (shades / "04.png").unlink()
+    (shades / "new.png").write_bytes(encoded(Image.new("RGB", (9, 8), (1, 2, 3)), "PNG"))
+    summary = extract(shades, start, prune=True)
+    assert (summary.new, summary.removed, summary.unchanged) == (1, 1, 19)
+    assert {"pictures/04.png", "pictures/new.png"} & rows(shades.parent / "out.h5").keys() == {"pictures/new.png"}
+
+
+def test_prune_refuses_what_looks_like_a_mistake(shades: Path, start: FakeStart) -> None:
+    extract(shades, start)
+    for i in range(5):
+        (shades / f"{i:02}.png").unlink()
+    with pytest.raises(PruneError, match="5 of the 20 rows .* more than 20 %: use --force"):
+        extract(shades, start, prune=True)
+    assert len(FeatureStore(shades.parent / "out.h5")) == 20
+    assert extract(shades, start, prune=True, prune_limit=25).removed == 5
+    for path in shades.iterdir():
+        path.unlink()
+    with pytest.raises(PruneError, match="pictures is empty: mount it"):
+        extract(shades, start, prune=True, prune_limit=100)
+    assert len(FeatureStore(shades.parent / "out.h5")) == 15
+    assert extract(shades, start, prune=True, force=True).removed == 15
+
+
+def test_images_that_moved_are_not_lost(shades: Path, start: FakeStart) -> None:
+    extract(shades, start)
+    for i in range(12):
+        (shades / f"{i:02}.png").rename(shades / f"moved{i:02}.png")
+    assert preview(shades, shades.parent / "out.h5", prune=True).remove == 12
+    summary = extract(shades, start, prune=True)
+    assert (summary.reused, summary.removed) == (12, 12)
+    assert len(stored(shades.parent)) == 20
+    for i in range(4):
+        (shades / f"moved{i:02}.png").rename(shades / f"again{i:02}.png")
+    for i in range(5, 10):
+        (shades / f"moved{i:02}.png").unlink()
+    with pytest.raises(PruneError, match="5 of the 20 rows under these sources would go, not counting 4 that moved,"):
+        extract(shades, start, prune=True)
+    assert len(stored(shades.parent)) == 24
+    assert extract(shades, start, prune=True, prune_limit=25).removed == 9
+
+
+def test_a_copy_elsewhere_keeps_content_and_a_copy_that_goes_too_does_not(shades: Path, start: FakeStart) -> None:
+    other = shades.parent / "other"
+    shutil.copytree(shades, other)
+    rn50feat.extract([shades, other], shades.parent / "out.h5", weights="random", start=start)
+    for folder in (shades, other):
+        for i in range(5):
+            (folder / f"{i:02}.png").unlink()
+    with pytest.raises(PruneError, match="10 of the 40 rows under these sources would go, more"):
+        rn50feat.extract([shades, other], shades.parent / "out.h5", start=start, prune=True)
+    assert extract(shades, start, prune=True).removed == 5  # as things are, the other rows stay
+
+
+def test_a_source_whose_images_all_moved_may_be_empty(shades: Path, start: FakeStart) -> None:
+    extract(shades, start)
+    other, store = shades.parent / "other", shades.parent / "out.h5"
+    shades.rename(other)
+    shades.mkdir()
+    with pytest.raises(PruneError, match="pictures is empty: mount it"):
+        extract(shades, start, prune=True)
+    assert rn50feat.extract([shades, other], store, start=start, prune=True).removed == 20
+    with pytest.raises(PruneError, match="pictures is empty: mount it"):
+        extract(shades, start, prune=True)
+
+
+def test_rows_of_unknown_content_never_count_as_moved(shades: Path, start: FakeStart) -> None:
+    store = shades.parent / "out.h5"
+    extract(shades, start)
+    np.save(shades.parent / "rows.npy", np.ones((5, 2048), np.float32))
+    names = [f"{shades}/none{i}.png" for i in range(4)] + ["/elsewhere.png"]
+    (shades.parent / "rows.paths.txt").write_text("\n".join(names))
+    rn50feat.import_features(shades.parent / "rows.npy", store, weights="random")
+    with pytest.raises(PruneError, match="4 of the 24 rows"):
+        extract(shades, start, prune=True, prune_limit=10)
+
+
+def test_a_refused_prune_tells_what_was_done_all_the_same(rn50feat: Run, shades: Path, start: FakeStart) -> None:
+    extract(shades, start)
+    for i in range(5, 20):
+        (shades / f"{i:02}.png").unlink()
+    done = rn50feat("extract", "pictures", "out.h5", "--prune", "--json")
+    assert done.returncode == 1
+    assert json.loads(done.stdout)["unchanged"] == 5
+    assert "out.h5: 5 unchanged, in" in done.stderr
+    assert "Error: nothing was pruned: 15 of the 20 rows" in done.stderr
+
+
+def test_a_folder_that_cannot_be_searched_proves_nothing(
+    shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(shades, start)
+    shutil.move(shades / "04.png", shades.parent)
+    stat = os.stat
+
+    def forbidden(path: object, **settings: object) -> os.stat_result:
+        if isinstance(path, str) and path.endswith("04.png"):
+            raise PermissionError(errno.EACCES, "Permission denied")
+        return stat(path, **settings)  # type: ignore[arg-type,call-overload]
+
+    monkeypatch.setattr(os, "stat", forbidden)
+    assert extract(shades, start, prune=True).removed == 0
+
+
+# Telling
+
+
+def test_max_failures_ends_with_4_and_keeps_the_work(rn50feat: Run, shades: Path, start: FakeStart) -> None:
+    for i in range(3):
+        (shades / f"bad{i}.png").write_text("no picture")
+    for limit, code in (("3", 0), ("2", 4), ("14%", 0), ("12%", 4)):
+        (shades.parent / "out.h5").unlink(missing_ok=True)
+        with slow(shades.parent, 0, "--max-failures", limit) as process:
+            _, errors = process.communicate()
+        assert process.returncode == code, limit
+        assert ("Error: 3 of 23 images failed, more than " in errors) == (code == 4)
+        assert len(FeatureStore(shades.parent / "out.h5")) == 20
+
+
+def test_max_ledger_counts_what_failed_before(shades: Path) -> None:
+    (shades / "bad.png").write_text("no picture")
+    for limits, code in (
+        ((), 0),
+        (("--max-failures", "0"), 0),
+        (("--max-ledger", "1"), 0),
+        (("--max-ledger", "4%"), 4),
+    ):
+        with slow(shades.parent, 0, *limits) as process:
+            _, errors = process.communicate()
+        assert process.returncode == code, limits
+        message = "Error: 1 of 21 images found are in the ledger of failures, more than 4 %: see rn50feat info out.h5"
+        assert (message in errors) == (code == 4)
+
+
+def test_dry_run_tells_and_does_nothing(rn50feat: Run, shades: Path, start: FakeStart) -> None:
+    done = rn50feat("extract", "pictures", "out.h5", "--weights", "random", "--dry-run")
+    assert done.stdout == (
+        "at most 20 to compute, 0 unchanged, 0 failed before, 0 ignored, 0 to remove;"
+        " about 244 kB, time unknown before a first run\n"
+    )
+    assert not (shades.parent / "out.h5").exists()
+    extract(shades, start, dtype="float16")
+    before = (shades.parent / "out.h5").read_bytes()
+    assert len(before) == pytest.approx(244_000, rel=0.05)
+    (shades / "bad.png").write_text("no picture")
+    (shades / "00.png").unlink()
+    done = rn50feat("extract", "pictures", "out.h5", "--prune", "--dry-run", "--json")
+    expected = json.loads(done.stdout)
+    assert (expected["compute"], expected["unchanged"], expected["remove"]) == (1, 19, 1)
+    assert len(before) < expected["bytes"] < 1.01 * len(before)  # there is room in the chunk
+    told = rn50feat("extract", "pictures", "out.h5", "--dry-run").stdout
+    assert re.search(r"^at most 1 to compute, .*; about \d+ kB, in about \d+ s$", told)
+    assert expected["seconds"] > 0
+    assert (shades.parent / "out.h5").read_bytes() == before
+    assert rn50feat("extract", "pictures", "out.h5", "--weights", "random:9", "--dry-run").returncode == 1
+
+
+def test_the_json_summary_is_complete(shades: Path) -> None:
+    with slow(shades.parent, 0.01, "--json") as process:
+        output, _ = process.communicate()
+    summary = json.loads(output.splitlines()[-1])
+    counts = {"found", "new", "changed", "reused", "skipped", "failed", "removed"}
+    assert summary.keys() >= counts | {"images_per_second", "stages", "bottleneck"}
+    assert summary["stages"].keys() == {"find", "start", "decode", "network", "write"}
+    assert summary["bottleneck"] in summary["stages"]
+    assert summary["images_per_second"] > 0
+
+
+def test_plain_lines_where_there_is_no_terminal(shades: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rn50feat.cli import terminal
+
+    said: list[str] = []
+    monkeypatch.setattr(terminal, "PLAIN_SECONDS", 0.0)
+    monkeypatch.setattr(terminal, "say", said.append)
+    monkeypatch.setattr(terminal, "attended", lambda: False)
+    with terminal.progress(quiet=False) as on_progress:
+        extract(shades, FakeStart(), on_progress=on_progress)
+    assert said[-1].startswith("20 pictures of 20 files, ")
+    with terminal.progress(quiet=True) as on_progress:
+        assert on_progress is None
+
+
+# Verifying
+
+
+def damage(path: Path, dataset: str, row: int, value: object) -> None:
+    with h5py.File(path, "r+") as file:
+        file[dataset][row] = value
+
+
+@pytest.mark.parametrize(
+    ("dataset", "value", "finding"),
+    [
+        ("features", np.nan, "row 3 .pictures/03.png. is not finite"),
+        ("features", np.inf, "row 3 .pictures/03.png. is not finite"),
+        ("features", 0, "row 3 .pictures/03.png. is all zero"),
+        ("ids", 4, "id 4 belongs to 2 rows"),
+        ("ids", 99, "ids run from 0 to 99, but the next id is 20"),
+        ("paths", "pictures/04.png", "row 4 .pictures/04.png. is there twice"),
+        ("paths", "../../etc/passwd", "leads elsewhere"),
+    ],
+)
+def test_verify_finds_faults(
+    rn50feat: Run, shades: Path, start: FakeStart, dataset: str, value: object, finding: str
+) -> None:
+    extract(shades, start)
+    verify = rn50feat_verify(shades)
+    assert verify.findings == []
+    damage(shades.parent / "out.h5", dataset, 3, value)
+    (found,) = rn50feat_verify(shades).findings
+    assert re.search(finding, found)
+    done = rn50feat("verify")
+    assert done.returncode == 1
+    assert done.stdout == found + "\n"
+    assert "has 1 fault: restore it from a backup" in done.stderr
+
+
+def rn50feat_verify(shades: Path, **settings: object) -> Findings:
+    return rn50feat.verify(shades.parent / "out.h5", **settings)  # type: ignore[arg-type]
+
+
+def test_verify_reads_every_chunk(shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch) -> None:
+    extract(shades, start)
+    block = FeatureStore.block
+
+    def damaged(self: FeatureStore, first: int, count: int) -> np.ndarray:
+        if first <= 16 < first + count:
+            raise StoreError("out.h5 is damaged (Can't synchronously read data)")
+        return block(self, first, count) + 1
+
+    monkeypatch.setattr(FeatureStore, "block", damaged)
+    monkeypatch.setattr(sys.modules["rn50feat.verify"], "BLOCK", 8)
+    assert rn50feat_verify(shades).findings == [
+        "rows 16 to 19 cannot be read: out.h5 is damaged (Can't synchronously read data)"
+    ]
+
+
+def test_verify_compares_the_datasets(shades: Path, start: FakeStart) -> None:
+    store = shades.parent / "out.h5"
+    extract(shades, start)
+    with h5py.File(store, "r+") as file:
+        file["size"].resize(19, axis=0)
+    assert "the datasets differ in length: features 20, " in rn50feat_verify(shades).findings[0]
+    with h5py.File(store, "r+") as file:
+        file["size"].resize(20, axis=0)
+        del file["digest"]
+    assert rn50feat_verify(shades).findings == ["digest is missing"]
+
+
+def test_verify_sources_hashes_the_files(shades: Path, start: FakeStart) -> None:
+    extract(shades, start)
+    rotten, changed, gone = shades / "05.png", shades / "06.png", shades / "07.png"
+    status = rotten.stat()
+    data = bytearray(rotten.read_bytes())
+    data[-5] ^= 1
+    rotten.write_bytes(data)
+    os.utime(rotten, ns=(status.st_atime_ns, status.st_mtime_ns))
+    os.utime(changed, (1, 1))
+    gone.unlink()
+    assert rn50feat_verify(shades).findings == []
+    report = rn50feat_verify(shades, sources=True)
+    (finding,) = report.findings
+    assert "05.png) has other bytes, though the same size and time" in finding
+    assert report.notes == ["20 files hashed: 1 gone, 1 changed since their rows were made"]
+
+
+def test_verify_recompute_shows_vectors_that_come_out_otherwise(
+    shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    extract(shades, start)
+    report = rn50feat_verify(shades, recompute=8, start=start)
+    assert (report.findings, report.notes) == ([], ["8 rows computed again: at most 0.0e+00 away (relative L2)"])
+    features = rn50feat_fake.FakeBackend.features
+    monkeypatch.setattr(rn50feat_fake.FakeBackend, "features", lambda self, crops: features(self, crops) * 1.001)
+    report = rn50feat_verify(shades, recompute=8, start=start)
+    assert len(report.findings) == 8
+    assert "comes out otherwise now: 1.0e-03 away" in report.findings[0]

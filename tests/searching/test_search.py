@@ -1,0 +1,222 @@
+"""search: the right neighbours in the right order, whatever the size of the blocks."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from fake import FakeStart
+from PIL import Image
+from scenes import encoded
+from vectors import clusters, filled
+
+import rn50feat
+from rn50feat import FeatureStore
+from rn50feat.engines.contract import Engine, EngineOptions
+from rn50feat.errors import DeviceError, ProvenanceError, QueryError, WeightsError
+from rn50feat.extraction.verify import verify
+from rn50feat.searching.exact import scan
+from rn50feat.searching.search import FEW, Result, search_stored
+from rn50feat.store.writer import create_store, open_store
+
+
+@pytest.fixture
+def pink(tmp_path: Path) -> Path:
+    path = tmp_path / "pink.png"
+    path.write_bytes(encoded(Image.new("RGB", (20, 20), (255, 128, 128)), "PNG"))
+    return path
+
+
+def names(result: Result) -> list[str]:
+    return [Path(hit.path).stem for hit in result.hits]
+
+
+def test_a_picture_finds_the_most_similar_first(store: FeatureStore, pink: Path, start: FakeStart) -> None:
+    (result,) = rn50feat.search(pink, store, start=start)
+    assert names(result) == ["white", "z", "red", "blue", "green"]
+    assert [hit.rank for hit in result.hits] == [1, 2, 3, 4, 5]
+    assert result.hits[2].score == pytest.approx(255 / np.linalg.norm([255, 128, 128]))
+    assert Path(result.hits[2].location) == store.path.parent / "pictures/red.png"
+    assert result.hits[2].id == 0
+
+
+@pytest.mark.parametrize(
+    ("metric", "expected", "score"),
+    [
+        ("cosine", ["white", "z"], (255 + 128 + 128) / np.sqrt(3) / np.linalg.norm([255, 128, 128])),
+        ("ip", ["white", "red"], 255 * (255 + 128 + 128)),
+        ("l2", ["z", "white"], np.linalg.norm([159, 32, 0])),
+    ],
+)
+def test_metrics(
+    store: FeatureStore, pink: Path, start: FakeStart, metric: str, expected: list[str], score: float
+) -> None:
+    (result,) = rn50feat.search(pink, store, start=start, metric=metric, k=2)
+    assert names(result) == expected
+    assert result.hits[0].score == pytest.approx(score)
+
+
+def test_a_threshold_ends_the_hits(store: FeatureStore, pink: Path, start: FakeStart) -> None:
+    (result,) = rn50feat.search(pink, store, start=start, min_score=0.8)
+    assert names(result) == ["white", "z", "red"]
+    with pytest.raises(QueryError, match="l2 is a distance"):
+        rn50feat.search(pink, store, start=start, min_score=0.8, metric="l2")
+
+
+def test_many_queries_come_back_in_their_order(store: FeatureStore, pictures: Path, start: FakeStart) -> None:
+    queries = [pictures / name for name in ("sub/blue.png", "red.png", "sub/blue.png")]
+    results = rn50feat.search(queries, store, start=start, k=1)
+    assert [result.query for result in results] == [str(query) for query in queries]
+    assert [names(result) for result in results] == [["blue"], ["red"], ["blue"]]
+
+
+def test_a_stored_picture_is_not_touched(store: FeatureStore, pictures: Path) -> None:
+    shutil.rmtree(pictures)
+    (result,) = search_stored(["pictures/red.png"], store, k=2)
+    assert names(result)[0] == "red"
+    assert result.hits[0].score == pytest.approx(1)
+    with pytest.raises(QueryError, match="holds no picture red.png"):
+        search_stored(["red.png"], store)
+
+
+def test_the_query_itself_can_be_left_out(store: FeatureStore, pictures: Path, start: FakeStart) -> None:
+    shutil.copy(pictures / "red.png", pictures / "copy.png")
+    rn50feat.extract(pictures, store.path, start=start)
+    for queries, search in ((pictures / "red.png", rn50feat.search), (["pictures/red.png"], search_stored)):
+        more = {"start": start} if search is rn50feat.search else {}
+        (result,) = search(queries, store, exclude_self=True, **more)
+        assert "red" not in names(result)
+        assert names(result)[0] == "copy"  # another file with the same bytes is a finding, not the query
+    outside = pictures.parent / "elsewhere.png"
+    shutil.copy(pictures / "red.png", outside)
+    (result,) = rn50feat.search(outside, store, exclude_self=True, start=start)
+    assert {"red", "copy"}.isdisjoint(names(result))
+
+
+def test_hits_whose_picture_is_missing_or_has_changed_are_marked(store: FeatureStore, pictures: Path) -> None:
+    (pictures / "white.png").unlink()
+    (pictures / "z.png").write_text("another")
+    (result,) = search_stored(["pictures/red.png"], store)
+    assert {Path(hit.path).stem: hit.state for hit in result.hits} == {
+        **dict.fromkeys(("red", "blue", "green"), "present"), "white": "missing", "z": "changed",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("query", "reason"),
+    [
+        ("none.png", "none.png cannot be found: No such file"),
+        ("pictures", "no regular file"),
+        ("text.png", "text.png is no picture"),
+    ],
+)
+def test_a_query_that_is_no_picture_is_named(
+    store: FeatureStore, tmp_path: Path, start: FakeStart, query: str, reason: str
+) -> None:
+    (tmp_path / "text.png").write_text("text")
+    with pytest.raises(QueryError, match=reason):
+        rn50feat.search(tmp_path / query, store, start=start)
+
+
+def test_weights_that_moved_are_asked_for_and_checked(
+    pictures: Path, start: FakeStart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import hashlib
+
+    weights, moved = tmp_path / "weights.pth", tmp_path / "moved.pth"
+    weights.write_bytes(b"some weights")
+    monkeypatch.setattr("fake.FakeBackend.__init__.__defaults__", (hashlib.sha256(b"some weights").hexdigest(),))
+    store = tmp_path / "out.h5"
+    rn50feat.extract(pictures, store, weights=str(weights), start=start)
+    query = pictures / "red.png"
+    assert names(rn50feat.search(query, store, k=1, start=start)[0]) == ["red"]
+    weights.rename(moved)
+    with pytest.raises(WeightsError, match="weights.pth .* are gone: say where with --weights FILE"):
+        rn50feat.search(query, store, start=start)
+    assert names(rn50feat.search(query, store, k=1, weights_file=str(moved), start=start)[0]) == ["red"]
+    weights.write_bytes(b"other weights")
+    with pytest.raises(WeightsError, match="has changed since the store was made"):
+        rn50feat.search(query, store, start=start)
+    with pytest.raises(ProvenanceError, match="holds features with weights .* you asked for weights.pth"):
+        rn50feat.search(query, store, weights_file=str(weights), start=start)
+    # A run that names the new place notes it.
+    weights.unlink()
+    rn50feat.extract(pictures, store, weights=str(moved), start=start)
+    assert names(rn50feat.search(query, store, k=1, start=start)[0]) == ["red"]
+
+
+@pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_the_scan_in_blocks_equals_one_product(
+    tmp_path: Path, metric: str, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rn50feat.images.provenance import Provenance
+    from rn50feat.sources.sources import Reference
+
+    rng = np.random.default_rng(1)
+    features = rng.gamma(0.5, 1.0, (700, 2048)).astype(dtype)
+    features[500] = features[3]  # a tie
+    features[5] = 0  # no direction
+    references = [Reference(str(tmp_path / f"{i}"), i, i, i.to_bytes(16, "big")) for i in range(len(features))]
+    with create_store(tmp_path / "out.h5", Provenance("random:0", "00"), np.dtype(dtype)) as writer:
+        writer.append(references[:10], features[:10])
+    with open_store(tmp_path / "out.h5") as writer:
+        writer.append(references[10:], features[10:])
+    store = FeatureStore(tmp_path / "out.h5")
+    queries = np.concatenate([features[[3, 77]].astype(np.float32), rng.gamma(0.5, 1, (3, 2048)).astype(np.float32)])
+    exact = features.astype(np.float64)
+    if metric == "l2":
+        scores = -np.linalg.norm(exact[None] - queries[:, None], axis=2)
+    else:
+        scores = queries @ exact.T
+        if metric == "cosine":
+            lengths = np.linalg.norm(exact, axis=1)
+            scores = scores / np.linalg.norm(queries, axis=1)[:, None] / np.where(lengths, lengths, 1)
+    blocks = FeatureStore.blocks
+    monkeypatch.setattr(FeatureStore, "blocks", lambda self, rows: blocks(self, 64))
+    found = scan(queries, [np.empty(0, np.int64)] * 5, store, 20, metric)
+    for (rows, given), expected in zip(found, scores):
+        order = np.argsort(-expected, kind="stable")[:20]
+        assert metric == "l2" or (np.diff(given) <= 0).all()
+        np.testing.assert_allclose(np.abs(given), np.abs(expected[order]), rtol=1e-5, atol=1e-5)
+        assert set(rows) == set(order)
+    assert found[0][0][:2].tolist() == [3, 500]
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("indexed", [False, True])
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+@pytest.mark.parametrize("metric", ["cosine", "l2", "ip"])
+def test_damaged_rows_are_no_hits_and_crowd_out_none(tmp_path: Path, metric: str, dtype: str, indexed: bool) -> None:
+    store = filled(tmp_path / "out.h5", clusters(30), dtype)
+    if indexed:
+        rn50feat.index(store, metric=metric)
+    with h5py.File(store.path, "r+") as file:
+        features = file["features"][:]
+        features[3], features[4], features[5, 7], features[6, 7] = np.nan, np.inf, -np.inf, np.inf
+        signalling = (np.uint16, 0x7D01) if dtype == "float16" else (np.uint32, 0x7F800001)
+        features[7].view(signalling[0])[...] = signalling[1]
+        file["features"][...] = features
+    assert len(verify(store).findings) == 5
+    (result,) = search_stored(["00000.jpg"], store, k=25, metric=metric)
+    assert {hit.id for hit in result.hits} == set(range(30)) - {3, 4, 5, 6, 7}
+    assert all(np.isfinite(hit.score) for hit in result.hits)
+    assert len(search_stored(["00000.jpg"], store, k=3, metric=metric)[0].hits) == 3
+    assert search_stored(["00003.jpg"], store, metric=metric)[0].hits == ()
+
+
+def test_a_few_queries_are_computed_on_the_cpu_and_many_where_a_run_would_be(store: FeatureStore, pink: Path) -> None:
+    asked: list[str] = []
+
+    def start(weights: object, provenance: object, options: EngineOptions) -> Engine:
+        asked.append(options.device)
+        raise DeviceError("seen")
+
+    many = [pink] * (FEW + 1)
+    for queries, device in (([pink], "auto"), ([pink], "cuda"), (many, "auto")):
+        with pytest.raises(DeviceError, match="seen"):
+            rn50feat.search(queries, store, options=EngineOptions(device=device), start=start)
+    assert asked == ["cpu", "cuda", "auto"]
