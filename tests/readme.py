@@ -1,4 +1,4 @@
-"""Write the help texts into the README: ``python tests/readme.py``."""
+"""Write the help texts into docs/reference.md: ``python tests/readme.py``."""
 
 from __future__ import annotations
 
@@ -8,7 +8,9 @@ from click.testing import CliRunner
 
 from rn50feat.cli.main import main
 
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+README = ROOT / "README.md"
+REFERENCE = ROOT / "docs/reference.md"
 BEGIN, END = "<!-- reference -->\n", "<!-- end of reference -->"
 
 
@@ -22,11 +24,11 @@ def reference() -> str:
     return "\n" + "\n".join(texts) + "\n"
 
 
-def with_reference(readme: str) -> str:
-    """Return the README with the help texts as they are now."""
-    before, _, rest = readme.partition(BEGIN)
+def with_reference(page: str) -> str:
+    """Replace the help texts of a page with those of the program."""
+    before, _, rest = page.partition(BEGIN)
     return before + BEGIN + reference() + END + rest.partition(END)[2]
 
 
 if __name__ == "__main__":
-    README.write_text(with_reference(README.read_text(encoding="utf-8")), encoding="utf-8")
+    REFERENCE.write_text(with_reference(REFERENCE.read_text(encoding="utf-8")), encoding="utf-8")

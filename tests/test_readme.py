@@ -14,9 +14,8 @@ from pathlib import Path
 import h5py
 import pytest
 from conftest import RN50FEAT, Run
-from readme import README, with_reference
+from readme import README, REFERENCE, ROOT, with_reference
 
-ROOT = README.parent
 TEXT = README.read_text(encoding="utf-8")
 
 
@@ -93,7 +92,8 @@ def test_the_file_is_as_described(desk: Path) -> None:
 
 
 def test_the_help_texts_are_those_of_the_program() -> None:
-    assert with_reference(TEXT) == TEXT, "run: make readme"
+    page = REFERENCE.read_text(encoding="utf-8")
+    assert with_reference(page) == page, "run: make readme"
 
 
 def test_the_two_commands_are_targets_of_the_makefile() -> None:
