@@ -15,7 +15,7 @@ from rn50feat.engines.allowance import gigabytes, largest_file, needed, seconds
 from rn50feat.images import kinds
 from rn50feat.store.reader import FailureRecord
 
-# The words are those of `kinds.unread`, `images`, `errors.TooLargeError`, `worker`, `pool`
+# The words are those of `kinds.unsupported`, `images`, `errors.TooLargeError`, `worker`, `pool`
 # and `marks`.
 _FORMAT = re.compile(r"is (.+?), which (?:needs|rn50feat does not read): ")
 _PIXELS = re.compile(r"is too large, (\d+)x(\d+) ")
@@ -45,7 +45,7 @@ class Attempts:
         if _DAMAGED.match(reason):
             return self.damaged == "keep"
         if match := _FORMAT.match(reason):
-            return kinds.reads(match[1])
+            return kinds.supports(match[1])
         if match := _PIXELS.match(reason):
             return int(match[1]) * int(match[2]) <= most
         if match := _BYTES.match(reason):

@@ -66,7 +66,7 @@ def bench(
     begun = time.perf_counter()
     found = list(islice(Selection(folder).references(), 10_000))
     listing = len(found) / (time.perf_counter() - begun)
-    pictures = [reference for reference in found if decoding.named_as_picture(reference.location)][:count]
+    pictures = [reference for reference in found if decoding.has_image_suffix(reference.location)][:count]
     if not pictures:
         raise SourceError(f"{folder} holds no picture among its first 10,000 files: name a folder that does")
     chosen = find(weights)

@@ -193,7 +193,7 @@ def _is_appledouble(reference: Reference, *, known: bool) -> bool:
     unlikely = not kinds.named_as_appledouble(reference.location)
     if reference.size < 0 or (unlikely and (known or is_url(reference.location))):
         return False
-    if unlikely and not decoding.named_as_picture(reference.location):
+    if unlikely and not decoding.has_image_suffix(reference.location):
         return False  # it will be looked into anyway
     try:
         return kinds.is_appledouble(sources.head(reference))
@@ -214,11 +214,11 @@ def _hashed(reference: Reference, row: int | None, catalogue: Catalogue) -> Step
 
 
 def _is_picture(reference: Reference) -> bool:
-    if decoding.named_as_picture(reference.location):
+    if decoding.has_image_suffix(reference.location):
         return True
     if is_url(reference.location) and os.path.splitext(reference.location)[1]:
         return False  # not looked into: every run would pay for that again
     try:
-        return decoding.holds_picture(sources.head(reference))
+        return decoding.has_image_signature(sources.head(reference))
     except SourceError:  # it cannot be read, and its name does not say picture
         return False

@@ -1,8 +1,8 @@
 """Convert an image from its embedded ICC profile to sRGB.
 
-In: an image of 8 bits a channel without transparency, and the bytes of a
-profile. Out: the image in sRGB, or as it was with the reason why its profile
-is of no use.
+In: an image with 8 bits per channel and no transparency, and the bytes of a
+profile. Out: the image in sRGB, or the image unchanged and the reason why its
+profile cannot be used.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ _MODES = {"RGB": "RGB", "GRAY": "L", "CMYK": "CMYK", "Lab": "LAB"}
 
 
 def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
-    """Return an image in sRGB, by the perceptual intent, and the fault of its profile, "" for none."""
+    """Convert an image to sRGB with the perceptual intent; also return what is wrong with its profile, or ""."""
     try:
         space, transform = _transform(profile)
         mode = _MODES[space]
         if mode == "CMYK" and image.mode != "CMYK":
-            return image, "has a colour profile for CMYK, but other channels"
+            return image, "has a colour profile for CMYK but is not CMYK"
         converted = ImageCms.applyTransform(image if image.mode == mode else image.convert(mode), transform)
     except (ImageCms.PyCMSError, OSError, KeyError, ValueError) as error:
         return image, f"has a colour profile that cannot be used: {' '.join(str(error).split())}"
@@ -31,14 +31,14 @@ def to_srgb(image: Image.Image, profile: bytes) -> tuple[Image.Image, str]:
 
 @lru_cache(8)
 def _transform(profile: bytes) -> tuple[str, ImageCms.ImageCmsTransform]:
-    """Return the colour space of a profile, and what converts from it: 0.3 ms to build, and most images share one."""
+    """Build the transform from a profile, and name its colour space: 0.3 ms, and most images share one profile."""
     source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
     space = source.profile.xcolor_space.strip()
     return space, ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), _MODES[space], "RGB")
 
 
 def from_lab(image: Image.Image) -> Image.Image:
-    """Return an image of CIELAB in sRGB."""
+    """Convert an image from CIELAB to sRGB."""
     lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
     converted = ImageCms.profileToProfile(image, lab, srgb, outputMode="RGB")
     assert converted is not None

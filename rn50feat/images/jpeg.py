@@ -1,9 +1,9 @@
-"""Decode JPEGs, and notice what is wrong with one that still gives pixels.
+"""Decode JPEGs, and detect damage that still leaves pixels.
 
 In: the bytes of a JPEG, and its header as Pillow opened it. Out: the pixels
-that Pillow gives, and the warning of libjpeg, which Pillow drops. simplejpeg
-decodes (the same pixels on every photograph tried, at a half, quarter and
-eighth of their size too); what it refuses is for Pillow.
+that Pillow would return, and libjpeg's warning, which Pillow drops.
+simplejpeg decodes (same pixels for every photograph tried, also at 1/2, 1/4
+and 1/8 of the size); Pillow decodes what simplejpeg refuses.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from rn50feat.errors import ImageError
 
 _END = b"\xff\xd9"
 _ENDS_EARLY = "premature end of data segment"  # in libjpeg's words
-_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # neither a stuffed byte, nor a restart, nor padding
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not a stuffed byte, a restart or padding
 _PROGRESSIVE, _SCAN = (0xC2, 0xCA), 0xDA
 _LOSSY = (0xC0, 0xC1, 0xC2)
 _FRAMES = (*range(0xC0, 0xC4), *range(0xC5, 0xC8), *range(0xC9, 0xCC), *range(0xCD, 0xD0))
 
 
 def load(data: bytes, image: Image.Image, *, fast_dct: bool = False) -> tuple[Image.Image, str]:
-    """Return a JPEG, decoded at the size of `image`, its header, and what is wrong with it, "" for a sound one.
+    """Decode a JPEG at the size of `image`, its opened header; also return what is wrong with it, or "".
 
-    `fast_dct` decodes as TensorFlow does by default, to the bit: 1.2 of 255
-    from Pillow's pixels on average. Raises `ImageError` for a JPEG whose
-    pixels are cut off, and whatever Pillow does where it cannot decode one.
+    `fast_dct` decodes bit for bit as TensorFlow does by default: 1.2 of 255
+    from Pillow's pixels on average. Raises `ImageError` if pixels are missing,
+    and Pillow's own errors if it cannot decode the file.
     """
     try:
         return _decode(data, image, fast_dct), ""
@@ -40,15 +40,15 @@ def load(data: bytes, image: Image.Image, *, fast_dct: bool = False) -> tuple[Im
         fault = str(error)
     try:
         if not _has_end(data):
-            data, fault = _ended(data, image)
+            data, fault = _add_end(data, image)
         return _decode(data, image, fast_dct, strict=False), fault
-    except ValueError:  # simplejpeg refuses it: some subsamplings of CMYK, for one
+    except ValueError:  # simplejpeg refuses it, for example some subsamplings of CMYK
         image.load()
         return image, ""
 
 
 def size(data: bytes) -> tuple[int, int] | None:
-    """Return the width and height of a JPEG; None for other data, and for the lossless kind, which holds raw images."""
+    """Read a JPEG's width and height; None for other data and for lossless JPEGs, which hold raw images."""
     if not data.startswith(b"\xff\xd8"):
         return None
     for marker, segment in _segments(data):
@@ -59,19 +59,19 @@ def size(data: bytes) -> tuple[int, int] | None:
 
 
 def _decode(data: bytes, image: Image.Image, fast_dct: bool = False, strict: bool = True) -> Image.Image:
-    """Decode with simplejpeg; ValueError for what it refuses and, if `strict`, for what libjpeg warns of."""
+    """Decode with simplejpeg; raise ValueError for what it refuses and, if `strict`, for libjpeg's warnings."""
     colors = "CMYK" if image.mode == "CMYK" else "RGB"
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
         data, colors, fastdct=fast_dct, min_height=image.height, min_width=image.width, strict=strict
     )
     if pixels.shape[:2] != (image.height, image.width):
         raise ValueError(f"decoded to {pixels.shape[1]}x{pixels.shape[0]}")
-    # Inverted, as Adobe's programs write them: Pillow takes all for such.
+    # Adobe's programs write CMYK inverted, and Pillow assumes that everyone does.
     return Image.fromarray(255 - pixels, "CMYK") if colors == "CMYK" else Image.fromarray(pixels)
 
 
 def _fault(data: bytes, image: Image.Image) -> str:
-    """Return the first warning of libjpeg, or why simplejpeg refuses a JPEG; "" for a sound one."""
+    """Get libjpeg's first warning, or why simplejpeg refuses a JPEG; "" if nothing is wrong."""
     try:
         _decode(data, image)
     except ValueError as error:
@@ -83,26 +83,26 @@ def _has_end(data: bytes) -> bool:
     return data.rstrip(b"\0").endswith(_END) or any(marker == _END[1] for marker, _ in _segments(data))
 
 
-def _ended(data: bytes, image: Image.Image) -> tuple[bytes, str]:
-    """Return a JPEG with the end marker that it lacks, and its fault; raise `ImageError` where more is missing.
+def _add_end(data: bytes, image: Image.Image) -> tuple[bytes, str]:
+    """Add the missing end marker to a JPEG, and say what is wrong; raise `ImageError` if pixels are missing too.
 
-    Zeros that fill up the last block on a disk are no pixels, though one may
-    be the last byte of them.
+    Zeros that pad the last disk block are not pixels, but the first of them
+    may be the last byte of the pixels.
     """
-    found = data.rstrip(b"\0")
-    for whole in (found + _END, found + b"\0" + _END):
+    stripped = data.rstrip(b"\0")
+    for whole in (stripped + _END, stripped + b"\0" + _END):
         fault = _fault(whole, image)
         if _ENDS_EARLY not in fault and _all_scans(whole):
             return whole, fault or "has no end marker"
-    raise ImageError("is truncated: part of its pixels is missing")
+    raise ImageError("is truncated: some of its pixels are missing")
 
 
 def _all_scans(data: bytes) -> bool:
-    """Check whether the scans of a JPEG hold all of its image.
+    """Check whether the scans of a JPEG are complete.
 
-    Without the end of a progressive JPEG all pixels are there, but coarse:
-    complete is one that gives every coefficient of every component down to
-    its last bit (ITU-T T.81, G.1.1.1).
+    A truncated progressive JPEG has all pixels, but coarse ones. It is
+    complete if it has every coefficient of every component down to the last
+    bit (ITU-T T.81, G.1.1.1).
     """
     components: list[int] = []
     progressive = False
@@ -121,7 +121,7 @@ def _all_scans(data: bytes) -> bool:
 
 
 def _segments(data: bytes) -> Iterator[tuple[int, bytes]]:
-    """Yield the marker of each segment, and what it holds, without what is between them."""
+    """Yield the marker and the content of each segment, skipping the data between segments."""
     at = 2
     while match := _MARKER.search(data, at):
         at, marker = match.end(), match[0][1]

@@ -1,8 +1,8 @@
-"""Recognise images: by the first bytes of a file, and by its name.
+"""Recognise images by the first bytes of a file and by its name.
 
 In: the head or the name of a file. Out: whether it is an image, which of
-Pillow's formats to try, and for a format that rn50feat does not read, what
-would. Nothing is decoded here.
+Pillow's formats to try, and how to convert a format that rn50feat does not
+read. Nothing is decoded here.
 """
 
 from __future__ import annotations
@@ -10,13 +10,13 @@ from __future__ import annotations
 import os
 import re
 
-# What Pillow reads by itself. Left out: EPS and WMF (they start other
-# programs), and the stubs that only recognise a format (HDF5, GRIB, BUFR, MPEG).
+# What Pillow reads by itself, except EPS and WMF (they start other programs)
+# and the stubs that only recognise a format (HDF5, GRIB, BUFR, MPEG).
 _FORMATS = (
     "AVIF BLP BMP CUR DCX DDS DIB FITS FLI FTEX GBR GIF ICNS ICO JPEG JPEG2000 MSP PCX"
     " PNG PPM PSD QOI SGI SUN TIFF WEBP XBM XPM"
 ).split()
-# These have no signature, and "recognise" other data too: tried for their own names only.
+# These have no signature and "recognise" other data too, so they are tried for their own suffixes only.
 _UNSIGNED = {".im": "IM", ".pcd": "PCD", ".tga": "TGA", ".icb": "TGA", ".vda": "TGA", ".vst": "TGA"}
 
 try:
@@ -32,13 +32,13 @@ SUFFIXES = frozenset(
     ".apng .avif .avifs .blp .bmp .cur .dcx .dds .dib .fit .fits .flc .fli .ftc .ftu .gbr .gif .heic .heics .heif"
     " .heifs .hif .icb .icns .ico .im .j2c .j2k .jfif .jp2 .jpc .jpe .jpeg .jpf .jpg .jpx .mpo .msp .pbm .pcd .pcx"
     " .pfm .pgm .png .pnm .ppm .psd .qoi .ras .rgb .rgba .sgi .tga .tif .tiff .vda .vst .webp .xbm .xpm"
-    # Camera files in TIFF's form, and what goes into the ledger as unsupported.
+    # Camera files based on TIFF, and formats that go into the ledger as unsupported.
     " .3fr .arw .cr2 .cr3 .crw .dcr .dng .erf .exr .fff .iiq .jxl .jxr .k25 .kdc .mef .mos .mrw .nef .nrw .orf .pef"
     " .psb .raf .rw2 .rwl .sr2 .srf .srw .wdp .x3f .xcf".split()
 )
 
-# Only formats whose first bytes leave no doubt: a text that begins with "P5 "
-# or "BM" is no picture, so PPM and the like are known by their names alone.
+# Only unmistakable first bytes: a text may begin with "P5 " or "BM", so PPM
+# and the like are recognised by their suffixes only.
 _MAGIC = re.compile(
     rb"\xff\xd8\xff"  # JPEG
     rb"|\x89PNG\r\n\x1a\n"
@@ -50,9 +50,9 @@ _MAGIC = re.compile(
     rb"|8BPS\x00\x01|qoif|DDS \x7c\0\0\0|icns\0",
     re.DOTALL,
 )
-_CONVERTER = "convert it to PNG, with {} say"
-_DEVELOPER = "convert it to JPEG or TIFF, with darktable-cli say"
-_UNREAD = [
+_CONVERTER = "convert it to PNG, for example with {}"
+_DEVELOPER = "convert it to JPEG or TIFF, for example with darktable-cli"
+_UNSUPPORTED = [
     (re.compile(signature, re.DOTALL), name, remedy)
     for signature, name, remedy in (
         (rb"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL", _CONVERTER.format("djxl")),
@@ -60,7 +60,7 @@ _UNREAD = [
         (rb"v/1\x01", "OpenEXR", _CONVERTER.format("ImageMagick")),
         (rb"#\?R(?:ADIANCE|GBE)\n", "Radiance HDR", _CONVERTER.format("ImageMagick")),
         (rb"8BPS\0\x02", "a large Photoshop document (PSB)", _CONVERTER.format("ImageMagick")),
-        (rb"gimp xcf ", "a GIMP image (XCF)", "export it as PNG, with GIMP"),
+        (rb"gimp xcf ", "a GIMP image (XCF)", "export it as PNG with GIMP"),
         (rb"FUJIFILMCCD-RAW ", "a Fujifilm raw image (RAF)", _DEVELOPER),
         (rb"II(?:RO|RS)\x08\0|MMOR\0", "an Olympus raw image (ORF)", _DEVELOPER),
         (rb"IIU\0", "a Panasonic raw image (RW2)", _DEVELOPER),
@@ -70,52 +70,52 @@ _UNREAD = [
         (rb"FOVb", "a Sigma raw image (X3F)", _DEVELOPER),
     )
 ]
-# Two bytes are not enough to call a file an image, but they say what one with an image's name is.
+# Two bytes are too few to recognise an image, but enough to name the format of a file with an image suffix.
 _JPEG_XL_STREAM = b"\xff\x0a"
 
 _AVIF = frozenset({b"avif", b"avis", b"avio"})
 _HEVC = frozenset({b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"})
-_HEIF = frozenset({b"mif1", b"mif2", b"msf1", b"miaf"})  # they say how the images are packed, not how coded
+_HEIF = frozenset({b"mif1", b"mif2", b"msf1", b"miaf"})  # these name the container, not the codec
 
 
 def pillow_formats(suffix: str) -> list[str]:
-    """Return which of Pillow's formats to try for a file of that suffix, in lower case."""
+    """List Pillow's formats to try for a file with this lower-case suffix."""
     return [*_FORMATS, _UNSIGNED[suffix]] if suffix in _UNSIGNED else _FORMATS
 
 
-def named_as_picture(location: str) -> bool:
-    """Check whether the name of a file has the suffix of an image."""
+def has_image_suffix(location: str) -> bool:
+    """Check whether a file name has an image suffix."""
     return os.path.splitext(location)[1].lower() in SUFFIXES
 
 
-def holds_picture(head: bytes) -> bool:
-    """Check whether the first bytes of a file (18 or more) are those of an image, be it one that is not read."""
+def has_image_signature(head: bytes) -> bool:
+    """Check whether a file's first bytes (at least 18) are those of an image, supported or not."""
     if _MAGIC.match(head) or _brands(head) & (_AVIF | _HEVC | _HEIF):
         return True
-    return any(signature.match(head) for signature, _, _ in _UNREAD)
+    return any(signature.match(head) for signature, _, _ in _UNSUPPORTED)
 
 
 def named_as_appledouble(location: str) -> bool:
-    """Check whether a name is one that macOS and its programs give to AppleDouble files."""
+    """Check whether a file name is one that macOS gives to AppleDouble files."""
     *folders, name = location.rpartition("::")[2].split("/")
     return name.startswith("._") or "__MACOSX" in folders or ".AppleDouble" in folders
 
 
 def is_appledouble(head: bytes) -> bool:
-    """Check whether the first bytes of a file (8 or more) are those of AppleDouble, RFC 1740: macOS's metadata."""
+    """Check whether a file's first bytes (at least 8) are those of AppleDouble, macOS metadata (RFC 1740)."""
     return head[:8] in (b"\0\5\x16\7\0\1\0\0", b"\0\5\x16\7\0\2\0\0")
 
 
-def unread(data: bytes) -> str:
-    """Return why an image cannot be read by its format alone, and what would help; empty for any other file."""
+def unsupported(data: bytes) -> str:
+    """Explain why a file's format cannot be read, and what to do; "" for any other file."""
     if is_appledouble(data[:8]):
-        return "is metadata of macOS (AppleDouble) and no image"
+        return "is macOS metadata (AppleDouble), not an image"
     brands = _brands(data)
     if brands & _AVIF:
         return ""  # Pillow reads these, whichever brand comes first
     if brands & (_HEVC | _HEIF):
         return "" if HEIC else "is HEIC, which needs: pip install 'rn50feat[heic]'"
-    for signature, name, remedy in _UNREAD:
+    for signature, name, remedy in _UNSUPPORTED:
         if signature.match(data):
             return f"is {name}, which rn50feat does not read: {remedy}"
     if data.startswith(_JPEG_XL_STREAM):
@@ -123,13 +123,13 @@ def unread(data: bytes) -> str:
     return ""
 
 
-def reads(name: str) -> bool:
-    """Check whether the format that `unread` called `name`, here or elsewhere, is read here and now."""
-    return HEIC if name == "HEIC" else all(name != other for _, other, _ in _UNREAD)
+def supports(name: str) -> bool:
+    """Check whether this installation reads the format that `unsupported`, perhaps elsewhere, called `name`."""
+    return HEIC if name == "HEIC" else all(name != other for _, other, _ in _UNSUPPORTED)
 
 
 def _brands(data: bytes) -> frozenset[bytes]:
-    """Return the major and the compatible brands of a file in the form of ISO 14496-12; none for another."""
+    """Read the major and compatible brands of an ISO 14496-12 file; none for any other file."""
     if data[4:8] != b"ftyp":
         return frozenset()
     end = min(int.from_bytes(data[:4], "big"), len(data), 1024)

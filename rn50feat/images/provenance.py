@@ -1,8 +1,8 @@
-"""What the vectors of a store depend on.
+"""Record everything that a store's vectors depend on.
 
 In: the choices of a run (weights, preprocessing). Out: one frozen record that
-is stored as JSON with the vectors, and compared before any two are mixed.
-Precision and device are not part of it: they move a vector by rounding only,
+is stored as JSON with the vectors and compared before vectors are mixed.
+Precision and device are not part of it: they change vectors by rounding only
 and are recorded per run instead.
 """
 
@@ -19,30 +19,30 @@ from rn50feat.errors import PreprocessingError, ProvenanceError
 UNSTATED = "unstated"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _LIMITS = re.compile(f"({_NUMBER}):({_NUMBER})")
-PROFILES = {"stored": "ignored", "srgb": "converted to sRGB"}  # by name, as ``--color`` takes it
+PROFILES = {"stored": "ignored", "srgb": "converted to sRGB"}  # by the name that ``--color`` takes
 
 
 def value_limits(rule: str) -> tuple[float, float] | None:
-    """Return the numbers of a range that is given as LOW:HIGH, None for any other text."""
+    """Parse a range LOW:HIGH with LOW below HIGH; None for any other text."""
     match = _LIMITS.fullmatch(rule)
     return (float(match[1]), float(match[2])) if match and float(match[1]) < float(match[2]) else None
 
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes the network's input; lengths in pixels.
+    """How an image becomes the network's input; lengths in pixels.
 
     ``resize`` is the length of the shorter side before the central square of
-    ``crop`` is cut out (keras squashes the picture to that square instead);
+    ``crop`` is cut out (keras squashes the image to that square instead).
     ``mean`` and ``std`` are per channel, in the order of ``channels``, for
-    values scaled to [0, ``white``]. ``decoding`` is scaled when large JPEGs
-    are decoded at a half, quarter or eighth of their size (never below twice
-    ``resize``), exact, or fast DCT as TensorFlow decodes JPEGs. ``profile``
-    is what becomes of an embedded colour profile, ``value_range`` what numbers
-    of more than 8 bits are taken over: type (what integers of up to 16 bits
-    can hold, 0 to 65535 for larger ones, 0 to 1 for floats), own (the image's
-    smallest to its largest), or LOW:HIGH. The defaults are torchvision's,
-    also of records made before there were others.
+    values scaled to [0, ``white``]. ``decoding`` is scaled (large JPEGs are
+    decoded at 1/2, 1/4 or 1/8 of their size, but at no less than twice
+    ``resize``), exact, or fast DCT (as TensorFlow decodes JPEGs). ``profile``
+    says what happens to an embedded colour profile. ``value_range`` is the
+    range that samples of more than 8 bits are scaled from: type (what integers
+    of up to 16 bits can hold, 0 to 65535 for larger ones, 0 to 1 for floats),
+    own (the image's smallest to largest), or LOW:HIGH. The defaults are
+    torchvision's and apply to records from before there were other choices.
     """
 
     name: str = "torchvision"
@@ -61,34 +61,34 @@ class Preprocessing:
 
     @property
     def crop_dtype(self) -> str:
-        """The dtype of crops: float32 where the resized picture is not rounded, else uint8."""
+        """The dtype of crops: float32 if the resized image is not rounded, else uint8."""
         return "float32" if self.name in ("slim", "slim-pillow") else "uint8"
 
     @staticmethod
     def named(name: str) -> Preprocessing:
-        """Return one of `PREPROCESSINGS`; raise `PreprocessingError` for a name that is not among them."""
+        """Look up one of `PREPROCESSINGS` by name; raise `PreprocessingError` for an unknown one."""
         if name not in PREPROCESSINGS:
-            raise PreprocessingError(f"there is no preprocessing {name}: give one of {', '.join(PREPROCESSINGS)}")
+            raise PreprocessingError(f"there is no preprocessing {name}: use one of {', '.join(PREPROCESSINGS)}")
         return PREPROCESSINGS[name]
 
     @classmethod
     def from_record(cls, record: dict[str, Any]) -> Preprocessing:
-        """Return what `dataclasses.asdict` made a record of.
+        """Build a preprocessing from what `as_record` returned.
 
-        Raises `PreprocessingError` for a name that is not known, and TypeError or KeyError for another shape.
+        Raises `PreprocessingError` for an unknown name, and TypeError or KeyError for anything else.
         """
-        found = typed(cls(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])}))
-        if not (0 <= found.crop <= _LARGEST and 0 <= found.resize <= _LARGEST):
-            raise PreprocessingError(f"images of {found.resize} and {found.crop} pixels are too large")
-        if found.name != UNSTATED:
-            cls.named(found.name)  # what goes by another name is done in a way that this version does not know
-        return found
+        preprocessing = typed(cls(**{**record, "mean": tuple(record["mean"]), "std": tuple(record["std"])}))
+        if not (0 <= preprocessing.crop <= _LARGEST and 0 <= preprocessing.resize <= _LARGEST):
+            raise PreprocessingError(f"images of {preprocessing.resize} and {preprocessing.crop} pixels are too large")
+        if preprocessing.name != UNSTATED:
+            cls.named(preprocessing.name)  # raises for a preprocessing that this version does not know
+        return preprocessing
 
     def as_record(self) -> dict[str, Any]:
-        """Return what `from_record` reads.
+        """Build the record that `from_record` reads.
 
-        Settings that are younger than others are left out where they have
-        their defaults, so that older versions read the record too.
+        Later additions are left out while they have their defaults, so that
+        older versions can read the record too.
         """
         record = asdict(self)
         for part in fields(self):
@@ -97,7 +97,7 @@ class Preprocessing:
         return record
 
 
-_LARGEST = 4096  # pixels of a crop's side: a record may come from anywhere, and memory is made for crops
+_LARGEST = 4096  # pixels of a crop's side: a record may come from anywhere, and crops take memory
 _YOUNGER = ("profile", "value_range")
 _SLIM = Preprocessing(
     name="slim",
@@ -109,7 +109,7 @@ _SLIM = Preprocessing(
     exif="ignored",
     decoding="fast DCT",
 )
-# By name, as ``--preprocess`` takes it. Keras: `load_img(target_size=(224, 224))` and `resnet50.preprocess_input`
+# By the name that ``--preprocess`` takes. Keras: `load_img(target_size=(224, 224))` and `resnet50.preprocess_input`
 # of keras.applications. slim: `preprocess_for_eval` of research/slim/preprocessing/vgg_preprocessing.py.
 PREPROCESSINGS = {
     preprocessing.name: preprocessing
@@ -137,9 +137,9 @@ PREPROCESSINGS = {
 class Provenance:
     """The network, weights and preprocessing that made a vector.
 
-    ``weights_sha256`` is empty while it is not known yet (weights that were
-    not downloaded or drawn so far); two records are then compared by name.
-    ``weights_path`` says where the file lay and takes no part in comparisons.
+    ``weights_sha256`` is empty until it is known (weights that have not been
+    downloaded or drawn yet); records are then compared by name.
+    ``weights_path`` is where the file was and takes no part in comparisons.
     """
 
     weights: str
@@ -151,28 +151,28 @@ class Provenance:
 
     @classmethod
     def unstated_but_for(cls, made_by: str) -> Provenance:
-        """Return what is known of features of which there are only words: everything else is unstated."""
+        """Build the record of imported features that are only described in words: all the rest is unstated."""
         blank = {"int": 0, "float": 0.0, "str": UNSTATED}
         older = (part for part in fields(Preprocessing) if part.name not in _YOUNGER)
-        picture: dict[str, Any] = {part.name: blank.get(str(part.type), ()) for part in older}
-        return cls(weights=UNSTATED, network=made_by, layer=UNSTATED, preprocessing=Preprocessing(**picture))
+        settings: dict[str, Any] = {part.name: blank.get(str(part.type), ()) for part in older}
+        return cls(weights=UNSTATED, network=made_by, layer=UNSTATED, preprocessing=Preprocessing(**settings))
 
     def to_json(self) -> str:
         return json.dumps({**asdict(self), "preprocessing": self.preprocessing.as_record()})
 
     @classmethod
     def from_json(cls, text: str) -> Provenance:
-        """Read a record; raise `ProvenanceError` for one of another shape."""
+        """Read a record; raise `ProvenanceError` for one that this version does not understand."""
         try:
             record = json.loads(text)
             return typed(cls(preprocessing=Preprocessing.from_record(record.pop("preprocessing")), **record))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PreprocessingError) as error:
             raise ProvenanceError(
-                f"the provenance record is not one that this version reads ({error}): upgrade rn50feat"
+                f"this version cannot read the provenance record ({error}): upgrade rn50feat"
             ) from error
 
     def difference(self, other: Provenance) -> tuple[str, str, str] | None:
-        """Return (name, own value, other's value) of the first difference, or None."""
+        """Find the first difference: (name, own value, other's value), or None."""
         own, others = self._settings(), other._settings()
         for name, value in own.items():
             if value != others[name]:
@@ -184,7 +184,7 @@ class Provenance:
         return None if same else ("weights", self.weights_label, other.weights_label)
 
     def require(self, other: Provenance, *, where: str, remedy: str) -> None:
-        """Raise `ProvenanceError` when `other` is not what the features in `where` were made with."""
+        """Raise `ProvenanceError` unless the features in `where` were made with `other`."""
         if difference := self.difference(other):
             name, own, others = difference
             raise ProvenanceError(f"{where} holds features with {name} {own}, you asked for {others}: {remedy}")
@@ -196,16 +196,16 @@ class Provenance:
 
     @property
     def random(self) -> bool:
-        """Tell whether the weights are random: good for trying things out, not for results."""
+        """Whether the weights are random: good for trying things out, not for results."""
         return self.weights.startswith("random:")
 
     @property
     def unstated(self) -> bool:
-        """Tell whether the vectors were imported with words alone: no picture can be embedded alike."""
+        """Whether the vectors were imported with a description only, so that no image can be embedded the same way."""
         return self.weights == UNSTATED
 
     @property
     def weights_label(self) -> str:
-        """Name the weights for people: ``imagenet-v1 (SHA-256 0676ba61…)``."""
+        """The weights' name for people: ``imagenet-v1 (SHA-256 0676ba61…)``."""
         digest = f" (SHA-256 {self.weights_sha256[:8]}…)" if self.weights_sha256 else ""
         return f"{self.weights}{digest}"

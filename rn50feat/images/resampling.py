@@ -1,8 +1,8 @@
-"""Resample pictures as Keras and as TF-slim do, to the last digit.
+"""Resample images exactly as Keras and TF-slim do.
 
-In: an upright picture in RGB. Out: a crop, of shape (crop, crop, 3): uint8
-for Keras, float32 in [0, 255] for slim, which does not round. What torchvision
-does is in `images`, whose default it is.
+In: an upright RGB image. Out: a crop of shape (crop, crop, 3): uint8 for
+Keras, float32 in [0, 255] for slim, which does not round. torchvision's
+resampling, the default, is in `decoding`.
 """
 
 from __future__ import annotations
@@ -13,20 +13,20 @@ from PIL import Image
 
 
 def nearest(image: Image.Image, side: int) -> NDArray[np.uint8]:
-    """Squash a picture to a square, as Keras' ``load_img(target_size=(side, side))`` does with Pillow.
+    """Squash an image to a square, as Keras's ``load_img(target_size=(side, side))`` does with Pillow.
 
-    It has to be Pillow: torch's own nearest neighbours are others.
+    It has to be Pillow: torch picks different nearest neighbours.
     """
     return np.asarray(image.resize((side, side), Image.Resampling.NEAREST))
 
 
 def tensorflow_bilinear(image: Image.Image, resize: int, crop: int) -> NDArray[np.float32]:
-    """Bring the shorter side to `resize` and cut the central square, as slim's `vgg_preprocessing` does.
+    """Resize the shorter side to `resize` and cut out the central square, as slim's `vgg_preprocessing` does.
 
-    TensorFlow 1's ``resize_bilinear`` reads output pixel i at i times the
-    ratio of the sides, without the half pixel of today, and between its two
-    neighbours only, however much smaller the picture becomes. All numbers are
-    float32, as there.
+    TensorFlow 1's ``resize_bilinear`` samples output pixel i at i times the
+    ratio of the sides, without today's half-pixel offset, and interpolates
+    between two neighbours only, however much the image shrinks. All
+    arithmetic is float32, as there.
     """
     pixels = np.asarray(image)
     height, width = pixels.shape[:2]
@@ -38,7 +38,7 @@ def tensorflow_bilinear(image: Image.Image, resize: int, crop: int) -> NDArray[n
 
 
 def _axis(length: int, resized: int, crop: int) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32]]:
-    """Return, for the central `crop` of `resized` pixels, both neighbours in the source and the share of the second."""
+    """Find both source neighbours of the central `crop` of `resized` pixels, and the weight of the second."""
     places = np.arange((resized - crop) // 2, (resized - crop) // 2 + crop, dtype=np.float32)
     places *= np.float32(length) / np.float32(resized)
     first = np.floor(places)

@@ -1,9 +1,8 @@
-"""Turn an image of any kind into 8 bits of red, green and blue, by what its file declares of its samples.
+"""Convert an image of any mode to 8-bit RGB, guided by what its file declares about its samples.
 
-In: an image that Pillow opened, and what `Preprocessing` says of transparency,
-colour profiles and the range of values. Out: RGB as a person would expect it,
-and what is wrong with the image; or an `ImageError` for samples that are not
-understood.
+In: an image that Pillow opened, and the `Preprocessing` for transparency,
+colour profiles and value ranges. Out: RGB as a person would expect it, and
+what is wrong with the image; or an `ImageError` for unsupported samples.
 """
 
 from __future__ import annotations
@@ -16,62 +15,62 @@ from PIL import Image
 
 from rn50feat.errors import ImageError
 from rn50feat.images import colors, png, tiff
-from rn50feat.images.numbers import Numbers, to_8_bits
 from rn50feat.images.provenance import Preprocessing
+from rn50feat.images.sample_format import SampleFormat, to_8_bits
 
 _TGA_FOOTER = b"TRUEVISION-XFILE.\0"
-# Programs that know of no transparency leave zeros in the fourth byte of these.
+# Programs without transparency support leave zeros in the fourth byte of these.
 _BLANK_ALPHA = ("BMP", "CUR", "DIB", "ICO", "TGA")
 
-_BY_MODE = {"I;16": Numbers(bits=16), "I": Numbers("i", 32), "F": Numbers("f", 32)}
+_BY_MODE = {"I;16": SampleFormat(bits=16), "I": SampleFormat("i", 32), "F": SampleFormat("f", 32)}
 
 
 @dataclass(frozen=True)
 class Declared:
-    """What a file says of its samples; `alpha` is false where its last channel is no transparency."""
+    """What a file declares about its samples; `alpha` is false if its last channel is not transparency."""
 
-    numbers: Numbers = Numbers()
+    samples: SampleFormat = SampleFormat()
     alpha: bool = True
 
 
 def declared(data: bytes, image: Image.Image) -> Declared:
-    """Return what the file of an image says of its samples, before they are decoded.
+    """Read what an image's file declares about its samples, before they are decoded.
 
-    Corrects what Pillow is about to read otherwise, and raises `ImageError`
-    where that cannot be done.
+    Corrects what Pillow would read wrongly; raises `ImageError` if that is
+    not possible.
     """
     if image.format == "TIFF":
-        return Declared(tiff.numbers(image), not tiff.undeclared_alpha(image))
+        return Declared(tiff.sample_format(image), not tiff.undeclared_alpha(image))
     if image.format == "TGA":
         return Declared(alpha=_tga_alpha(data, image))
     if image.format == "FITS":
-        return Declared(_fits_numbers(data, image))
+        return Declared(_fits_samples(data, image))
     if image.format == "PNG":
         png.scale_transparency(data, image)
-    return Declared(_BY_MODE.get(image.mode[:4], Numbers()))
+    return Declared(_BY_MODE.get(image.mode[:4], SampleFormat()))
 
 
-def to_rgb(image: Image.Image, known: Declared, settings: Preprocessing) -> tuple[Image.Image, str]:
-    """Convert any mode of Pillow's to RGB, and return what is wrong with the image, "" for nothing.
+def to_rgb(image: Image.Image, declared: Declared, settings: Preprocessing) -> tuple[Image.Image, str]:
+    """Convert an image of any Pillow mode to RGB; also return what is wrong with it, or "".
 
-    Transparent parts are laid over white, or show what colour they have when
-    transparency is dropped, as Keras and TensorFlow do. Numbers of more than
-    8 bits become 8 by the range that `settings` name.
+    Transparent parts are composited over white, or keep their colour if
+    `settings` drop transparency, as Keras and TensorFlow do. Samples of more
+    than 8 bits are scaled to 8 from the range that `settings` name.
     """
     profile = image.info.get("icc_profile") if settings.profile == "converted to sRGB" else None
     clear = image.info.get("transparency")
     if image.mode == "RGB" and clear is None and not profile:
         return image, ""
     over_white, alpha = settings.transparency == "over white", None
-    if _is_wide(image, known.numbers):
-        values = known.numbers.of(image)
+    if _is_wide(image, declared.samples):
+        values = declared.samples.values(image)
         if over_white and isinstance(clear, int):
             alpha = Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8))
-        image = Image.fromarray(to_8_bits(values, known.numbers, settings.value_range))
+        image = Image.fromarray(to_8_bits(values, declared.samples, settings.value_range))
     elif image.mode == "LAB":
         image = colors.from_lab(image)
-        profile = None  # described the numbers that are gone
-    elif known.alpha and over_white and image.has_transparency_data and not _blank(image):
+        profile = None  # it described samples that no longer exist
+    elif declared.alpha and over_white and image.has_transparency_data and not _blank(image):
         image = _with_alpha(image)
         alpha = image.getchannel("A")
     fault = ""
@@ -84,13 +83,13 @@ def to_rgb(image: Image.Image, known: Declared, settings: Preprocessing) -> tupl
     return image, fault
 
 
-def _is_wide(image: Image.Image, numbers: Numbers) -> bool:
-    """Check whether an image holds one number a pixel that is no unsigned byte."""
-    return image.mode in ("I", "F") or image.mode.startswith("I;16") or (image.mode == "L" and numbers.kind == "i")
+def _is_wide(image: Image.Image, samples: SampleFormat) -> bool:
+    """Check whether an image has one sample per pixel that is not an unsigned byte."""
+    return image.mode in ("I", "F") or image.mode.startswith("I;16") or (image.mode == "L" and samples.kind == "i")
 
 
 def _blank(image: Image.Image) -> bool:
-    """Check whether an image's transparency hides all of it, in a format that often says so without meaning it."""
+    """Check whether an image is fully transparent in a format where that usually means no transparency at all."""
     return image.format in _BLANK_ALPHA and "A" in image.getbands() and image.getchannel("A").getextrema() == (0, 0)
 
 
@@ -99,25 +98,25 @@ def _with_alpha(image: Image.Image) -> Image.Image:
 
 
 def _opaque(image: Image.Image) -> Image.Image:
-    """Return the colours of an image alone."""
+    """Drop an image's transparency."""
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("RGB")
 
 
 def _tga_alpha(data: bytes, image: Image.Image) -> bool:
-    """Check whether a TGA calls its last channel transparency: in its header, and in its extension if it has one."""
+    """Check whether a TGA declares its last channel as transparency, in its header and in its extension if any."""
     if not data[17] & 15:
         if image.mode == "LA":
-            raise ImageError("is a TGA of 16 bits of grey, which is not understood: convert it to PNG")
+            raise ImageError("is a TGA with 16-bit grey, which is not supported: convert it to PNG")
         return False
     if not data.endswith(_TGA_FOOTER):
         return True
     (extension,) = struct.unpack_from("<L", data, len(data) - 26)
-    # 3 and 4 are transparency; of the others, there is none, or it is not to be used.
+    # 3 and 4 mean transparency; the other values mean none, or none to be used.
     return not extension or data[extension + 494 : extension + 495] in (b"\3", b"\4", b"")
 
 
-def _fits_numbers(data: bytes, image: Image.Image) -> Numbers:
-    """Return what the numbers of a FITS image are: signed, scaled and shifted as its first header says."""
+def _fits_samples(data: bytes, image: Image.Image) -> SampleFormat:
+    """Read the sample format of a FITS image (sign, scale and zero) from its first header."""
     cards = {data[at : at + 8].rstrip(): data[at + 10 : at + 80] for at in range(0, min(len(data), 28800), 80)}
 
     def value(name: bytes, default: float) -> float:
@@ -127,5 +126,5 @@ def _fits_numbers(data: bytes, image: Image.Image) -> Numbers:
             return default
 
     scale, zero = value(b"BSCALE", 1.0), value(b"BZERO", 0.0)
-    known = Numbers("i", 16) if image.mode == "I;16" else _BY_MODE.get(image.mode, Numbers())
-    return replace(known, scale=scale, zero=zero)
+    stored = SampleFormat("i", 16) if image.mode == "I;16" else _BY_MODE.get(image.mode, SampleFormat())
+    return replace(stored, scale=scale, zero=zero)

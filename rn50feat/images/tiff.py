@@ -1,10 +1,10 @@
-"""Read what a TIFF declares: which of its images is the one, and what its samples are.
+"""Read what a TIFF declares: which of its images is the main one, and the format of its samples.
 
-In: the bytes of a TIFF, or of a camera's raw file in its form. Out: the bytes
-to decode, with the largest embedded preview in the place of a raw image; and
-for an image that Pillow opened, what its numbers mean. Pillow by itself reads
-the first directory, and ignores signs, what zero stands for in more than 8
-bits, and whether a fourth sample is transparency.
+In: the bytes of a TIFF, or of a camera's raw file based on it. Out: the bytes
+to decode (for a raw image, its largest embedded preview), and the sample
+format of an image that Pillow opened. Pillow by itself reads the first
+directory, and ignores signs, whether zero is white in more than 8 bits, and
+whether a fourth sample is transparency.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from PIL import Image, TiffImagePlugin
 
 from rn50feat.errors import ImageError
 from rn50feat.images import jpeg
-from rn50feat.images.numbers import Numbers
+from rn50feat.images.sample_format import SampleFormat
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _MEANING, _OFFSETS, _ORIENTATION = 256, 257, 258, 259, 262, 273, 274
@@ -26,18 +26,18 @@ _KIND, _OLD_KIND, _JPEG_TABLES, _JPEG, _JPEG_LENGTH, _SUBSAMPLING = 254, 255, 34
 _DNG_VERSION = 50706
 _WHITE_IS_ZERO, _RGB, _YCBCR = 0, 2, 6
 _RAW_MEANINGS = (32803, 34892)  # a colour filter array, and linear raw
-_RAW_COMPRESSIONS = (32767, 32769, 32770, 34713, 65535)  # of Sony, Epson, Samsung, Nikon, Pentax
+_RAW_COMPRESSIONS = (32767, 32769, 32770, 34713, 65535)  # Sony, Epson, Samsung, Nikon, Pentax
 _UNSIGNED, _SIGNED, _FLOAT = 1, 2, 3
-_MOST = 64  # directories that are looked at
-_SMALLEST = 224  # pixels on the shorter side of a preview: what the network sees of an image
+_MOST = 64  # directories that are read
+_SMALLEST = 224  # pixels on the shorter side of a preview: the size of the network's input
 
 Directory = Any  # Pillow's ImageFileDirectory_v2, a mapping from tags to values
 
 
 def _teach_pillow() -> None:
-    """Let Pillow open what it could read but does not: the other byte order, zeros for white, floats of other sizes.
+    """Let Pillow open what it could read but does not: other byte orders, white as zero, floats of other sizes.
 
-    `numbers` says what is then read.
+    `sample_format` says how to interpret the result.
     """
     for order, b in ((b"II", ""), (b"MM", "B")):
         for kind, bits, mode, raw in (
@@ -59,8 +59,8 @@ _teach_pillow()
 _NATIVE = {"I;16BS": "I;16NS", "I;32BS": "I;32NS", "F;32BF": "F;32NF", "F;64BF": "F;64NF"}
 
 
-def numbers(image: Image.Image) -> Numbers:
-    """Return what the numbers of a TIFF that Pillow opened are, and see to it that it reads them so.
+def sample_format(image: Image.Image) -> SampleFormat:
+    """Read the sample format of a TIFF that Pillow opened, and make Pillow read the samples accordingly.
 
     Raises `ImageError` for samples that Pillow would read wrongly.
     """
@@ -68,7 +68,9 @@ def numbers(image: Image.Image) -> Numbers:
     tags = image.tag_v2
     meaning = tags.get(_MEANING)
     if meaning == _YCBCR and image.mode == "YCbCr" and _subsampled(tags):
-        raise ImageError("is a TIFF of subsampled YCbCr without compression, which is not understood: convert it")
+        raise ImageError(
+            "is a TIFF with uncompressed subsampled YCbCr, which is not supported: convert it to another format"
+        )
     image.tile = [
         tile._replace(args=(_NATIVE.get(tile.args[0], tile.args[0]), *tile.args[1:]))  # libtiff swaps bytes itself
         if tile.codec_name == "libtiff" and isinstance(tile.args, tuple)
@@ -76,52 +78,52 @@ def numbers(image: Image.Image) -> Numbers:
         for tile in image.tile
     ]
     kind = {_SIGNED: "i", _FLOAT: "f"}.get(tags.get(_FORMAT, (_UNSIGNED,))[0], "u")
-    return Numbers(kind, tags.get(_BITS, (1,))[0], inverted=meaning == _WHITE_IS_ZERO)
+    return SampleFormat(kind, tags.get(_BITS, (1,))[0], inverted=meaning == _WHITE_IS_ZERO)
 
 
 def undeclared_alpha(image: Image.Image) -> bool:
-    """Check whether Pillow takes a fourth sample for transparency which the file does not call that."""
+    """Check whether Pillow takes a fourth sample for transparency though the file does not declare it so."""
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     return image.mode == "RGBA" and _EXTRA not in image.tag_v2
 
 
 def describe(data: bytes) -> str:
-    """Return what the samples of a TIFF are, in words; "" where its first directory cannot be read."""
-    found = next(_directories(data), None)
-    if found is None:
+    """Describe the samples of a TIFF in words; "" if its first directory cannot be read."""
+    first = next(_directories(data), None)
+    if first is None:
         return ""
-    tags = found[1]
+    tags = first[1]
     kind = {_UNSIGNED: "unsigned", _SIGNED: "signed", _FLOAT: "float"}
     bits = tags.get(_BITS, (1,))
     name = kind.get(tags.get(_FORMAT, (_UNSIGNED,))[0], "unknown")
     return (
-        f"TIFF of {tags.get(_SAMPLES, len(bits))} samples of {'/'.join(map(str, sorted(set(bits))))} bits"
+        f"TIFF with {tags.get(_SAMPLES, len(bits))} samples of {'/'.join(map(str, sorted(set(bits))))} bits"
         f" ({name}, photometric interpretation {tags.get(_MEANING, 'not given')})"
     )
 
 
-def chosen(data: bytes) -> tuple[bytes, int | None]:
-    """Return the bytes of the image that a TIFF is about, and its orientation where they do not hold that.
+def main_image(data: bytes) -> tuple[bytes, int | None]:
+    """Return the bytes of a TIFF's main image, and its orientation if those bytes lack it.
 
-    That is the image itself, where the first one is a smaller copy of it; of
-    a raw file its largest embedded preview. Raises `ImageError` for one whose
-    previews are smaller than what the network sees.
+    The main image is the full-size one if the first is a smaller copy, and
+    the largest embedded preview of a raw file. Raises `ImageError` for a raw
+    file whose previews are smaller than the network's input.
     """
-    found = list(_directories(data))
-    if not found:
+    directories = list(_directories(data))
+    if not directories:
         return data, None
-    first = found[0][1].get(_ORIENTATION)
-    if data[8:10] == b"CR" or any(_is_raw(tags) for _, tags in found):
-        return _preview(data, found), first
-    if _is_copy(found[0][1]):
-        whole = [one for one in found if not _is_copy(one[1]) and _size(one[1])]
+    orientation = directories[0][1].get(_ORIENTATION)
+    if data[8:10] == b"CR" or any(_is_raw(tags) for _, tags in directories):
+        return _preview(data, directories), orientation
+    if _is_copy(directories[0][1]):
+        whole = [one for one in directories if not _is_copy(one[1]) and _size(one[1])]
         if whole:
-            return _starting_at(data, max(whole, key=lambda one: _size(one[1]))[0]), first
+            return _starting_at(data, max(whole, key=lambda one: _size(one[1]))[0]), orientation
     return data, None
 
 
 def _directories(data: bytes) -> Iterator[tuple[int, Directory]]:
-    """Yield the offset and the tags of each directory, with those below it; stop where they are broken."""
+    """Yield the offset and tags of each directory and of its subdirectories; stop at a broken one."""
     big = data[2] == 43 or data[3] == 43
     head = data[: 16 if big else 8]
     try:
@@ -139,7 +141,7 @@ def _directories(data: bytes) -> Iterator[tuple[int, Directory]]:
             yield offset, tags
             below = tags.get(_SUBDIRECTORIES, ())
             waiting += [*(below if isinstance(below, tuple) else (below,)), tags.next]
-    except Exception:  # Pillow's reader raises anything on broken tags; what was found is what there is
+    except Exception:  # Pillow's reader raises anything on broken tags; the directories before them are good
         return
 
 
@@ -152,7 +154,7 @@ def _is_raw(tags: Directory) -> bool:
 
 
 def _is_copy(tags: Directory) -> bool:
-    """Check whether an image is declared to be a smaller copy of another one of its file, or a mask."""
+    """Check whether an image is declared to be a mask or a smaller copy of another one in its file."""
     return bool(tags.get(_KIND, 0) & 0b101) or tags.get(_OLD_KIND) == 2
 
 
@@ -167,23 +169,23 @@ def _subsampled(tags: Directory) -> bool:
 
 
 def _starting_at(data: bytes, offset: int) -> bytes:
-    """Return a TIFF whose first directory is the one at `offset`."""
+    """Make the directory at `offset` the first one of a TIFF."""
     at, width = (8, 8) if 43 in data[2:4] else (4, 4)
     return data[:at] + offset.to_bytes(width, "little" if data[:1] == b"I" else "big") + data[at + width :]
 
 
-def _preview(data: bytes, found: Sequence[tuple[int, Directory]]) -> bytes:
-    """Return the largest preview of a raw file, as a JPEG or a TIFF."""
-    candidates = [one for offset, tags in found for one in _candidates(data, offset, tags)]
+def _preview(data: bytes, directories: Sequence[tuple[int, Directory]]) -> bytes:
+    """Extract the largest preview of a raw file, as a JPEG or a TIFF."""
+    candidates = [one for offset, tags in directories for one in _candidates(data, offset, tags)]
     (width, height), best = max(candidates, key=lambda one: one[0][0] * one[0][1], default=((0, 0), b""))
     if min(width, height) < _SMALLEST:
         has = f"whose largest embedded preview has {width}x{height} pixels" if best else "without an embedded preview"
-        raise ImageError(f"is a camera's raw image {has}: convert it to JPEG or TIFF, with darktable-cli say")
+        raise ImageError(f"is a raw camera image {has}: convert it to JPEG or TIFF, for example with darktable-cli")
     return best
 
 
 def _candidates(data: bytes, offset: int, tags: Directory) -> Iterator[tuple[tuple[int, int], bytes]]:
-    """Yield the width, height and bytes of a preview: a JPEG that a directory points to, or what Pillow reads."""
+    """Yield the (width, height) and bytes of a preview: a JPEG that a directory points to, or one that Pillow reads."""
     if tags.get(_MEANING) in _RAW_MEANINGS:
         return
     for at, length in ((_JPEG, _JPEG_LENGTH), (_OFFSETS, _LENGTHS)):
@@ -192,8 +194,8 @@ def _candidates(data: bytes, offset: int, tags: Directory) -> Iterator[tuple[tup
             place, size = place[0], size[0]
         if isinstance(place, int) and isinstance(size, int) and _JPEG_TABLES not in tags:
             preview = data[place : place + size]
-            if found := jpeg.size(preview):
-                yield found, preview
+            if dimensions := jpeg.size(preview):
+                yield dimensions, preview
                 return
     if tags.get(_MEANING) in (_RGB, _YCBCR) and max(tags.get(_BITS, (8,))) == 8:
         yield (tags.get(_WIDTH, 0), tags.get(_HEIGHT, 0)), _starting_at(data, offset)

@@ -1,7 +1,7 @@
-"""Read colours of 16 bits a channel in full, of which Pillow keeps the upper halves.
+"""Read 16-bit colour in full; Pillow keeps only the upper byte of each sample.
 
-In: an image that Pillow opened and has not decoded yet, its bytes, and the
-rule for the range of its numbers. Out: the image in 8 bits by that rule.
+In: an image that Pillow opened but has not decoded yet, its bytes, and the
+rule for its value range. Out: the image in 8 bits by that rule.
 """
 
 from __future__ import annotations
@@ -13,29 +13,31 @@ import numpy as np
 from PIL import Image, ImageFile
 
 from rn50feat.errors import ImageError
-from rn50feat.images.numbers import Numbers, to_8_bits
+from rn50feat.images.sample_format import SampleFormat, to_8_bits
 
-# The byte order of the numbers -> the one under which Pillow keeps their lower halves.
+# The byte order of the samples -> the one with which Pillow keeps their lower bytes.
 _OTHER = {";16B": ";16L", ";16L": ";16B", ";16N": ";16B" if sys.byteorder == "little" else ";16L"}
 
 
 def is_wide(image: ImageFile.ImageFile) -> bool:
-    """Check whether an image that is not decoded yet has more than one channel of 16 bits."""
+    """Check whether an image that is not decoded yet has several 16-bit channels."""
     return "I" not in image.mode and any(_rawmode(tile)[-4:] in _OTHER for tile in image.tile)
 
 
 def load(data: bytes, image: ImageFile.ImageFile, rule: str) -> None:
-    """Decode an image into `image`, its numbers brought to 8 bits by `rule`; transparency as it is.
+    """Decode an image into `image`, scaling its colours to 8 bits by `rule`; transparency is left as it is.
 
-    Raises `ImageError` for other channels than red, green and blue.
+    Raises `ImageError` for channels other than red, green and blue.
     """
     if image.mode not in ("RGB", "RGBA"):
-        raise ImageError("has 16 bits of other channels than red, green and blue, which --range is not for")
+        raise ImageError(
+            "has 16-bit channels other than red, green and blue, which --range does not support: convert it to RGB"
+        )
     with Image.open(io.BytesIO(data), formats=[image.format or ""]) as lower:
         lower.tile = [_exchanged(tile) for tile in lower.tile]
         low = np.asarray(lower).astype(np.uint16)
     values = np.asarray(image).astype(np.uint16) << 8 | low
-    bands = Image.fromarray(to_8_bits(values[..., :3], Numbers(bits=16), rule)).split()
+    bands = Image.fromarray(to_8_bits(values[..., :3], SampleFormat(bits=16), rule)).split()
     image.im = Image.merge(image.mode, [*bands, *image.split()[3:]]).im
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import count
-from rn50feat.images.decoding import named_as_picture
+from rn50feat.images.decoding import has_image_suffix
 from rn50feat.pages.page import escape, page, style
 from rn50feat.pages.thumbnails import Thumbnail, thumbnails
 from rn50feat.searching.duplicates import Group, GroupImage
@@ -187,7 +187,7 @@ def _figure(thumbnail: Thumbnail, label: str, path: str, location: str, caption:
     """Return a picture with a caption and its path, and a link to its file if a `location` is given."""
     # A browser would run what lies at a name such as x.html, even where it is a picture, too; and a member is no file,
     # but a file may be named like one.
-    link = os.path.isabs(location) and named_as_picture(location)
+    link = os.path.isabs(location) and has_image_suffix(location)
     link = link and (split(location) is None or os.path.isfile(location))
     if not thumbnail.jpeg:
         shown = f'<span class="frame blank">The file {escape(thumbnail.reason)}</span>'

@@ -76,7 +76,7 @@ def another(reason: str, megapixels: int, **settings: Any) -> bool:
         ("needs more memory to decode than one picture is allowed", [], [1]),
         ("took longer to decode than one picture may", [], [1]),
         # The image's own fault, or none that changed.
-        ("is no picture in a format that Pillow reads", [1, 100_000], []),
+        ("is not an image in a format that Pillow reads", [1, 100_000], []),
         ("ended its decoding process (SIGSEGV)", [100_000], []),
         ("cannot be decoded: is too large, 1x1 of nothing", [100_000], []),
     ],

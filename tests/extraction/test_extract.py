@@ -101,7 +101,7 @@ def test_a_broken_picture_is_tried_again_only_when_it_changed_or_on_demand(pictu
     store = pictures.parent / "out.h5"
     (failure,) = FeatureStore(store).failures()
     assert (failure.path, failure.attempts) == ("pictures/bad.png", 1)
-    assert "no picture" in failure.reason
+    assert "not an image" in failure.reason
     assert extract(pictures, start, retry_failed=True).failed == 1
     assert FeatureStore(store).failures()[0].attempts == 2
     (pictures / "bad.png").write_bytes(encoded(Image.new("RGB", (9, 9), "red"), "PNG"))

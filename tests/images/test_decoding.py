@@ -75,13 +75,13 @@ def test_formats(kind: str) -> None:
     data = encoded(image, kind)
     crop = decode(data, suffix=f".{kind.lower()}")
     assert np.abs(crop.astype(int) - decode(encoded(image, "PNG"))).mean() < 6
-    assert decoding.holds_picture(data[:32]) == (kind not in ("PPM", "TGA"))
+    assert decoding.has_image_signature(data[:32]) == (kind not in ("PPM", "TGA"))
 
 
 def test_unsigned_formats_are_tried_for_their_names_only() -> None:
     data = encoded(Image.new("RGB", (30, 30), "red"), "TGA")
     assert middle(data, suffix=".TGA") == (255, 0, 0)
-    with pytest.raises(ImageError, match="no picture"):
+    with pytest.raises(ImageError, match="not an image"):
         decode(data, suffix=".jpg")
 
 

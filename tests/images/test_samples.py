@@ -135,7 +135,7 @@ def test_a_tga_declares_its_transparency() -> None:
         assert distance(tga(9, 8, extension=kind), RGB, ".tga") == 0
     assert distance(tga(1, 8, extension=3), white, ".tga") <= 2
     grey = struct.pack("<BBBHHBHHHHBB", 0, 0, 3, 0, 0, 0, 0, 0, 300, 260, 16, 0x20)
-    with pytest.raises(ImageError, match="TGA of 16 bits of grey"):
+    with pytest.raises(ImageError, match="TGA with 16-bit grey"):
         decoded(grey + (GREY * 257).astype("<u2").tobytes(), ".tga")
 
 
@@ -211,9 +211,9 @@ def test_of_a_raw_file_the_largest_preview_counts() -> None:
     turned = encoded(image.transpose(Image.Transpose.ROTATE_90), quality=92)
     upright = decoded(raw_file([turned], [(480, 640)], orientation=6), ".dng").crop.astype(int)
     assert np.abs(upright - expected).mean() < 1
-    with pytest.raises(ImageError, match="raw image whose largest embedded preview has 160x120 pixels: convert"):
+    with pytest.raises(ImageError, match="raw camera image whose largest embedded preview has 160x120 pixels: convert"):
         decoded(raw_file([small], [(160, 120)]), ".dng")
-    with pytest.raises(ImageError, match="raw image without an embedded preview"):
+    with pytest.raises(ImageError, match="raw camera image without an embedded preview"):
         decoded(tiff(GREY.astype(np.uint16), meaning=32803))
 
 
@@ -232,15 +232,15 @@ UNREAD = {
 @pytest.mark.parametrize("name", UNREAD)
 def test_formats_that_are_not_read_are_known_and_say_what_reads_them(name: str) -> None:
     data = UNREAD[name] + bytes(100)
-    assert kinds.holds_picture(data[:32])
+    assert kinds.has_image_signature(data[:32])
     with pytest.raises(ImageError, match=f"{name}.*which rn50feat does not read: (convert|export) it"):
         decoded(data)
 
 
 def test_two_bytes_make_a_jpeg_xl_only_under_its_name() -> None:
     data = b"\xff\x0a" + bytes(100)
-    assert not kinds.holds_picture(data[:32])
-    assert kinds.named_as_picture("image.JXL")
+    assert not kinds.has_image_signature(data[:32])
+    assert kinds.has_image_suffix("image.JXL")
     with pytest.raises(ImageError, match="is JPEG XL"):
         decoded(data, ".jxl")
 
@@ -249,12 +249,12 @@ def test_what_is_coded_is_said_by_any_brand(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(kinds, "HEIC", False)
     data = encoded(scene(3, 300, 260), "AVIF")
     for brand in (b"mif1", b"miaf", b"msf1"):
-        assert kinds.unread(data[:8] + brand + data[12:]) == ""
-    assert not kinds.unread(data)
+        assert kinds.unsupported(data[:8] + brand + data[12:]) == ""
+    assert not kinds.unsupported(data)
     heic = b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic" + bytes(50)
-    assert "pip install 'rn50feat[heic]'" in kinds.unread(heic)
-    assert kinds.holds_picture(heic[:32])
-    assert not kinds.holds_picture(b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(8))
+    assert "pip install 'rn50feat[heic]'" in kinds.unsupported(heic)
+    assert kinds.has_image_signature(heic[:32])
+    assert not kinds.has_image_signature(b"\0\0\0\x18ftypisom\0\0\0\0isommp42" + bytes(8))
 
 
 def test_profiles_are_ignored_or_converted_to_srgb() -> None:

@@ -166,7 +166,7 @@ def test_what_is_not_as_it_was_is_marked(store: FeatureStore, odd: list[Hit]) ->
     assert words(gone).startswith("The file has vanished hit 9 score 0.4400 missing: its file is gone")
     assert "changed: its file has changed since it was extracted" in words(changed)
     assert changed.alt == "hit 10, changed: a folder/changed.png"
-    assert words(broken).startswith("The file is no picture in a format that Pillow reads hit 11")
+    assert words(broken).startswith("The file is not an image in a format that Pillow reads hit 11")
     assert html.picture  # a picture, but a browser would take it for a page
     assert (gone.href, broken.href, html.href) == ("", "", "")
     assert figures["tall.png"].href.endswith("/a%20folder/tall.png")

@@ -71,7 +71,7 @@ def test_nothing_of_a_file_but_its_pixels_comes_along(tmp_path: Path) -> None:
 def test_a_picture_that_cannot_be_shown_says_why_and_the_others_are_shown(tmp_path: Path) -> None:
     good = encoded(Image.new("RGB", (30, 30), "lime"), "PNG")
     found = made(tmp_path, good, b"text", b"", encoded(scene(2), "PNG")[:5000], good, encoded(scene(3, 1100, 1000)))
-    assert [thumbnail.reason for thumbnail in found[:2]] == ["", "is no picture in a format that Pillow reads"]
+    assert [thumbnail.reason for thumbnail in found[:2]] == ["", "is not an image in a format that Pillow reads"]
     assert found[2] == Thumbnail(b"", "is empty")
     assert found[3].reason.startswith("cannot be decoded: ")
     assert opened(found[4]).size == (30, 30)
