@@ -31,5 +31,5 @@ $(VENV)/installed: setup.py
 clean:
 	rm -rf $(VENV) demo.h5 build *.egg-info
 
-readme: $(VENV)/installed  ## write the help texts into docs/reference.md
-	$(BIN)/python tests/readme.py
+readme: $(VENV)/installed  ## write help texts, output and the screenshot into README and docs
+	$(BIN)/python tests/readme.py --run

@@ -1,11 +1,9 @@
-"""The README tells what is: its blocks are run, its help texts and its description of the file compared."""
+"""The README and docs/ are true: their blocks are run, the help texts and the description of the file compared."""
 
 from __future__ import annotations
 
-import ast
 import os
 import re
-import shlex
 import shutil
 import subprocess
 import sys
@@ -13,8 +11,8 @@ from pathlib import Path
 
 import h5py
 import pytest
-from conftest import RN50FEAT, Run
-from readme import README, REFERENCE, ROOT, with_reference
+from conftest import Run
+from readme import CONSOLE, DOCS, PAGES, README, ROOT, SCREENSHOT, blocks, examples, plain, run, with_reference
 
 TEXT = README.read_text(encoding="utf-8")
 
@@ -27,38 +25,15 @@ def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(command: str, folder: Path) -> str:
-    """Run a command as a person would, and return what it prints: stdout, then stderr."""
-    program = f'rn50feat() {{ {shlex.join(RN50FEAT)} "$@"; }}; {command}'
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("RN50FEAT")}
-    environment |= {"RN50FEAT_DEVICE": "cpu", "RN50FEAT_PRECISION": "fp32"}  # as the README says, whatever is here
-    done = subprocess.run(["bash", "-c", program], cwd=folder, env=environment, capture_output=True, encoding="utf-8")
-    return done.stdout + done.stderr
-
-
-def plain(text: str, folder: Path | None = None) -> str:
-    """Return a text without what differs from run to run: places, times, sizes, and the last digits of scores."""
-    if folder is not None:
-        text = text.replace(str(folder), "/…")
-    text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "DATE", text)
-    text = re.sub(r"in \d+\.\d s", "in SECONDS", text)
-    text = re.sub(r"\(\d+(\.\d+)? kB\)", "(SIZE)", text)
-    text = re.sub(r"SHA-256 [0-9a-f]{8}…", "SHA-256 …", text)  # the last digits of what torch draws are the processor's
-    text = re.sub(r"^cache  .*", "cache", text, flags=re.MULTILINE)  # of this machine
-    text = re.sub(r"\d\.\de-\d\d|0\.0e\+00", "ROUNDING", text)
-    return re.sub(r"\b[01]\.\d{4,}", lambda match: f"{float(match[0]):.2f}", text)
-
-
-def test_every_console_block_prints_what_it_says(desk: Path) -> None:
-    blocks = re.findall(r"```console\n(.*?)```", TEXT, re.DOTALL)
-    assert len(blocks) >= 5
-    for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", "".join(blocks), re.MULTILINE):
-        assert plain(run(command, desk), desk) == plain(expected), command
+def test_every_example_prints_what_its_page_shows(desk: Path) -> None:
+    assert [page for page in PAGES if blocks(page, "console")] == sorted(CONSOLE, key=PAGES.index)
+    for page in CONSOLE:
+        for command, shown in examples(page):
+            assert plain(run(command, desk), desk) == plain(shown), f"{page.name}: {command}"
 
 
 def test_the_python_block_runs(desk: Path) -> None:
-    block = re.search(r"## Python\n\n```python\n(.*?)```", TEXT, re.DOTALL)[1]
-    ast.parse(block)
+    (block,) = blocks(README, "python")
     shutil.copy(desk / "images/coast.jpg", desk / "query.jpg")
     output = subprocess.run([sys.executable, "-c", block], cwd=desk, capture_output=True, encoding="utf-8", check=True)
     lines = output.stdout.splitlines()
@@ -68,14 +43,16 @@ def test_the_python_block_runs(desk: Path) -> None:
 
 
 def test_the_file_is_as_described(desk: Path) -> None:
-    """Read the store with h5py and numpy alone, by the README's own table."""
-    reader = re.search(r"```python\n(import h5py\n.*?)```", TEXT, re.DOTALL)[1]
+    """Read the store with h5py and numpy alone, by the table in docs/file-format.md."""
+    page = DOCS / "file-format.md"
+    text = page.read_text(encoding="utf-8")
+    (reader,) = blocks(page, "python")
     names: dict[str, object] = {}
     exec(reader.replace('"out.h5"', repr(str(desk / "out.h5"))), names)
     assert names["features"].shape == (len(names["paths"]), 2048)
     with h5py.File(desk / "out.h5") as file:
         documented = set()
-        for row in re.findall(r"^\| (`.*?`(?:, `.*?`)*) \| \((\w)", TEXT, re.MULTILINE):
+        for row in re.findall(r"^\| (`.*?`(?:, `.*?`)*) \| \((\w)", text, re.MULTILINE):
             listed = re.findall(r"`(.*?)`", row[0])
             group = listed[0].partition("/")[0] + "/" if "/" in listed[0] else ""
             for name in (listed[0], *(group + other for other in listed[1:])):
@@ -86,13 +63,33 @@ def test_the_file_is_as_described(desk: Path) -> None:
         present: set[str] = set()
         file.visititems(lambda name, item: present.add(name) if isinstance(item, h5py.Dataset) else None)
         assert documented == present
-        attributes = re.search(r"\| attributes \| \| (.*) \|", TEXT)[1]
+        attributes = re.search(r"\| attributes \| \| (.*) \|", text)[1]
         assert set(re.findall(r"`(\w+)`", attributes)) == set(file.attrs)
         assert all((desk / path).exists() for path in file["paths"].asstr()[:])
 
 
+def test_the_readme_is_short_and_has_a_small_screenshot() -> None:
+    assert len(TEXT.splitlines()) <= 200
+    assert SCREENSHOT.stat().st_size < 200_000
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for link in re.findall(r"\]\((?!https?:)(.*?)\)", page.read_text(encoding="utf-8")):
+        name, _, anchor = link.partition("#")
+        target = page.parent / name if name else page
+        assert target.exists(), link
+        headings = re.findall(r"^#+ (.*)", target.read_text(encoding="utf-8"), re.MULTILINE) if anchor else []
+        assert not anchor or anchor in [heading.lower().replace(" ", "-") for heading in headings], link
+
+
+def test_the_readme_links_to_every_page() -> None:
+    for page in PAGES[1:]:
+        assert f"(docs/{page.name})" in TEXT, page.name
+
+
 def test_the_help_texts_are_those_of_the_program() -> None:
-    page = REFERENCE.read_text(encoding="utf-8")
+    page = (DOCS / "reference.md").read_text(encoding="utf-8")
     assert with_reference(page) == page, "run: make readme"
 
 
@@ -129,21 +126,21 @@ def test_the_examples_and_blocks_take_names_that_are_not_utf8(tmp_path: Path) ->
     for i, name in enumerate(("coast", "ridge", "hills")):
         shutil.copy(ROOT / f"examples/images/{name}.jpg", os.fsencode(tmp_path / "images") + b"/%d\xff.jpg" % i)
     assert "3 new" in run("rn50feat extract images out.h5 --weights random && rn50feat index out.h5", tmp_path)
-    blocks = [["-c", block] for block in re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)]
+    programs = [["-c", block] for page in PAGES for block in blocks(page, "python")]
     arguments = {"find_similar": ("images", "query.jpg", "random"), "cluster_with_scikit_learn": ("out.h5", "2")}
     for script in (ROOT / "examples").glob("*.py"):
-        blocks.append([str(script), *arguments.get(script.stem, ("out.h5",))])
-    assert len(blocks) == 6
-    for block in blocks:
-        done = subprocess.run([sys.executable, *block], cwd=tmp_path, capture_output=True)
+        programs.append([str(script), *arguments.get(script.stem, ("out.h5",))])
+    assert len(programs) == 7
+    for program in programs:
+        done = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True)
         assert done.returncode == 0, done.stderr
-        assert rb"0\udcff.jpg'" in done.stdout or (block[0] == "-c" and "print" not in block[1])
+        assert rb"0\udcff.jpg'" in done.stdout or (program[0] == "-c" and "print" not in program[1])
 
 
 def test_every_example_is_mentioned_and_tested() -> None:
     source = Path(__file__).read_text()
     for script in (ROOT / "examples").glob("*.py"):
-        assert f"examples/{script.name}" in TEXT
+        assert f"(../examples/{script.name})" in (DOCS / "python.md").read_text(encoding="utf-8")
         assert script.name in source
 
 

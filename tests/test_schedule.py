@@ -1,4 +1,4 @@
-"""The README's crontab line, units and log rotation, run as cron and systemd would."""
+"""The crontab line, units and log rotation in docs/nightly.md, run as cron and systemd would."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 from fake import FakeStart
-from readme import README
+from readme import DOCS
+from readme import blocks as blocks_of
 
 import rn50feat
 from rn50feat.cli.outcome import STOP_CODES
@@ -23,14 +24,14 @@ HERE = Path(__file__).parent
 
 
 def blocks(language: str) -> list[str]:
-    found = re.findall(rf"```{language}\n(.*?)```", README.read_text(encoding="utf-8"), re.DOTALL)
+    found = blocks_of(DOCS / "nightly.md", language)
     assert found
     return found
 
 
 @pytest.fixture
 def host(tmp_path: Path, pictures: Path, start: FakeStart) -> Path:
-    """A machine below `tmp_path`, with the program, the photos and their store where the README has them."""
+    """A machine below `tmp_path`, with the program, the photos and their store where the page has them."""
     (tmp_path / "data").mkdir()
     (tmp_path / "log").mkdir()
     pictures.rename(tmp_path / "data/photos")
@@ -42,7 +43,7 @@ def host(tmp_path: Path, pictures: Path, start: FakeStart) -> Path:
 
 
 def placed(text: str, host: Path) -> str:
-    """Return a text with the README's paths as they are on `host`."""
+    """Return a text with the page's paths as they are on `host`."""
     text = text.replace("/usr/local/bin/rn50feat", f"{host}/rn50feat").replace("/var/log/rn50feat", f"{host}/log")
     return text.replace("/data/", f"{host}/data/")
 
