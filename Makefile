@@ -15,10 +15,13 @@ demo: $(VENV)/installed  ## extract the example pictures and search them
 test: check  ## all checks and all tests
 	$(BIN)/python -m pytest
 
-check: $(VENV)/installed  ## style and types
+check: $(VENV)/installed  ## style, types and packaging
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	rm -rf dist
+	$(BIN)/python -m build --quiet
+	$(BIN)/twine check --strict dist/*
 
 bench: $(VENV)/installed  ## speed against the loop that most people write
 	$(BIN)/python tests/benchmarks/extract.py
@@ -29,7 +32,7 @@ $(VENV)/installed: setup.py
 	touch $@
 
 clean:
-	rm -rf $(VENV) demo.h5 build *.egg-info
+	rm -rf $(VENV) demo.h5 build dist *.egg-info
 
 readme: $(VENV)/installed  ## write help texts, output and the screenshot into README and docs
 	$(BIN)/python tests/readme.py --run

@@ -8,14 +8,28 @@ from setuptools import find_packages, setup
 HERE = Path(__file__).parent
 (VERSION,) = re.findall(r'__version__ = "(.+)"', (HERE / "rn50feat" / "__init__.py").read_text())
 
+
+def description() -> str:
+    """Return the README for the package index, where its relative links and its screenshot would lead nowhere.
+
+    The project has no public address yet. Once it has one, set `url` below, and let the links lead there.
+    """
+    text = re.sub(r"^!\[.*\n\n", "", (HERE / "README.md").read_text(encoding="utf-8"), flags=re.MULTILINE)
+    text = re.sub(r"\[([^]]+)\]\((?!https?:)([^)#]+)(#[^)]*)?\)", r"\1 (`\2`)", text)
+    return text.replace(" (`CHANGELOG.md`)", "")
+
+
 HEIC = ["pillow-heif>=0.22"]
 REMOTE = ["fsspec>=2024.6", "s3fs>=2024.6", "aiohttp>=3.9"]
 OPENVINO = ["openvino>=2025.0"]
 PARQUET = ["pyarrow>=17"]
 QDRANT = ["qdrant-client>=1.12"]
 RAY = ["ray>=2.52"]  # the first with tokens
-# keras and google-crc32c are what the readers of weight files are held against.
+# keras and google-crc32c are what the readers of weight files are compared with.
 TEST = [
+    "build>=1.3",  # the first with --quiet
+    "setuptools>=69",
+    "twine>=6.1",
     "pytest>=8",
     "ruff>=0.14",
     "mypy>=1.18",
@@ -36,10 +50,13 @@ TEST = [
 setup(
     name="rn50feat",
     version=VERSION,
-    description="ResNet50 features for folders of pictures, in one HDF5 file, and similar pictures found by them",
-    long_description=(HERE / "README.md").read_text(encoding="utf-8"),
+    author="rn50feat developers",
+    description="Turn folders of images into ResNet50 features in one HDF5 file, and find similar images",
+    long_description=description(),
     long_description_content_type="text/markdown",
     license="MIT",
+    license_files=["LICENSE"],
+    keywords=["resnet50", "image features", "embeddings", "similarity search", "duplicates", "hdf5", "faiss"],
     python_requires=">=3.10",
     packages=find_packages(include=["rn50feat", "rn50feat.*"]),
     package_data={"rn50feat": ["py.typed"], "rn50feat.pages": ["*.css"], "rn50feat.cli": ["*.json"]},
@@ -73,7 +90,11 @@ setup(
         "Intended Audience :: Science/Research",
         "Operating System :: POSIX :: Linux",
         "Operating System :: MacOS",
-        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
         "Topic :: Scientific/Engineering :: Image Recognition",
         "Typing :: Typed",
     ],
