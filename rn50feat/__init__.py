@@ -10,6 +10,7 @@ The doors of the library::
     export(store, file)          write rows for other programs
     import_features(file, store) take in those of other programs
     verify(store)                check that a store is what it should be
+    compact(store)               write it anew without holes, or a copy of it
     FeatureStore(path)           read a store
 
 Nothing heavy is imported before it is used.
@@ -27,6 +28,7 @@ __all__ = [
     "RN50FeatError",
     "Selection",
     "Shard",
+    "compact",
     "duplicates",
     "export",
     "extract",
@@ -49,6 +51,7 @@ if TYPE_CHECKING:
     from rn50feat.searching.index import index
     from rn50feat.searching.search import search
     from rn50feat.sources.selection import Selection, Shard
+    from rn50feat.store.compact import compact
     from rn50feat.store.reader import FeatureStore
 
 _MODULES = {
@@ -57,6 +60,7 @@ _MODULES = {
     "RN50FeatError": "errors",
     "Selection": "sources.selection",
     "Shard": "sources.selection",
+    "compact": "store.compact",
     "duplicates": "searching.duplicates",
     "export": "exchange.export",
     "extract": "extraction.extract",

@@ -18,6 +18,7 @@ import click
 from rn50feat import __version__
 from rn50feat.cli import (
     bench,
+    compact,
     convert,
     duplicates,
     export,
@@ -124,6 +125,7 @@ def main() -> None:
     logging.addLevelName(logging.WARNING, "Warning")
 
 
-for module in (bench, convert, duplicates, export, extract, import_, index, info, merge, model, search, verify):
+_COMMANDS = [bench, compact, convert, duplicates, export, extract, import_, index, info, merge, model, search, verify]
+for module in _COMMANDS:
     module.command.context_class = _Context
     main.add_command(module.command)

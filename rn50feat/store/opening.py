@@ -44,26 +44,39 @@ def shared(path: Path, disk: Disk = DISK, *, remedy: str = "") -> Iterator[None]
 
     `remedy` is what to do about a file that is not there.
     """
-    try:
-        handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            remedy = remedy or "name an existing store, or make one with rn50feat extract"
-        else:
-            remedy = advice(error)
-        raise StoreError(f"{path}: {error.strerror}: {remedy}") from error
-    try:
-        while True:
+    while True:
+        handle = _opened(path, remedy)
+        try:
             with lock.shared(handle, path) as locked:
                 if not rollback.left(path):
+                    if not _at_its_path(handle, path):  # replaced since it was opened: that lock guards nothing
+                        continue
                     yield
                     return
             if locked:
                 _recover(path, disk)  # whoever wrote that journal has died
             else:
                 _recover_unlocked(path, disk)
-    finally:
-        close(handle)
+        finally:
+            close(handle)
+
+
+def _opened(path: Path, remedy: str) -> int:
+    try:
+        return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError as error:
+        if isinstance(error, (FileNotFoundError, NotADirectoryError)):
+            remedy = remedy or "name an existing store, or make one with rn50feat extract"
+        else:
+            remedy = advice(error)
+        raise StoreError(f"{path}: {error.strerror}: {remedy}") from error
+
+
+def _at_its_path(handle: int, path: Path) -> bool:
+    """Check whether an open file is still the one at `path`; a missing one is reported when it is opened again."""
+    with suppress(FileNotFoundError, NotADirectoryError):
+        return os.path.samestat(os.fstat(handle), os.stat(path))
+    return False
 
 
 def _recover(path: Path, disk: Disk) -> None:

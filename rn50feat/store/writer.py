@@ -43,15 +43,15 @@ LAST_READER_SECONDS = 600.0  # the last one cannot be put off
 
 # The file format of HDF5 1.8: read everywhere, and without the marks of later
 # ones that call a file open for writing after its writer was killed.
-_VERSION = ("v108", "v108")
+VERSION = ("v108", "v108")
 
 
 def open_store(path: Path, *, disk: Disk = DISK) -> StoreWriter:
     """Open the store at `path` for writing, after undoing a commit that was interrupted."""
-    with _told(path), shared(path, disk, remedy=MOVED):
+    with disk_errors(path), shared(path, disk, remedy=MOVED):
         journaled = journal.JournaledFile(path, length=layout.committed_length(path), disk=disk)
     with damage_told(path):
-        file = h5py.File(journaled, "r+", libver=_VERSION)
+        file = h5py.File(journaled, "r+", libver=VERSION)
         layout.check(file)
         return StoreWriter(journaled, file)
 
@@ -60,9 +60,9 @@ def create_store(path: Path, provenance: Provenance, dtype: np.dtype[Any], *, di
     """Begin a store with features of `dtype`, float16 or float32; it appears at its first commit."""
     if dtype not in (np.float16, np.float32):
         raise ArgumentError(f"{path} cannot hold {dtype}: give float16 or float32")
-    with _told(path):
+    with disk_errors(path):
         journaled = journal.JournaledFile(path, create=True, disk=disk)
-        file = h5py.File(journaled, "w", libver=_VERSION)
+        file = h5py.File(journaled, "w", libver=VERSION)
         for table in layout.TABLES:
             _create(file, table, dtype)
         attributes = {"format": layout.FORMAT, "schema": layout.SCHEMA, "store_id": str(uuid.uuid4()), "next_id": 0}
@@ -271,7 +271,7 @@ class StoreWriter:
                 self._commit(LAST_READER_SECONDS)
 
     def _commit(self, patience: float) -> None:
-        with _told(self.path), _uninterrupted():
+        with disk_errors(self.path), _uninterrupted():
             self._journal.commit(lambda: lock.alone(self._journal.handle, self.path, patience=patience))
         self._changed = False
 
@@ -279,7 +279,7 @@ class StoreWriter:
     def _told(self) -> Iterator[None]:
         """Tell of an error that the file has kept, or of damage that HDF5 met."""
         self._changed = True
-        with _told(self.path), _uninterrupted():
+        with disk_errors(self.path), _uninterrupted():
             try:
                 with damage_told(self.path):
                     yield
@@ -313,7 +313,7 @@ def _require(references: Sequence[Reference], features: NDArray[np.floating[Any]
 
 
 @contextmanager
-def _told(path: Path) -> Iterator[None]:
+def disk_errors(path: Path) -> Iterator[None]:
     """Tell of a disk that does not take what is written."""
     try:
         yield
