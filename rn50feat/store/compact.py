@@ -135,4 +135,4 @@ def _space(dataset: h5py.Dataset) -> int:
         step = max(1, len(dataset) // _SAMPLE)
         lengths = [-(-len(text) // 8) * 8 + 16 for text in dataset[::step]]  # as HDF5's heaps hold them
         texts = int(np.mean(lengths) * len(dataset))
-    return dataset.id.get_storage_size() + texts
+    return int(dataset.id.get_storage_size()) + texts
