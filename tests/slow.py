@@ -1,31 +1,55 @@
-"""The command line with a slow fake engine: ``python slow.py SECONDS ARGUMENT...``.
+"""The program with a slow fake engine, in a process of its own: ``python slow.py SECONDS ARGUMENT...``.
 
 Says so on stdout when a batch begins. With ``-`` for SECONDS a batch ends with the next line on stdin, or when that
 is closed, so that a test can do what it has to while the batch goes on, on the slowest machine.
 """
 
+from __future__ import annotations
+
 import os
+import subprocess
 import sys
 import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
 
 from fake import FakeEngine, FakeStart
 
+from rn50feat.cli.main import main
 from rn50feat.engines import local
 from rn50feat.engines.contract import Batch
 from rn50feat.sources.sources import Reference
 
-SECONDS = sys.argv[1]
+
+def slow(folder: Path, seconds: float | Literal["-"], *arguments: str) -> subprocess.Popen[str]:
+    """Start to extract `pictures` in a folder to `out.h5`, two pictures a batch."""
+    return subprocess.Popen(
+        [sys.executable, __file__, str(seconds), "extract", "pictures", "out.h5", *arguments],
+        cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
+        env={**os.environ, "RN50FEAT_WEIGHTS": "random", "RN50FEAT_BATCH_SIZE": "2"},
+    )  # fmt: skip
+
+
+def stopped(process: subprocess.Popen[str], number: int) -> tuple[str, str]:
+    """Send a signal while a batch begins, end that batch, and return the rest of what is printed, and the errors."""
+    process.stdout.readline()
+    process.send_signal(number)
+    errors = ""
+    while "stopping" not in errors:
+        errors += process.stderr.readline()
+    process.stdin.close()
+    return process.stdout.read(), errors + process.stderr.read()
 
 
 class SlowEngine(FakeEngine):
     def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
         for batch in super().embed(references):
             print("batch", flush=True)
-            if SECONDS == "-":
+            if sys.argv[1] == "-":
                 sys.stdin.readline()
             else:
-                time.sleep(float(SECONDS))
+                time.sleep(float(sys.argv[1]))
             yield batch
 
 
@@ -37,8 +61,6 @@ class SlowStart(FakeStart):
         return SlowEngine(provenance.preprocessing, options.batch_size or 32)
 
 
-local.start = SlowStart()  # type: ignore[assignment]
-
-from rn50feat.cli.main import main  # noqa: E402
-
-main(sys.argv[2:], prog_name="rn50feat")
+if __name__ == "__main__":
+    local.start = SlowStart()  # type: ignore[assignment]
+    main(sys.argv[2:], prog_name="rn50feat")

@@ -17,7 +17,7 @@ import pytest
 from click.testing import CliRunner
 from conftest import Run
 from fake import FakeStart
-from test_nightly import slow, stopped
+from slow import slow, stopped
 
 import rn50feat as package
 from rn50feat import FeatureStore

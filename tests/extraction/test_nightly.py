@@ -8,11 +8,9 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 from pathlib import Path
-from typing import Literal
 
 import fake as rn50feat_fake
 import h5py
@@ -22,6 +20,7 @@ from conftest import Run, rows
 from fake import FakeStart
 from PIL import Image
 from scenes import encoded
+from slow import slow, stopped
 
 import rn50feat
 from rn50feat import FeatureStore
@@ -35,8 +34,6 @@ from rn50feat.extraction.summary import Progress, Summary
 from rn50feat.extraction.verify import Findings
 from rn50feat.store import writer
 from rn50feat.store.writer import open_store
-
-HERE = Path(__file__).parent.parent  # tests
 
 
 @pytest.fixture
@@ -55,25 +52,6 @@ def extract(pictures: Path, start: FakeStart, **settings: object) -> Summary:
 
 def stored(folder: Path) -> dict[str, int]:
     return {Path(path).name: int(row[0]) for path, row in rows(folder / "out.h5").items()}
-
-
-def slow(folder: Path, seconds: float | Literal["-"], *arguments: str) -> subprocess.Popen[str]:
-    return subprocess.Popen(
-        [sys.executable, str(HERE / "slow.py"), str(seconds), "extract", "pictures", "out.h5", *arguments],
-        cwd=folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, encoding="utf-8",
-        env={**os.environ, "RN50FEAT_WEIGHTS": "random", "RN50FEAT_BATCH_SIZE": "2"},
-    )  # fmt: skip
-
-
-def stopped(process: subprocess.Popen[str], number: int) -> tuple[str, str]:
-    """Send a signal while a batch begins, end that batch, and return the rest of what is printed, and the errors."""
-    process.stdout.readline()
-    process.send_signal(number)
-    errors = ""
-    while "stopping" not in errors:
-        errors += process.stderr.readline()
-    process.stdin.close()
-    return process.stdout.read(), errors + process.stderr.read()
 
 
 # Stopping
@@ -242,10 +220,13 @@ def test_search_while_extract_goes_on(shades: Path, start: FakeStart) -> None:
     extract(shades, start)
     done = threading.Event()
     problems: list[BaseException] = []
+    searches = 0
 
     def write() -> None:
         try:
-            for turn in range(1, 40):
+            for turn in range(1, 200):
+                if turn > 8 and searches > 5:
+                    break
                 for i in range(0, 20, 3):
                     color = (i, turn, 0)
                     (shades / f"{i:02}.png").write_bytes(encoded(Image.new("RGB", (9 + turn, 9), color), "PNG"))
@@ -256,7 +237,6 @@ def test_search_while_extract_goes_on(shades: Path, start: FakeStart) -> None:
 
     thread = threading.Thread(target=write)
     thread.start()
-    searches = 0
     store = FeatureStore(shades.parent / "out.h5")
     while not done.is_set():
         (result,) = rn50feat.search(shades.parent / "query.png", store, metric="l2", k=3, start=start)

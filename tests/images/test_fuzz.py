@@ -1,7 +1,8 @@
-"""Two thousand broken pictures of all formats: each becomes a row or a ledger entry, and none stops the run."""
+"""Broken pictures of all formats, `FUZZ_PICTURES` of them: each becomes a row or a ledger entry, none stops the run."""
 
 from __future__ import annotations
 
+import os
 import random
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.images.provenance import Preprocessing
 
-PICTURES = 2000
+PICTURES = int(os.environ.get("FUZZ_PICTURES", "600"))
 SECONDS = 10.0
 SUFFIXES = {
     "JPEG": "jpg", "PNG": "png", "GIF": "gif", "WEBP": "webp", "BMP": "bmp", "TIFF": "tif", "AVIF": "avif",
@@ -62,6 +63,6 @@ def test_every_broken_picture_is_a_row_or_a_ledger_entry(hostile: Path, tmp_path
         f"hostile/{path.name}" for path in sorted(hostile.iterdir())
     ]
     assert (summary.new, summary.failed) == (len(rows), len(failures))
-    assert min(len(rows), len(failures)) > 200
+    assert min(len(rows), len(failures)) > PICTURES / 10
     assert [f for f in failures if "took longer" in f.reason or "ended its" in f.reason] == []
     assert all(f.reason and "\n" not in f.reason for f in failures)

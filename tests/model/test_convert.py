@@ -15,9 +15,9 @@ import pytest
 import torch
 from click.testing import Result
 from conftest import rows
+from networks import FP32, trained
 from safetensors import safe_open
 from safetensors.torch import save_file
-from test_variants import FP32, trained
 
 import rn50feat
 from rn50feat.durable.disk import Disk

@@ -10,7 +10,6 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ import pytest
 import torch
 import torchvision
 from conftest import rows
+from networks import OPENVINO, backend
 from PIL import Image
 from safetensors.torch import save_file
 from torchvision import transforms
@@ -25,14 +25,13 @@ from torchvision import transforms
 import rn50feat
 from rn50feat import EngineOptions
 from rn50feat.backends.contract import cpu_has_bf16
-from rn50feat.backends.torch import TorchBackend
 from rn50feat.errors import DeviceError, MissingWeightsError, WeightsError
 from rn50feat.images.provenance import Preprocessing
 from rn50feat.model import network, weights
 from rn50feat.model.weights import Weights
 
 State = dict[str, torch.Tensor]
-FP32 = EngineOptions(device="cpu", precision="fp32")
+FP32 = EngineOptions(device="cpu", precision="fp32")  # with what `auto` chooses
 
 
 def plain_pipeline(module: torch.nn.Module, files: list[Path]) -> np.ndarray:
@@ -323,10 +322,6 @@ def test_a_folder_is_no_file_of_weights(tmp_path: Path) -> None:
         weights.find(str(tmp_path))
 
 
-def backend(precision: str, device: str = "cpu") -> TorchBackend:
-    return TorchBackend(network.load(weights.find("random")), Preprocessing(), device=device, precision=precision)
-
-
 def test_bf16_rows_point_the_same_way_as_fp32_rows() -> None:
     crops = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
     exact, rough = backend("fp32").features(crops), backend("bf16").features(crops)
@@ -374,9 +369,6 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_batches(monkeypatch: pyte
         whole.features(crops)
 
 
-OPENVINO = pytest.mark.skipif(not find_spec("openvino"), reason="needs the openvino extra")
-
-
 @OPENVINO
 @pytest.mark.parametrize(("precision", "nearness"), [("fp32", 0.9999), ("bf16", 0.999)])
 def test_openvino_gives_torchs_rows_whatever_the_batch(
@@ -399,7 +391,7 @@ def test_openvino_gives_torchs_rows_whatever_the_batch(
     rows = first.features(crops)
     assert cosines(rows, backend("fp32").features(crops)).min() > nearness
     assert rows.dtype == np.float32
-    for count in (1, 3, 4, 6):
+    for count in (1, 4):
         parts = [first.features(crops[i : i + count]) for i in range(0, len(crops), count)]
         np.testing.assert_array_equal(np.concatenate(parts), rows)
     # Known by its hash, it comes from the cache; a damaged cache is made again.

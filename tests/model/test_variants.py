@@ -18,34 +18,17 @@ import reference
 import simplejpeg
 import torch
 from conftest import Run, rows
+from networks import FP32, OPENVINO, trained
 from PIL import Image
 from scenes import encoded, scene
-from test_network import OPENVINO
 
 import rn50feat
-from rn50feat import EngineOptions, FeatureStore
+from rn50feat import FeatureStore
 from rn50feat.errors import ProvenanceError, WeightsError
 from rn50feat.images.provenance import PREPROCESSINGS, Preprocessing, Provenance
 from rn50feat.model import network, tensors, variants, weights
 from rn50feat.model.variants import VARIANTS
 from rn50feat.model.weights import Choices
-
-FP32 = EngineOptions(device="cpu", precision="fp32", backend="torch")
-
-
-def trained(seed: int) -> tuple[published.Tensors, published.Tensors]:
-    """Return random tensors of which features neither vanish nor explode, with uneven statistics, and biases."""
-    found = published.state(seed, classifier=False)
-    for name, value in found.items():
-        if value.ndim == 4:
-            value *= np.float32((2 / np.prod(value.shape[1:])) ** 0.5)
-        elif name.endswith("running_var"):
-            np.clip(value, 0.3, 3, out=value)
-        elif name.endswith(("running_mean", ".bias")):
-            value *= np.float32(0.3)
-        else:
-            found[name] = np.clip(np.abs(value), 0.3, 1.2)
-    return found, {name: bias * np.float32(0.3) for name, bias in published.biases(found).items()}
 
 
 @pytest.fixture(scope="module")

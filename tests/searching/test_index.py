@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pytest
 from conftest import Run
-from test_crash import SnapshotDisk, distinct
+from crashes import SnapshotDisk, distinct
 from vectors import append, clusters, filled, remove, replace
 
 import rn50feat
@@ -333,7 +333,7 @@ def test_a_full_disk_leaves_the_old_index(store: FeatureStore, monkeypatch: pyte
 
 KILLED = """
 import sys
-from rn50feat.indexing.index import index
+from rn50feat.searching.index import index
 for i in range(1000):
     index(sys.argv[1], rebuild=True, factory=("IVF1,SQ8", "Flat")[i % 2])
     print(i, flush=True)

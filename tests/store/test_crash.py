@@ -10,112 +10,23 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
-from fake import FakeStart
+from crashes import Files, SnapshotDisk, digests, distinct, extract
 from PIL import Image
 from scenes import encoded
 
-import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.durable import journal, rollback
-from rn50feat.engines.contract import EngineOptions
 from rn50feat.sources.sources import Reference
 from rn50feat.store.writer import StoreWriter, create_store, open_store
 
-Files = dict[str, bytes]
+KILLS = int(os.environ.get("CRASH_KILLS", "15"))
 State = frozenset[tuple[str, int, float]]  # path, id and first feature of every row
-
-
-@dataclass(frozen=True)
-class Snapshot:
-    """What a crash before one system call leaves, and which commits it may show."""
-
-    files: Files
-    commits: range
-
-
-@dataclass
-class SnapshotDisk(journal.Disk):
-    """A disk that notes, before each call that changes it, what a kill and what a power cut would leave.
-
-    A kill leaves everything that was written. A power cut leaves what was
-    synced, or the names of before or after with any mixture of old and new
-    pages: `mixtures` of them are drawn.
-    """
-
-    folder: Path
-    mixtures: int = 1
-    pattern: str = "out.h5*"
-    snapshots: list[Snapshot] = field(default_factory=list)
-    commits: int = 0
-    durable_commits: int = 0
-
-    def __post_init__(self) -> None:
-        self._rng = random.Random(0)
-        self._names = self._current_names()
-        self._synced = {path.stat().st_ino: path.read_bytes() for path in self.folder.glob(self.pattern)}
-
-    def note(self) -> None:
-        names = self._current_names()
-        now = {inode: (self.folder / name).read_bytes() for name, inode in names.items()}
-        killed = {name: now[inode] for name, inode in names.items()}
-        self.snapshots.append(Snapshot(killed, range(self.commits, self.commits + 1)))
-        either = range(self.durable_commits, self.commits + 1)
-        synced = {name: self._synced.get(inode, b"") for name, inode in self._names.items()}
-        self.snapshots.append(Snapshot(synced, either))
-        for _ in range(self.mixtures):
-            chosen = self._rng.choice((self._names, names))
-            contents = {inode: self._synced.get(inode, b"") for inode in chosen.values()}
-            mixed = {name: self._mix(contents[i], now.get(i, contents[i])) for name, i in chosen.items()}
-            self.snapshots.append(Snapshot(mixed, either))
-
-    def _current_names(self) -> dict[str, int]:
-        return {
-            path.name: path.stat().st_ino for path in self.folder.glob(self.pattern) if not path.name.endswith("-lock")
-        }
-
-    def _mix(self, old: bytes, new: bytes) -> bytes:
-        pages = range(0, max(len(old), len(new)), journal.PAGE)
-        return b"".join(self._rng.choice((old, new))[at : at + journal.PAGE].ljust(0) for at in pages)
-
-    def create(self, path: Path) -> int:
-        self.note()
-        return super().create(path)
-
-    def write(self, handle: int, data: bytes, offset: int) -> None:
-        self.note()
-        super().write(handle, data, offset)
-
-    def truncate(self, handle: int, length: int) -> None:
-        self.note()
-        super().truncate(handle, length)
-
-    def sync(self, handle: int) -> None:
-        self.note()
-        super().sync(handle)
-        self._synced[os.fstat(handle).st_ino] = os.pread(handle, 1 << 30, 0)
-
-    def rename(self, old: Path, new: Path) -> None:
-        self.note()
-        super().rename(old, new)
-        self.commits += 1
-
-    def remove(self, path: Path) -> None:
-        self.note()
-        super().remove(path)
-        self.commits += path.name.endswith("-journal")
-
-    def sync_folder(self, folder: Path) -> None:
-        self.note()
-        super().sync_folder(folder)
-        self._names = self._current_names()
-        self.durable_commits = self.commits
 
 
 def state(store: Path) -> State:
@@ -132,13 +43,6 @@ def paint(folder: Path, names: range, shade: int) -> None:
     folder.mkdir(exist_ok=True)
     for i in names:
         (folder / f"{i:02}.png").write_bytes(encoded(Image.new("RGB", (8 + shade, 8), (shade + i, 0, 0)), "PNG"))
-
-
-def extract(folder: Path, **settings: bool) -> None:
-    rn50feat.extract(
-        folder / "pictures", folder / "out.h5", weights="random", start=FakeStart(), commit_rows=2,
-        options=EngineOptions(batch_size=2), **settings,
-    )  # fmt: skip
 
 
 def create(folder: Path) -> None:
@@ -189,25 +93,20 @@ def test_a_run_stopped_anywhere_leaves_the_last_commit_and_can_be_resumed(
     monkeypatch.undo()
     assert len(states) > 2 or change is prune
     final = states[-1]
+    resumed = set()
     for snapshot in distinct(disk.snapshots):
         scene = tmp_path / "scene"
         lay_out(snapshot.files, scene, folder / "pictures")
         if (scene / "out.h5").exists():
             FeatureStore(scene / "out.h5")  # recovers
         assert state(scene / "out.h5") in [states[i] for i in snapshot.commits]
-        extract(scene, **pruning)
-        assert state(scene / "out.h5") == final
-        assert sorted(path.name for path in scene.iterdir()) == ["out.h5", "pictures"]
+        left = digests({path.name: path.read_bytes() for path in scene.iterdir() if path.is_file()})
+        if left not in resumed:  # from the same files a run goes on in the same way
+            resumed.add(left)
+            extract(scene, **pruning)
+            assert state(scene / "out.h5") == final
+            assert sorted(path.name for path in scene.iterdir()) == ["out.h5", "pictures"]
         shutil.rmtree(scene)
-
-
-def distinct(snapshots: list[Snapshot]) -> Iterator[Snapshot]:
-    seen = set()
-    for snapshot in snapshots:
-        content = tuple(sorted((name, hashlib.blake2b(data).digest()) for name, data in snapshot.files.items()))
-        if (content, snapshot.commits) not in seen:
-            seen.add((content, snapshot.commits))
-            yield snapshot
 
 
 def lay_out(files: Files, folder: Path, pictures: Path) -> None:
@@ -247,7 +146,7 @@ def test_a_recovery_stopped_anywhere_can_be_begun_again(tmp_path: Path, monkeypa
 KILLED = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from test_crash import extract
+from crashes import extract
 from pathlib import Path
 print("begin", flush=True)
 extract(Path(sys.argv[2]))
@@ -258,7 +157,7 @@ def test_real_processes_killed_at_random_moments_lose_no_commit(tmp_path: Path) 
     rng = random.Random(1)
     shades: dict[bytes, float] = {}
     rows = kills = 0
-    for _ in range(50):
+    for _ in range(KILLS):
         for i in range(24):
             if rng.random() < 0.6 or not (tmp_path / f"pictures/{i:02}.png").exists():
                 paint(tmp_path / "pictures", range(i, i + 1), rng.randrange(200))

@@ -241,45 +241,41 @@ import pathlib, sys
 import h5py, keras, numpy
 from keras.src.legacy.saving import legacy_h5_format
 assert "tensorflow" not in sys.modules
-for top in (True, False):
-    folder = pathlib.Path(sys.argv[1], str(top))
-    folder.mkdir()
-    model = keras.applications.ResNet50(weights=None, include_top=top, pooling=None if top else "avg")
-    rng = numpy.random.default_rng(5)
-    held = {}
-    for layer in model.layers:
-        if layer.weights:
-            layer.set_weights([rng.random(w.shape, numpy.float32) + numpy.float32(0.1) for w in layer.weights])
-            held |= {f"{layer.name}|{w.name}": v for w, v in zip(layer.weights, layer.get_weights())}
-    numpy.savez(folder / "held.npz", **held)
-    model.save_weights(folder / "x.weights.h5")
-    with h5py.File(folder / "classic.h5", "w") as file:
-        legacy_h5_format.save_weights_to_hdf5_group(file, model)
-    if top:
-        model.save(folder / "x.keras")
-        model.save(folder / "whole.h5")
+folder = pathlib.Path(sys.argv[1])
+model = keras.applications.ResNet50(weights=None)
+rng = numpy.random.default_rng(5)
+held = {}
+for layer in model.layers:
+    if layer.weights:
+        layer.set_weights([rng.random(w.shape, numpy.float32) + numpy.float32(0.1) for w in layer.weights])
+        held |= {f"{layer.name}|{w.name}": v for w, v in zip(layer.weights, layer.get_weights())}
+numpy.savez(folder / "held.npz", **held)
+model.save_weights(folder / "x.weights.h5")
+with h5py.File(folder / "classic.h5", "w") as file:
+    legacy_h5_format.save_weights_to_hdf5_group(file, model)
+model.save(folder / "x.keras")
+model.save(folder / "whole.h5")
 """
 
 
 @pytest.mark.skipif(find_spec("keras") is None, reason="needs keras")
 def test_the_files_that_keras_itself_writes(tmp_path: Path) -> None:
+    """With the classifier; `test_variants` has those without."""
     # In a process of its own, on torch: its import takes its time, and warns of numpy's future.
     environment = {**os.environ, "KERAS_BACKEND": "torch", "KERAS_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
     subprocess.run([sys.executable, "-c", KERAS, str(tmp_path)], env=environment, check=True)
-    for top in (True, False):
-        folder = tmp_path / str(top)
-        with np.load(folder / "held.npz") as arrays:
-            expected = torchvision_of({name.replace("|", "/"): arrays[name] for name in arrays}, classifier=top)
-        for file in ("x.weights.h5", "classic.h5", *(("x.keras", "whole.h5") if top else ())):
-            translated = weight_files.read(folder / file)
-            assert translated.variant == "keras"
-            same(translated.tensors, expected)
+    with np.load(tmp_path / "held.npz") as arrays:
+        expected = torchvision_of({name.replace("|", "/"): arrays[name] for name in arrays})
+    for file in ("x.weights.h5", "classic.h5", "x.keras", "whole.h5"):
+        translated = weight_files.read(tmp_path / file)
+        assert translated.variant == "keras"
+        same(translated.tensors, expected)
 
 
-def torchvision_of(held: Tensors, *, classifier: bool) -> Tensors:
+def torchvision_of(held: Tensors) -> Tensors:
     """Return what Keras' layers hold under torchvision's names, biases folded."""
     tensors, conv_biases = {}, {}
-    for name in state(classifier=classifier):
+    for name in state():
         module, _, leaf = name.rpartition(".")
         layer = keras_layer(module)
         if module == "fc":

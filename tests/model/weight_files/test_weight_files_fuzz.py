@@ -1,7 +1,8 @@
-"""Hundreds of broken weight files of every kind: each is refused in one line, or gives tensors of the right shapes."""
+"""Broken weight files, `FUZZ_FILES` of each kind: one is refused in one line, or gives tensors of the right shapes."""
 
 from __future__ import annotations
 
+import os
 import random
 import subprocess
 import sys
@@ -17,7 +18,7 @@ from rn50feat.errors import WeightsError
 from rn50feat.model import weight_files
 from rn50feat.model.weight_files import names
 
-FILES = 200  # of each kind
+FILES = int(os.environ.get("FUZZ_FILES", "80"))
 TENSORS = state(narrower=64)
 SHAPES = {name: value.shape for name, value in TENSORS.items()}
 
@@ -47,7 +48,7 @@ def test_broken_files_of_keras(tmp_path: Path, kind: str) -> None:
         lines = run.stdout.split()
         outcomes += lines[1::2] + ["died"] * (len(lines) % 2)
     assert len(outcomes) == FILES
-    assert outcomes.count("refused") > 20
+    assert outcomes.count("refused") > FILES / 10
     assert outcomes.count("died") < FILES / 20
 
 
@@ -88,4 +89,4 @@ def test_checkpoints_broken_before_their_checksums_were_made(tmp_path: Path, for
             refused += 1
         else:
             assert {name: value.shape for name, value in tensors.items()} == SHAPES
-    assert refused > 20
+    assert refused > FILES / 10
