@@ -1,15 +1,14 @@
-"""Spell out what a name may hold and a reader cannot see, on terminals and on pages alike.
+"""Escape what a reader cannot see in a name, on terminals and on pages alike.
 
-In: a name. Out: one line of text that shows what it is.
+Takes a name and returns one line of text that shows every character of it.
 """
 
 from __future__ import annotations
 
 import re
 
-# Control characters, line and paragraph separators, and the marks that turn the direction of a text (and could show
-# gpj.exe as exe.jpg). Backslashes too, so that an escape cannot be told by a name. The joiners that emoji are made
-# with stay.
+# Control characters, line and paragraph separators, and the marks that change the direction of text (and could show
+# gpj.exe as exe.jpg). Backslashes too, so that no name can pass for an escape. The joiners in emoji stay.
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\\\\\xad\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ufff9-\ufffb]"
 )
@@ -20,20 +19,20 @@ _SPELLED_OUT = re.compile(r"\\(?:([ntr\\])|x([01][0-9a-f]|7f)|u([0-9a-f]{4}))")
 
 
 def one_line(name: str) -> str:
-    r"""Return `name` with what cannot be seen spelled out: ``\n``, ``\x1b``, ``\u202e``, and backslashes doubled.
+    r"""Escape invisible characters in `name`, as ``\n``, ``\x1b`` or ``\u202e``, and double its backslashes.
 
-    Bytes that are not UTF-8 stay what they are, surrogate escapes.
+    Bytes that are not UTF-8 stay surrogate escapes.
     """
     return _UNSEEN.sub(_spelled_out, name)
 
 
-def as_it_was(line: str) -> str:
-    """Return the name of which `one_line` made `line`."""
+def unescaped(line: str) -> str:
+    """Restore the name that `one_line` escaped as `line`."""
     return _SPELLED_OUT.sub(lambda match: _LONG.get(match[1]) or chr(int(match[2] or match[3], 16)), line)
 
 
 def as_text(name: str) -> str:
-    r"""Return `name` as `one_line` does, and a byte that is not UTF-8 as ``\xff``."""
+    r"""Escape `name` as `one_line` does, and bytes that are not UTF-8 as ``\xff``."""
     return _NO_TEXT.sub(_spelled_out, one_line(name))
 
 

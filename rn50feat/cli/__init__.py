@@ -1,5 +1,5 @@
-"""The command line: options in, one call of the library, its result out.
+"""The command line: parse options, make one library call, print the result.
 
-One module for each command. Results go to stdout, everything else to stderr.
-What is heavy is imported by the command that needs it, when it runs.
+One module per command. Results go to stdout, everything else to stderr.
+Heavy libraries are imported by the command that needs them, when it runs.
 """

@@ -16,15 +16,15 @@ from rn50feat.engines.contract import EngineOptions
 
 @click.command("bench")
 @click.argument("folder", default=".", type=click.Path())
-@option("--count", type=click.IntRange(1), default=256, show_default=True, help="Pictures to measure on.")
+@option("--count", type=click.IntRange(1), default=256, show_default=True, help="Number of images to measure on.")
 @engine_options
 @json_option
 @pass_ending
 def command(ending: Ending, folder: str, count: int, as_json: bool, **engine: Any) -> None:
-    """Measure on the pictures of FOLDER where the time of a run goes.
+    """Measure how fast each stage of a run is on the images of FOLDER.
 
-    FOLDER is the current one unless given. Takes about half a minute, writes
-    nothing, and says which stage limits and what would help.
+    FOLDER is the current folder by default. Takes about half a minute, writes
+    nothing, and reports the bottleneck and what would help.
     """
     from rn50feat.extraction.bench import bench as run
 

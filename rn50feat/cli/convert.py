@@ -33,11 +33,11 @@ def command(
     force: bool,
     as_json: bool,
 ) -> None:
-    """Write WEIGHTS as one safetensors file that tells its variant and preprocessing.
+    """Write WEIGHTS to one safetensors file that records its variant and preprocessing.
 
-    WEIGHTS is a file of torch, Keras or TF-slim, imagenet-v1 or imagenet-v2.
-    The same features come out of the new file, to the bit, with --weights
-    alone.
+    WEIGHTS is a torch, Keras or TF-slim file, imagenet-v1 or imagenet-v2. With
+    --weights OUT.safetensors and no other option, extract computes exactly the
+    same features.
     """
     from rn50feat.model.convert import convert as run
 

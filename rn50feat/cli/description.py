@@ -1,6 +1,6 @@
-"""Gather what ``info`` tells of a store, its index, and the cache of this machine.
+"""Gather what ``info`` shows about a store, its index, and this machine's cache.
 
-In: a store. Out: facts, ready for JSON; `report` puts them into words.
+Takes a store and returns facts, ready for JSON; `report` puts them into words.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def describe(store: FeatureStore, runs: int = 5) -> dict[str, Any]:
-    """Return what there is to know of a store, ready for JSON; its last `runs` runs, newest first."""
+    """Describe a store, ready for JSON, with its last `runs` runs, newest first."""
     from rn50feat.store.marks import damaged
 
     with store.reading():
@@ -35,7 +35,7 @@ def describe(store: FeatureStore, runs: int = 5) -> dict[str, Any]:
 
 
 def _index_of(store: FeatureStore) -> dict[str, Any] | None:
-    """Return what there is to know of the index of a store, or why it is none to use; None where there is none."""
+    """Describe a store's index, or say why it cannot be used; return None if there is none."""
     from rn50feat.searching import index_file
 
     try:
@@ -50,7 +50,7 @@ def _index_of(store: FeatureStore) -> dict[str, Any] | None:
 
 
 def _cache() -> dict[str, Any]:
-    """Return where compiled networks are kept (None: nowhere), how many there are, and their size in bytes."""
+    """Describe the cache of compiled networks: its folder (None without a home), their number and size in bytes."""
     found = caches.compiled()
     folder = caches.compiled_folder()
     return {

@@ -12,10 +12,12 @@ from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import (
     NumberRange,
     check_option,
+    csv_option,
     form_of,
     html_option,
     json_option,
     option,
+    quiet_option,
     store_argument,
     typed,
 )
@@ -28,13 +30,13 @@ from rn50feat.cli.terminal import say, stages, write
 @option(
     "--threshold",
     type=NumberRange(0, 1, min_open=True),
-    help="Least cosine with the first of a group.  [default: 0.95; with random weights 0.9998]",
+    help="Lowest cosine with the first image of a group.  [default: 0.95; with random weights 0.9998]",
 )
-@option("--exact", is_flag=True, help="Find only copies, byte for byte.")
-@option("--scan", is_flag=True, help="Compare every two pictures, though there is an index.")
-@option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@option("--exact", is_flag=True, help="Find only byte-for-byte copies.")
+@option("--scan", is_flag=True, help="Ignore the index and compare all pairs of images.")
+@quiet_option
 @json_option
-@option("--csv", is_flag=True, help="Print CSV.")
+@csv_option
 @html_option
 @check_option
 @pass_ending
@@ -50,22 +52,22 @@ def command(
     html: Path | None,
     check: bool,
 ) -> None:
-    """Find groups of near-identical pictures in STORE.
+    """Find groups of near-identical images in STORE.
 
-    STORE is as for search. Every picture of a group is at least as similar to
-    its first, the one with the largest file, as the threshold says. Prints a
-    table on a terminal, and tab-separated lines (group, similarity, size,
-    path) elsewhere. The similarity is 'copy' for another file with the bytes
-    of the first, and 'same file' for another path to a file of the group;
-    files that are missing or have changed are marked, and are no copies.
+    STORE is chosen as for search. Each group starts with its largest file, and
+    all its other images are similar to that one. Prints a table on a terminal,
+    and tab-separated lines (group, similarity, size, path) elsewhere. In place
+    of the similarity, 'copy' marks another file with the same bytes as the
+    first, and 'same file' another path to a file in the group. Files that are
+    missing or have changed are marked, and do not count as copies.
     """
     from rn50feat.searching.duplicates import default_threshold, duplicates
 
     form = form_of(json=as_json, csv=csv)
     if exact and typed("threshold"):
-        raise click.UsageError("--exact finds copies, which need no threshold: give one of the two.")
+        raise click.UsageError("--exact cannot be combined with --threshold: copies need none.")
     if exact and typed("scan"):
-        raise click.UsageError("--exact compares no rows: leave --scan out.")
+        raise click.UsageError("--exact cannot be combined with --scan: it compares no rows.")
     opened = open_store(store, ending)
     threshold = default_threshold(opened) if threshold is None else threshold
     with stages(quiet) as tell:

@@ -1,7 +1,7 @@
-"""How a command ends: its exit code and, with ``--json``, one line of JSON on stdout, whatever became of it.
+"""End a command: with its exit code and, with ``--json``, one line of JSON on stdout, whatever the outcome.
 
-In: the arguments of the program, what a command finds, and what ends it. Out:
-an object as `outcome.schema.json` describes it, printed once, at the end.
+Collects the program's arguments, the command's results and what ended it, and
+prints them once, at the end, as an object that `outcome.schema.json` describes.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCHEMA = "outcome.schema.json"
 
 
 def ending_of(context: click.Context) -> Ending:
-    """Return the one of the program."""
+    """Return the program's `Ending`."""
     found = context.find_object(Ending)
     assert found is not None
     return found
@@ -38,16 +38,16 @@ def pass_ending(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def schema() -> dict[str, Any]:
-    """Return the JSON Schema of what the program prints with ``--json``."""
+    """Load the JSON Schema of what the program prints with ``--json``."""
     read: dict[str, Any] = json.loads(resources.files("rn50feat.cli").joinpath(SCHEMA).read_text(encoding="utf-8"))
     return read
 
 
 class Ending:
-    """What is known of a command while it runs: every command gets it, and `watched` prints it."""
+    """What is known about a command while it runs: every command gets it, and `watched` prints it."""
 
     def __init__(self, arguments: Sequence[str]) -> None:
-        # Until the arguments are parsed, and where they cannot be.
+        # Used until the arguments are parsed, and if they cannot be.
         variable = os.environ.get("RN50FEAT_JSON", "").strip().lower() in ("1", "true", "t", "yes", "y", "on")
         self.as_json = variable or "--json" in [*arguments, "--"][: [*arguments, "--"].index("--")]
         self.command: str | None = None
@@ -61,18 +61,18 @@ class Ending:
         self._found.update(facts)
 
     def stop(self, code: int) -> None:
-        """Make the exit code at least `code`."""
+        """Raise the exit code to at least `code`."""
         self._code = max(self._code, code)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Run the program in a block, and end it: with its exit code, or with the traceback of a bug."""
+        """Run the program in a block, and end it with its exit code, or with the traceback of a bug."""
         code, message = 0, None
         try:
             yield
         except click.ClickException as error:
             error.show()
-            code, message = error.exit_code, error.format_message().partition("\n")[0]  # of a whole help text, say
+            code, message = error.exit_code, error.format_message().partition("\n")[0]  # it may be a whole help text
         except click.Abort:
             say("Aborted!")
             code, message = 1, "interrupted"
@@ -84,13 +84,13 @@ class Ending:
         raise SystemExit(self._close(max(code, self._code), message))
 
     def note(self, error: RN50FeatError) -> None:
-        """Add what a run had committed before an error ended it."""
+        """Add what a run committed before an error ended it."""
         if error.summary is not None:
             self.add(**error.summary.as_dict())
 
     def _close(self, code: int, error: str | None) -> int:
-        """Print the object, if one is wanted and there is something to tell; return the exit code."""
-        if not self.as_json or not (code or self._found):  # --help and --version have printed all that is wanted
+        """Print the object, if one is wanted and there is something in it; return the exit code."""
+        if not self.as_json or not (code or self._found):  # --help and --version have already printed everything
             return code
         known: dict[str, Any] = {"command": self.command, "version": __version__, "host": socket.gethostname()}
         known |= {"started": self._started, "ended": _now(), "store": self.store, "exit_code": code, "error": error}
@@ -99,7 +99,7 @@ class Ending:
         except OutputError as refused:
             say(f"Error: {refused}")
             return max(code, refused.exit_code)
-        except BrokenPipeError:  # the reader has gone
+        except BrokenPipeError:  # the reader is gone
             streams.abandon_output()
             return max(code, 1)
         return code

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import argument, json_option, option
+from rn50feat.cli.options import argument, json_option, option, quiet_option
 from rn50feat.cli.outcome import STOP_CODES
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, signals, stages
@@ -17,13 +17,13 @@ from rn50feat.errors import count
 
 
 @click.command("export", no_args_is_help=True)
-@argument("names", metavar="[STORE] OUT", nargs=-1, required=True, missing="name the file to write, features.npy say")
-@option("--to", "database", type=click.Choice(["qdrant"]), help="OUT is the URL of this database, or a folder of it.")
-@option("--collection", help="The database's collection.  [default: named as STORE]")
-@option("--normalize", is_flag=True, help="Give every row the length 1.")
-@option("-0", "--null", is_flag=True, help="End the paths beside a .npy file by NULs, not by lines.")
-@option("--overwrite", is_flag=True, help="Replace OUT, or the points of another store.")
-@option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@argument("names", metavar="[STORE] OUT", nargs=-1, required=True, missing="name the file to write, as in features.npy")
+@option("--to", "database", type=click.Choice(["qdrant"]), help="OUT is the URL of this database, or its folder.")
+@option("--collection", help="Collection in the database.  [default: the name of STORE]")
+@option("--normalize", is_flag=True, help="Scale every row to length 1.")
+@option("-0", "--null", is_flag=True, help="End paths in OUT.paths.txt with NULs, not newlines.")
+@option("--overwrite", is_flag=True, help="Replace OUT, or another store's points in the collection.")
+@quiet_option
 @json_option
 @pass_ending
 def command(
@@ -39,23 +39,23 @@ def command(
 ) -> None:
     """Write the rows of STORE to OUT: a .npy, .csv or .parquet file, or a database.
 
-    STORE is as for search. Beside OUT.npy, OUT.paths.txt lists the path of
-    each row. A database gets what is new, loses what is gone, and keeps the
-    rest; the key of a Qdrant server is in QDRANT_API_KEY.
+    STORE is chosen as for search. Next to OUT.npy, OUT.paths.txt lists the path
+    of each row. In a database, new rows are added, removed ones deleted, and
+    the others left alone; QDRANT_API_KEY holds the key of a Qdrant server.
     """
     from rn50feat.store.reader import SUFFIXES
 
     *stores, out = names
     if not stores and out.endswith(SUFFIXES):
-        stores = [out]  # and OUT is missing, as the error says in a moment
+        stores = [out]  # so OUT is missing, as the error below says
     if len(stores) > 1 or any(not name.endswith(SUFFIXES) for name in stores):
         raise click.UsageError(f"Give a STORE that ends in {' or '.join(SUFFIXES)}, and one OUT.")
     if database is None and collection is not None:
-        raise click.UsageError("--collection is about --to: give both, or neither.")
+        raise click.UsageError("--collection requires --to.")
     if database is not None and null:
-        raise click.UsageError("--null is about .npy files: a database has no list of paths.")
+        raise click.UsageError("--null cannot be combined with --to: a database has no list of paths.")
     if database is not None and normalize:
-        raise click.UsageError("--normalize is about files: a database compares by cosine, whatever the length.")
+        raise click.UsageError("--normalize cannot be combined with --to: a database compares by cosine anyway.")
     store = open_store(Path(stores[0]) if stores else None, ending)
     with stages(quiet) as on_stage, signals() as should_stop:
 
@@ -63,7 +63,7 @@ def command(
             on_stage(stage, done, total)
             if reason := should_stop():
                 ending.add(stopped=reason)
-                sys.exit(STOP_CODES[reason])  # what was written beside its place goes with the block
+                sys.exit(STOP_CODES[reason])  # leaving the block removes the unfinished file
 
         if database is not None:
             from rn50feat.exchange.qdrant import shown, sync

@@ -17,15 +17,18 @@ from rn50feat.cli.options import (
     NumberRange,
     color_options,
     commit_interval,
+    dtype_option,
     duration,
     engine_at,
     engine_options,
     failure_limit,
     json_option,
     network_options,
+    null_list_option,
     option,
     out_argument,
     place_options,
+    quiet_option,
     shard_of,
     typed,
 )
@@ -47,72 +50,75 @@ if TYPE_CHECKING:
     "--from-file",
     type=click.Path(path_type=Path),
     metavar="LIST",
-    help="Take the pictures and folders that LIST names, one a line, too; - is standard input.",
+    help="Also take the images and folders in LIST, one per line; - is standard input.",
 )
-@option("-0", "--null", is_flag=True, help="The names in LIST are ended by NULs, not by lines.")
+@null_list_option
 @option(
     "--exclude",
     type=PATTERN,
     multiple=True,
     metavar="PATTERN",
-    help="Leave out what matches a .gitignore pattern, 'raw/' say; can be given several times. Trash, thumbnails and"
-    " snapshots of NAS systems and desktops are left out unless '!PATTERN' takes them back.",
+    help="Leave out what matches this .gitignore pattern, such as 'raw/'; can be repeated. Trash, thumbnails and"
+    " snapshots of NAS systems and desktops are left out unless '!PATTERN' includes them again.",
 )
 @option("--list-excluded", is_flag=True, help="Print what is left out, and the pattern that matches it.")
-@option("--shard", type=shard_of, metavar="I/N", help="Take share I of N of the pictures only, 1/8 say.")
-@option("--weights", help="imagenet-v1, imagenet-v2, a file, or random[:SEED].  [default: the store's, or imagenet-v1]")
+@option("--shard", type=shard_of, metavar="I/N", help="Process only share I of N of the images, such as 1/8.")
+@option(
+    "--weights",
+    help="Weights to use: imagenet-v1, imagenet-v2, a file or random[:SEED].  [default: the store's, else imagenet-v1]",
+)
 @network_options
 @option(
     "--exif/--no-exif",
     default=None,
-    help="Turn pictures upright as their EXIF says.  [default: as the store, or as the preprocessing]",
+    help="Rotate images as their EXIF data says.  [default: the store's, else the preprocessing's]",
 )
 @option(
     "--exact-decode/--scaled-decode",
     default=None,
-    help="Decode large JPEGs whole, not at a smaller scale.  [default: as the store, or as the preprocessing]",
+    help="Decode large JPEGs at full or at reduced scale.  [default: the store's, else the preprocessing's]",
 )
 @color_options
-@option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored features.  [default: by precision]")
-@option("--overwrite", is_flag=True, help="Replace the store by a new one.")
+@dtype_option("the store's, else by precision")
+@option("--overwrite", is_flag=True, help="Replace the store with a new one.")
 @option(
     "--damaged",
     type=click.Choice(["keep", "skip"]),
     default="keep",
     show_default=True,
-    help="Give damaged images that still decode a row and a note in the ledger, or count them as failures.",
+    help="Keep a row for damaged images that still decode, and note the damage, or count them as failures.",
 )
-@option("--retry-failed", is_flag=True, help="Try pictures again that failed and have not changed.")
-@option("--prune", is_flag=True, help="Remove the rows of pictures that are gone from these sources.")
+@option("--retry-failed", is_flag=True, help="Retry failed images even if they have not changed.")
+@option("--prune", is_flag=True, help="Remove the rows of images that are gone from these sources.")
 @option(
     "--prune-limit",
     type=NumberRange(0, 100),
     default=20.0,
     show_default=True,
-    help="Remove nothing when more than this percentage of the rows would go.",
+    help="Remove nothing if more than this percentage of the rows would go.",
 )
-@option("--force", is_flag=True, help="Prune beyond the limit, and when a source is empty.")
+@option("--force", is_flag=True, help="Prune beyond the limit, and even if a source is empty.")
 @option(
     "--commit-every",
     type=commit_interval,
-    metavar="PICTURES,TIME",
+    metavar="IMAGES,TIME",
     default="10000,20s",
     show_default=True,
-    help="Commit after so many pictures, or so much time, or whichever comes first.",
+    help="Commit after this many images or this much time, whichever comes first.",
 )
-@option("--time-budget", type=duration, metavar="TIME", help="Stop after this time, at a commit: 90s, 30m, 2h.")
-@option("--index", "indexed", is_flag=True, help="Bring the store's index up to date after the run, or build it.")
-@option("--max-failures", type=failure_limit, metavar="N|P%", help="Exit with 4 when more of the images tried fail.")
+@option("--time-budget", type=duration, metavar="TIME", help="Commit and stop after this time: 90s, 30m, 2h.")
+@option("--index", "indexed", is_flag=True, help="Build the store's index after the run, or bring it up to date.")
+@option("--max-failures", type=failure_limit, metavar="N|P%", help="Exit with 4 if more of the images tried fail.")
 @option(
     "--max-ledger",
     type=failure_limit,
     metavar="N|P%",
-    help="Exit with 4 when more of the images found are in the ledger, those not tried again included.",
+    help="Exit with 4 if more of the images found are in the ledger, including those not retried.",
 )
-@option("--dry-run", is_flag=True, help="Only tell what would be done, and estimate what it takes.")
+@option("--dry-run", is_flag=True, help="Only report what would be done, with an estimate of time and space.")
 @place_options
 @engine_options
-@option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@quiet_option
 @json_option
 @pass_ending
 def command(
@@ -135,11 +141,11 @@ def command(
     as_json: bool,
     **settings: Any,
 ) -> None:
-    """Give every picture in SOURCE (folders, files, archives or URLs) a row in OUT.h5.
+    """Compute features of all images in SOURCE (folders, files, archives or URLs) into OUT.h5.
 
-    A picture that the store has already, unchanged, costs nothing; a copy or a
-    moved file reuses its features; a changed one is computed anew. Pictures
-    that cannot be read are entered in the store's ledger of failures.
+    Unchanged images that the store already has cost nothing, copies and moved
+    files reuse their features, and changed images are computed again. Images
+    that cannot be read are recorded in the store's ledger of failures.
     """
     from rn50feat.extraction.extract import extract as run
 
@@ -179,23 +185,23 @@ def command(
 def _require_sense(
     sources: tuple[str, ...], out: Path, from_file: Path | None, null: bool, settings: dict[str, Any]
 ) -> None:
-    """Raise `click.UsageError` for what is missing, and for options that are about others."""
+    """Raise `click.UsageError` for a missing argument, and for options that require others."""
     from rn50feat.store.reader import SUFFIXES
 
     if not sources and from_file is None:
         if out.suffix not in SUFFIXES and not out.is_file():
             raise click.UsageError("Missing argument 'OUT.h5': name the store to write, after the sources.")
-        raise click.UsageError("Missing argument 'SOURCE...': name folders or pictures, or a list with --from-file.")
+        raise click.UsageError("Missing argument 'SOURCE...': name folders or images, or a list with --from-file.")
     if null and from_file is None:
-        raise click.UsageError("--null is about --from-file: give both, or neither.")
+        raise click.UsageError("--null requires --from-file.")
     if settings["force"] and not settings["prune"]:
-        raise click.UsageError("--force is about --prune: give both, or neither.")
+        raise click.UsageError("--force requires --prune.")
     if typed("prune_limit") and not settings["prune"]:
-        raise click.UsageError("--prune-limit is about --prune: give both, or neither.")
+        raise click.UsageError("--prune-limit requires --prune.")
 
 
 def _lister(ending: Ending, as_json: bool) -> Callable[[Excluded], None]:
-    """Return what prints each thing that is left out, or keeps it for the JSON."""
+    """Return a callback that prints each excluded file or folder, or keeps it for the JSON."""
     if not as_json:
         return lambda excluded: write(report.excluded_line(excluded))
     listed: list[dict[str, str]] = []
@@ -213,13 +219,13 @@ def _show_preview(selection: Selection, out: Path, ending: Ending, as_json: bool
 
 
 def _pruning(summary: Summary, errors: Sequence[RN50FeatError]) -> dict[str, Any]:
-    """Return what became of --prune, ready for JSON."""
+    """Describe what --prune did, ready for JSON."""
     reason = str(errors[0]) if errors else f"stopped by {summary.stopped}" if summary.stopped else None
     return {"done": reason is None, "removed": summary.removed, "reason": reason}
 
 
 def _update_index(out: Path, ending: Ending, errors: list[RN50FeatError], **settings: Any) -> None:
-    """Bring the index up to date; what stands in its way is one more of `errors`."""
+    """Bring the index up to date; add to `errors` what prevents it."""
     from rn50feat.store.reader import FeatureStore
 
     try:

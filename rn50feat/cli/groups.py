@@ -1,7 +1,7 @@
-"""Put groups of near-identical images into words: for people, for pipes and for programs.
+"""Format groups of near-identical images for people, pipes and programs.
 
-In: groups. Out: text, as an aligned table, tab-separated lines or CSV, and
-what goes into JSON. Names come out as in `report`.
+Takes groups and returns an aligned table, tab-separated lines, CSV, or facts
+for JSON. Names are printed as in `report`.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def _mark(member: GroupImage, form: str) -> str:
 
 
 def _likeness(member: GroupImage, number: int) -> str:
-    """Return what a member is to the first of its group; only what may be deleted is called a copy."""
+    """Say how a member relates to the first of its group; only what may be deleted is called a copy."""
     if member.state == "same file":
         return member.state
     return "copy" if number and member.is_copy else f"{member.similarity:.6f}"
 
 
 def table(groups: Sequence[Group]) -> str:
-    """Return aligned columns, a block for each group."""
+    """Format groups as aligned columns, one block per group."""
     blocks = []
     for number, group in enumerate(groups, 1):
         lines = [f"group {number}", "similarity      size  path"]
@@ -45,7 +45,7 @@ def table(groups: Sequence[Group]) -> str:
 
 
 def tab_separated(groups: Sequence[Group]) -> str:
-    """Return a line for each picture: group, similarity, copy or same file, size in bytes, path, and how it is now."""
+    """Format a line per image: group, similarity (or copy or same file), size in bytes, path, and its state."""
     return "".join(
         f"{number}\t{_likeness(member, i)}\t{member.size}\t{one_line(member.path)}{_mark(member, chr(9) + '{}')}\n"
         for number, group in enumerate(groups, 1)
@@ -54,7 +54,7 @@ def tab_separated(groups: Sequence[Group]) -> str:
 
 
 def comma_separated(groups: Sequence[Group]) -> str:
-    """Return CSV with a header."""
+    """Format groups as CSV with a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["group", "path", "location", "id", "size", "similarity", "exact", "state"])
@@ -64,13 +64,13 @@ def comma_separated(groups: Sequence[Group]) -> str:
 
 
 def facts(groups: Sequence[Group], store: FeatureStore, threshold: float | None) -> dict[str, Any]:
-    """Return the groups, ready for JSON, with the weights that similarities depend on; no threshold for copies."""
+    """Return the groups, ready for JSON, with the weights that similarities depend on; copies have no threshold."""
     context = {"weights": store.provenance.weights, "threshold": threshold}
     return {**context, "groups": [asdict(group) for group in groups]}
 
 
 def line(groups: Sequence[Group]) -> str:
-    """Return in one line how many groups there are."""
+    """Summarize the groups in one line."""
     more = sum(group.redundant for group in groups)
     same = sum(member.state == "same file" for group in groups for member in group.members)
     paths = f"; {count(same, 'other path')} to the same files" if same else ""

@@ -8,7 +8,17 @@ from typing import Any
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import argument, color_options, json_option, network_options, option, out_argument
+from rn50feat.cli.options import (
+    argument,
+    color_options,
+    dtype_option,
+    json_option,
+    network_options,
+    null_list_option,
+    option,
+    out_argument,
+    quiet_option,
+)
 from rn50feat.cli.outcome import tell
 from rn50feat.cli.terminal import progress, signals
 
@@ -20,41 +30,42 @@ from rn50feat.cli.terminal import progress, signals
     "--paths",
     type=click.Path(path_type=Path),
     metavar="LIST",
-    help="The path of each row of a .npy file: lines, or a .npy.  [default: FEATURES with .paths.txt]",
+    help="The path of each row of a .npy file, as lines or another .npy.  [default: FEATURES with .paths.txt]",
 )
-@option("-0", "--null", is_flag=True, help="The names in LIST are ended by NULs, not by lines.")
-@option("--column", help="What holds the features in a .parquet file.  [default: features]")
+@null_list_option
+@option("--column", help="Column of a .parquet file that holds the features.  [default: features]")
 @option(
     "--root",
     type=click.Path(path_type=Path),
     default="",
     metavar="FOLDER",
-    help="Where relative paths start.  [default: the current folder]",
+    help="Folder that relative paths start from.  [default: the current folder]",
 )
-@option("--weights", help="What made the features: imagenet-v1, imagenet-v2 or a file.")
+@option("--weights", help="Weights that made the features: imagenet-v1, imagenet-v2 or a file.")
 @network_options
 @option(
     "--exif/--no-exif",
     default=None,
-    help="Pictures were turned upright as their EXIF says.  [default: as the preprocessing]",
+    help="Images were rotated as their EXIF data says, or not.  [default: the store's, else the preprocessing's]",
 )
 @option(
     "--exact-decode/--scaled-decode",
     default=None,
-    help="Large JPEGs were decoded whole, not at a smaller scale.  [default: as the preprocessing]",
+    help="Large JPEGs were decoded at full or at reduced scale.  [default: the store's, else the preprocessing's]",
 )
 @color_options
-@option("--made-by", metavar="WORDS", help="What made the features, where rn50feat cannot: search by --stored alone.")
-@option("--dtype", type=click.Choice(["float16", "float32"]), help="Of the stored features.  [default: as FEATURES]")
-@option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@option(
+    "--made-by", metavar="WORDS", help="What made the features if not rn50feat's networks; limits search to --stored."
+)
+@dtype_option("the store's, else that of FEATURES")
+@quiet_option
 @json_option
 @pass_ending
 def command(ending: Ending, features: Path, out: Path, quiet: bool, as_json: bool, **settings: Any) -> None:
-    """Take the rows of FEATURES, a .npy or .parquet file, into OUT.h5.
+    """Import the rows of FEATURES, a .npy or .parquet file, into OUT.h5.
 
-    They must be 2048 numbers each, and come with the paths of their pictures
-    and a statement of what made them. A picture that OUT.h5 has already keeps
-    its row.
+    Rows have 2048 numbers. Give the paths of their images, and say what made
+    them, unless the file does. Images that OUT.h5 already has keep their rows.
     """
     from rn50feat.exchange.importing import import_features as run
 

@@ -9,7 +9,7 @@ import click
 
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import NumberRange, json_option, memory, option, store_argument
+from rn50feat.cli.options import NumberRange, json_option, memory, option, quiet_option, store_argument
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, stages
 
@@ -20,32 +20,36 @@ if TYPE_CHECKING:
 
 @click.command("index")
 @store_argument
-@option("--metric", type=click.Choice(["cosine", "l2", "ip"]), help="To search by.  [default: as it is, or cosine]")
-@option("--factory", metavar="TEXT", help="A FAISS factory string.  [default: as it is, or by size and --max-ram]")
-@option("--max-ram", type=memory, metavar="SIZE", default="2G", show_default=True, help="Memory for building.")
+@option(
+    "--metric",
+    type=click.Choice(["cosine", "l2", "ip"]),
+    help="Metric to search by.  [default: the index's, else cosine]",
+)
+@option("--factory", help="FAISS factory string.  [default: the index's, else by size and --max-ram]")
+@option("--max-ram", type=memory, metavar="SIZE", default="2G", show_default=True, help="Memory limit for building.")
 @option(
     "--target-recall",
     type=NumberRange(0, 1),
     default=0.98,
     show_default=True,
-    help="Recall@10 that a search must reach; decides into how many lists it looks.",
+    help="Recall@10 that searches must reach; sets how many lists they scan.",
 )
-@option("--rebuild", is_flag=True, help="Build it anew.")
-@option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@option("--rebuild", is_flag=True, help="Build the index from scratch.")
+@quiet_option
 @json_option
 @pass_ending
 def command(ending: Ending, store: Path | None, quiet: bool, as_json: bool, **settings: Any) -> None:
     """Build the FAISS index of STORE, or bring it up to date.
 
-    STORE is as for search. The index lies beside it: out.faiss for out.h5, an
-    ordinary FAISS file whose ids are those of the store. Where there is one,
-    what is new in the store is added and what is gone removed.
+    STORE is chosen as for search. The index is an ordinary FAISS file next to
+    it, out.faiss for out.h5, with the store's ids. If there is one already, new
+    rows are added to it and removed ones dropped.
     """
     ending.add(**update(open_store(store, ending), quiet=quiet, **settings))
 
 
 def update(store: FeatureStore, *, quiet: bool, **settings: Any) -> dict[str, Any]:
-    """Bring the index of a store up to date, and tell of it; return the same, ready for JSON."""
+    """Bring a store's index up to date and report it; return the report, ready for JSON."""
     from rn50feat.searching.index import index
     from rn50feat.searching.index_file import faiss_path
 
@@ -60,6 +64,6 @@ def update(store: FeatureStore, *, quiet: bool, **settings: Any) -> dict[str, An
     if not quiet:
         say(f"{name}: {report.index_line(done)}")
         if done.rebuild_pays:
-            say(f"the index was built for other rows: rn50feat index {store.path} --rebuild would pay")
+            say(f"many rows are newer than the index's training: consider rn50feat index {store.path} --rebuild")
         mark_random(store)
     return report.index_facts(name, done)

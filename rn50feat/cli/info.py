@@ -20,14 +20,14 @@ from rn50feat.cli.terminal import columns, write
 @option(
     "--failures",
     is_flag=True,
-    help="List the images that could not be read, and damaged ones: path, reason, attempts.",
+    help="List failed and damaged images: path, reason, attempts.",
 )
 @json_option
 @pass_ending
 def command(ending: Ending, store: Path | None, failures: bool, as_json: bool) -> None:
-    """Tell what STORE holds: rows, provenance, failures and its last runs.
+    """Show what STORE holds: rows, provenance, failures and recent runs.
 
-    STORE is as for search.
+    STORE is chosen as for search.
     """
     from rn50feat.store.marks import damaged as damaged_images
 

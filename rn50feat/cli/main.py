@@ -1,6 +1,6 @@
-"""The program: its commands, and what an error looks like.
+"""The program: its commands, and how an error is printed.
 
-In: the arguments of a command line. Out: what the command prints. An
+Takes the command-line arguments and runs the command they name. An
 `RN50FeatError` becomes one ``Error:`` line and its exit code; a bug keeps its
 traceback.
 """
@@ -39,7 +39,7 @@ from rn50feat.escape import one_line
 
 
 class _Failed(click.ClickException):
-    """The ``Error:`` line of an `RN50FeatError`, or its lines."""
+    """The ``Error:`` line of an `RN50FeatError`, or one line for each error in it."""
 
     def __init__(self, error: RN50FeatError) -> None:
         super().__init__(one_line(str(error)))
@@ -52,9 +52,9 @@ class _Failed(click.ClickException):
 
 
 class _Formatter(click.HelpFormatter):
-    """Keeps the names of options whole at the ends of lines."""
+    """Wraps help texts without breaking lines inside option names."""
 
-    _HYPHEN = "\ue000"  # stands for one that no line is broken at
+    _HYPHEN = "\ue000"  # stands in for a hyphen while lines are wrapped, so that none is broken there
 
     def write_text(self, text: str) -> None:
         super().write_text(self._whole(text))
@@ -99,7 +99,7 @@ class _Program(click.Group):
         return found
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the commands, each with its whole summary: click itself cuts off what is longer than a line."""
+        """List the commands, each with its whole summary: click itself truncates it to one line."""
         commands = [(name, self.get_command(ctx, name)) for name in self.list_commands(ctx)]
         with formatter.section("Commands"):
             formatter.write_dl([(name, command.get_short_help_str(1000)) for name, command in commands if command])
@@ -116,11 +116,11 @@ class _Program(click.Group):
 @click.group(
     cls=_Program,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Every option can be set by a variable too: --batch-size by RN50FEAT_BATCH_SIZE, and so on.",
+    epilog="Every option can also be set in the environment: --batch-size as RN50FEAT_BATCH_SIZE, and so on.",
 )
 @click.version_option(__version__, prog_name="rn50feat")
 def main() -> None:
-    """ResNet50 features for folders of pictures, and similar pictures found by them."""
+    """Turn folders of images into ResNet50 features, and find similar images."""
     logging.basicConfig(format="%(levelname)s: %(message)s", stream=sys.stderr, level=logging.WARNING)
     logging.addLevelName(logging.WARNING, "Warning")
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import argument, json_option, option, out_argument
+from rn50feat.cli.options import argument, dtype_option, json_option, out_argument, quiet_option
 from rn50feat.cli.outcome import tell
 from rn50feat.cli.terminal import progress, signals
 
@@ -19,23 +19,19 @@ from rn50feat.cli.terminal import progress, signals
     nargs=-1,
     required=True,
     type=click.Path(path_type=Path),
-    missing="name the stores to merge, and OUT.h5 after them",
+    missing="name the stores to merge, then OUT.h5",
 )
 @out_argument
-@option(
-    "--dtype",
-    type=click.Choice(["float16", "float32"]),
-    help="Of the features in OUT.h5.  [default: as OUT.h5, or the widest of the stores]",
-)
-@option("--quiet", is_flag=True, help="Show no progress and no summary.")
+@dtype_option("that of OUT.h5, else the widest of the stores")
+@quiet_option
 @json_option
 @pass_ending
 def command(ending: Ending, stores: tuple[Path, ...], out: Path, dtype: str | None, quiet: bool, as_json: bool) -> None:
-    """Bring the rows of every STORE into OUT.h5, which is made or added to.
+    """Merge the rows of every STORE into OUT.h5.
 
-    All must have one provenance. A picture that several stores have gets one
-    row: that of the newest file. Merging again costs what is new; nothing is
-    removed from OUT.h5.
+    OUT.h5 is created, or added to. All stores must have the same provenance.
+    An image in several stores gets one row, that of the newest file. Merging
+    again costs only what is new; nothing is removed from OUT.h5.
     """
     from rn50feat.exchange.merge import merge as run
 

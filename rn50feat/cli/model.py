@@ -23,20 +23,19 @@ HEADINGS = "stage block shortcut layer kernel stride channels output parameters 
 
 
 @click.command("model")
-@option("--weights", help="Show the network of these: imagenet-v1, imagenet-v2, a file, or random[:SEED].")
+@option("--weights", help="Weights whose network to show: imagenet-v1, imagenet-v2, a file or random[:SEED].")
 @option(
     "--variant",
     type=click.Choice(list(VARIANTS)),
-    help="Show this network.  [default: that of the weights, or torchvision]",
+    help="Network to show.  [default: that of the weights, else torchvision]",
 )
 @json_option
-@option("--html", type=page_file, metavar="FILE", help="Write FILE, a page with figures, instead.")
+@option("--html", type=page_file, metavar="FILE", help="Write FILE, an HTML page with figures, instead of a table.")
 @pass_ending
 def command(ending: Ending, weights: str | None, variant: str | None, as_json: bool, html: Path | None) -> None:
-    """Show the network: its stages and blocks, and what each 1x1 convolution is for.
+    """Show the network: its stages and blocks, and what each 1x1 convolution does.
 
-    Weights are not needed; where some are named, they tell the variant, and
-    are checked.
+    Weights are optional: if given, they are checked, and determine the variant.
     """
     from rn50feat.model import network as networks
     from rn50feat.model.structure import structure
@@ -44,7 +43,7 @@ def command(ending: Ending, weights: str | None, variant: str | None, as_json: b
     from rn50feat.model.weights import Choices, settle
 
     if as_json and html:
-        raise click.UsageError("--json and --html are two forms: give one.")
+        raise click.UsageError("--json and --html cannot be combined: choose one.")
     origin, chosen = None, named(variant) if variant else TORCHVISION
     if weights:
         found, origin = settle(Choices(weights, variant), None)
@@ -57,7 +56,7 @@ def command(ending: Ending, weights: str | None, variant: str | None, as_json: b
         from rn50feat.pages import diagram, page
 
         page.save(html, diagram.pieces(network, facts))
-        say(f"{html}: {network.network}, drawn")
+        say(f"{html}: figures of {network.network}")
     elif as_json:
         known = {} if origin is None else {"provenance": json.loads(origin.to_json())}
         ending.add(**known, **dataclasses.asdict(network))
@@ -66,7 +65,7 @@ def command(ending: Ending, weights: str | None, variant: str | None, as_json: b
 
 
 def _text(network: Structure, facts: list[tuple[str, str]]) -> str:
-    """Return the network as a table with a line for each layer, and its totals."""
+    """Format the network as a table, one line per layer, with totals."""
     lines = [HEADINGS, *_rows(network)]
     widths = [max(map(len, column)) for column in zip(*lines)]
     table = "".join("  ".join(map(_aligned, line, widths, HEADINGS)).rstrip() + "\n" for line in lines)
@@ -87,7 +86,7 @@ def _aligned(text: str, width: int, heading: str) -> str:
 
 
 def _rows(network: Structure) -> Iterator[list[str]]:
-    """Yield the cells of each line: a block's number and shortcut stand in its first."""
+    """Yield the cells of each line; a block's number and shortcut are in its first line."""
     pool = network.pool
     yield ["conv1", "", "", *_cells(network.stem)]
     size = f"{pool.side}x{pool.side}"

@@ -1,7 +1,7 @@
-"""How options are declared: their variables, their types, and those that commands share.
+"""Declare options: their environment variables, their types, and the ones that commands share.
 
-In: what a user types, or has in an ``RN50FEAT_`` variable. Out: values that the
-library takes.
+Takes what a user types, or sets in an ``RN50FEAT_`` variable, and returns
+values for the library.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 class NumberRange(click.FloatRange):
-    """A range of numbers: nan, which is in none, is refused too."""
+    """A range of numbers that rejects nan as well."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(value, param, ctx)
         if math.isnan(number):
-            self.fail("nan is no number: give one.", param, ctx)
+            self.fail("nan is not a number: give one.", param, ctx)
         return number
 
 
 class _Argument(click.Argument):
-    """An argument that says what to name where it is missing."""
+    """An argument whose error says what to name if it is missing."""
 
     def __init__(self, declarations: Sequence[str], *, missing: str, **settings: Any) -> None:
         super().__init__(declarations, **settings)
@@ -53,7 +53,7 @@ class _Argument(click.Argument):
 
 
 class _Option(click.Option):
-    """An option that the variable RN50FEAT_<its long name> sets too."""
+    """An option that can also be set with the variable RN50FEAT_<its long name>."""
 
     def __init__(self, declarations: Sequence[str], **settings: Any) -> None:
         long = next(name for name in declarations if name.startswith("--")).partition("/")[0]
@@ -61,35 +61,35 @@ class _Option(click.Option):
 
 
 def duration(text: str) -> float:
-    """Return seconds, from 90, 90s, 30m or 2h."""
+    """Parse 90, 90s, 30m or 2h as seconds."""
     if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)([smh]?)", text)):
-        raise click.BadParameter(f"{text!r} is no duration: give 90s, 30m or 2h")
+        raise click.BadParameter(f"{text!r} is not a duration: use a form like 90s, 30m or 2h")
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
 
 
 def commit_interval(text: str) -> tuple[float, float]:
-    """Return (pictures, seconds), from 5000, 30s or 5000,30s; what is not given is never reached."""
-    pictures = seconds = math.inf
+    """Parse 5000, 30s or 5000,30s as (images, seconds), infinite where not given."""
+    images = seconds = math.inf
     parts = text.split(",")
     if len(parts) > len({part.isdecimal() for part in parts}):
-        raise click.BadParameter(f"{text!r} says one thing twice: give 5000, 30s or 5000,30s")
+        raise click.BadParameter(f"{text!r} sets one limit twice: use a form like 5000, 30s or 5000,30s")
     for part in parts:
         if part.isdecimal():
-            pictures = max(1, int(part))
+            images = max(1, int(part))
         else:
             seconds = duration(part)
-    return pictures, seconds
+    return images, seconds
 
 
 def memory(text: str) -> int:
-    """Return bytes, from 2G, 500M or a number."""
+    """Parse 2G, 500M or a number as bytes."""
     if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)\s?([kMGT]?)B?", text)):
-        raise click.BadParameter(f"{text!r} is no amount of memory: give 2G or 500M")
+        raise click.BadParameter(f"{text!r} is not an amount of memory: use a form like 2G or 500M")
     return int(float(match[1]) * {"": 1, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}[match[2]])
 
 
 class _Pattern(StringParamType):
-    """A pattern; several in a variable are lines, as in a .gitignore file."""
+    """A pattern; a variable holds several as lines, like a .gitignore file."""
 
     envvar_list_splitter = "\n"
 
@@ -98,22 +98,22 @@ PATTERN = _Pattern()
 
 
 def failure_limit(text: str) -> tuple[float, bool]:
-    """Return (number, whether it is a percentage), from 20 or 5%."""
+    """Parse 20 or 5% as (number, whether it is a percentage)."""
     if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)):
-        raise click.BadParameter(f"{text!r} is neither a number nor a percentage: give 20 or 5%")
+        raise click.BadParameter(f"{text!r} is neither a number nor a percentage: use a form like 20 or 5%")
     if match[2] and float(match[1]) > 100:
-        raise click.BadParameter(f"{text} is more than all: give at most 100%")
+        raise click.BadParameter(f"{text} is too large: give at most 100%")
     return float(match[1]), bool(match[2])
 
 
 def page_file(text: str) -> Path:
-    """Return the file of an HTML page; raise `PageError` at once where it could not be written in the end."""
+    """Parse the file name of an HTML page; raise `PageError` now, not after the work, if it cannot be written."""
     target(path := Path(text))
     return path
 
 
 def shard_of(text: str) -> Shard:
-    """Return the shard that a text like 2/8 names."""
+    """Parse a shard such as 2/8."""
     try:
         return Shard.parse(text)
     except SourceError as error:
@@ -121,17 +121,17 @@ def shard_of(text: str) -> Shard:
 
 
 def typed(name: str) -> bool:
-    """Tell whether the parameter `name` comes from the command line: not from a variable, and no default."""
+    """Check whether the parameter `name` was given on the command line, not by a variable or a default."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
 
 
 def form_of(**given: bool) -> str | None:
-    """Return which of the forms of output is asked for; what is typed comes before variables."""
+    """Return the output format that was asked for, if any; the command line overrides variables."""
     asked = [name for name, wanted in given.items() if wanted]
     asked = [name for name in asked if typed("as_json" if name == "json" else name)] or asked
     ending_of(click.get_current_context()).as_json = asked == ["json"]
     if len(asked) > 1:
-        raise click.UsageError(f"{' and '.join(f'--{name}' for name in asked)} are two forms: give one.")
+        raise click.UsageError(f"{' and '.join(f'--{name}' for name in asked)} cannot be combined: choose one.")
     return asked[0] if asked else None
 
 
@@ -148,17 +148,17 @@ def _note_store(context: click.Context, _: click.Parameter, value: Path | None) 
 
 
 def option(*declarations: str, **settings: Any) -> Callable[[Command], Command]:
-    """Declare an option that a variable sets too; as `click.option`."""
+    """Declare an option that can also be set with a variable; takes what `click.option` takes."""
     return click.option(*declarations, cls=_Option, **settings)
 
 
 def argument(name: str, *, missing: str, **settings: Any) -> Callable[[Command], Command]:
-    """Declare an argument that cannot be left out; `missing` says what to name."""
+    """Declare a required argument; `missing` tells the user what to name."""
     return click.argument(name, cls=_Argument, missing=missing, **settings)
 
 
 def _all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
-    """Return a decorator that gives a command all of `options`, in this order."""
+    """Combine `options`, in this order, into one decorator."""
 
     def decorate(command: Command) -> Command:
         for one in reversed(options):
@@ -168,10 +168,12 @@ def _all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Comma
     return decorate
 
 
-# Eager, so that an error in another option is told as JSON too, with the store.
+# Eager, so that an error in another option is reported as JSON too, with the store.
 json_option = option(
     "--json", "as_json", is_flag=True, is_eager=True, callback=_note_json, help="Print one line of JSON on stdout."
 )
+quiet_option = option("--quiet", is_flag=True, help="Show no progress and no summary.")
+csv_option = option("--csv", is_flag=True, help="Print CSV.")
 out_argument = argument(
     "out",
     metavar="OUT.h5",
@@ -189,24 +191,35 @@ store_argument = click.argument(
     callback=_note_store,
 )
 
-html_option = option(
-    "--html", type=page_file, metavar="FILE", help="Write FILE, a page that shows the pictures, as well."
-)
+html_option = option("--html", type=page_file, metavar="FILE", help="Also write FILE, an HTML page with the images.")
 
 check_option = option(
-    "--check", is_flag=True, help="Ask remote storage about images there: whether they are as they were, and for pages."
+    "--check",
+    is_flag=True,
+    help="Access images in remote storage: check them for changes, and show them on HTML pages.",
 )
+
+moved_weights_option = option("--weights", help="The file with the store's weights, if it has moved.")
+
+null_list_option = option("-0", "--null", is_flag=True, help="Names in LIST end with NULs, not newlines.")
+
+
+def dtype_option(default: str) -> Callable[[Command], Command]:
+    """Declare --dtype; `default` says which type a store gets without it."""
+    text = f"Type of the stored features.  [default: {default}]"
+    return option("--dtype", type=click.Choice(["float16", "float32"]), help=text)
+
 
 network_options = _all_of(
     option(
         "--variant",
         type=click.Choice(list(VARIANTS)),
-        help="The network that the weights are for.  [default: as they tell]",
+        help="The network that the weights belong to.  [default: detected from the weights]",
     ),
     option(
         "--preprocess",
         type=click.Choice(list(PREPROCESSINGS)),
-        help="How pictures become the network's input.  [default: as the store, or as suits the variant]",
+        help="How images become network input.  [default: the store's, else the variant's]",
     ),
 )
 
@@ -214,84 +227,88 @@ color_options = _all_of(
     option(
         "--color",
         type=click.Choice(list(PROFILES)),
-        help="Take colours as they are stored, or convert embedded ICC profiles to sRGB.  [default: as the store,"
-        " or stored]",
+        help="Use colours as stored, or convert embedded ICC profiles to sRGB.  [default: the store's, else stored]",
     ),
     option(
         "--range",
         "value_range",
         metavar="type|own|LOW:HIGH",
-        help="What becomes black and white of more than 8 bits: the ends of the type, the image's own smallest and"
-        " largest, or these numbers, 0:4095 for 12 bits.  [default: as the store, or type]",
+        help="Values that become black and white in images of more than 8 bits: the limits of the data type, the"
+        " image's own minimum and maximum, or two numbers, such as 0:4095.  [default: the store's, else type]",
     ),
 )
 
-# Those of `EngineOptions`.
+# The fields of `EngineOptions`.
 engine_options = _all_of(
     option(
         "--backend",
         type=click.Choice(["auto", "torch", "openvino"]),
         default=EngineOptions.backend,
         show_default=True,
-        help="What runs the network; auto is OpenVINO on the CPU where it is installed, else torch.",
+        help="Library that runs the network; auto is OpenVINO on a CPU if installed, else torch.",
     ),
-    option("--device", default=EngineOptions.device, show_default=True, help="auto, cpu, cuda or cuda:N."),
+    option(
+        "--device",
+        default=EngineOptions.device,
+        show_default=True,
+        help="Device that runs the network: auto, cpu, cuda or cuda:N.",
+    ),
     option(
         "--precision",
         type=click.Choice(["auto", "fp32", "bf16", "fp16"]),
         default=EngineOptions.precision,
         show_default=True,
-        help="What to compute in; auto is fp16 on a GPU, bf16 on a CPU that has it, else fp32.",
+        help="Precision of the computation; auto is fp16 on a GPU, bf16 on a CPU that has it, else fp32.",
     ),
     option(
         "--batch-size",
         type=click.IntRange(0, 4096),
         default=EngineOptions.batch_size,
         show_default=True,
-        help="Pictures that go through the network at once; 0 is 16 or more on the CPU, by free memory on a GPU.",
+        help="Images per batch; 0 means 16 or more on a CPU, and as many as fit on a GPU.",
     ),
     option(
         "--workers",
         type=click.IntRange(0, 1024),
         default=EngineOptions.workers,
         show_default=True,
-        help="Decoding processes; 0 chooses by the number of cores.",
+        help="Number of decoding processes; 0 means one that suits the number of cores.",
     ),
     option(
         "--max-megapixels",
         type=click.IntRange(1, 100_000),
         default=EngineOptions.max_megapixels,
         show_default=True,
-        help="Larger pictures fail before they are decoded.",
+        help="Reject larger images without decoding them.",
     ),
 )
 
-# Where the engine runs; for `engine_at`.
+# Where the engine runs, for `engine_at`.
 place_options = _all_of(
     option(
         "--engine",
         type=click.Choice(["local", "ray"]),
         default="local",
         show_default=True,
-        help="Where to compute: on this machine, or on the nodes of a Ray cluster.",
+        help="Where to compute: on this machine or on a Ray cluster.",
     ),
     option(
         "--ray-address",
         metavar="auto|local|HOST:PORT",
         default="auto",
         show_default=True,
-        help="Which Ray cluster: auto is that of RAY_ADDRESS or of this machine, local a new one of this run.",
+        help="Ray cluster to use; auto is that of RAY_ADDRESS or this machine, local a new one for this run.",
     ),
 )
 
 
 def engine_at(engine: str, ray_address: str) -> dict[str, Any]:
-    """Return what the library is to be told of where the engine runs."""
+    """Return the library's arguments for where the engine runs."""
     if engine == "ray":
         from rn50feat.engines import cluster, ray
 
         cluster.require_address(ray_address)  # also where there is nothing to compute
         return {"start": partial(ray.start, address=ray_address)}
     if typed("ray_address"):
-        raise click.UsageError("--ray-address is about --engine ray: give both, or neither.")
+        raise click.UsageError("--ray-address requires --engine ray.")
     return {}

@@ -1,6 +1,6 @@
-"""What is told of a run that wrote to a store, and with which code it ends when it was stopped.
+"""Report a run that wrote to a store, and set its exit code if it was stopped.
 
-In: the `Summary` of a run. Out: its words on stderr, its facts in the `Ending`.
+Takes a run's `Summary`; prints it on stderr and adds its facts to the `Ending`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STOP_CODES = {number.name: 128 + number for number in STOPS}
 
 
 def tell(summary: Summary, out: Path, ending: Ending, *, quiet: bool) -> None:
-    """Tell what a run did to the store `out`; the command ends with the code of the signal that stopped it, if any."""
+    """Report what a run did to the store `out`; a run stopped by a signal ends with that signal's exit code."""
     if not quiet:
         _tell_in_words(summary, out)
     ending.add(**summary.as_dict())
@@ -34,11 +34,11 @@ def _tell_in_words(summary: Summary, out: Path) -> None:
     if summary.linked:
         say(report.linked_line(summary.linked))
     if summary.stopped:
-        rest = "" if summary.left is None else f", {count(summary.left, 'picture')} left"
-        say(f"stopped by {summary.stopped}{rest}: run again to go on")
+        rest = "" if summary.left is None else f", {count(summary.left, 'image')} left"
+        say(f"stopped by {summary.stopped}{rest}: run again to continue")
     if summary.failed or summary.damaged:
-        what = "what could not be read" if summary.failed else "which images are damaged"
-        say(f"rn50feat info {out} --failures tells {what}, and why")
+        what = "could not be read" if summary.failed else "are damaged"
+        say(f"to see which images {what} and why: rn50feat info {out} --failures")
     if out.exists():
         from rn50feat.store.reader import FeatureStore
 

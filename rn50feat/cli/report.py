@@ -1,9 +1,9 @@
-"""Put results into words: for people, for pipes and for programs.
+"""Format results for people, pipes and programs.
 
-In: search results, a store and its index. Out: text, as an aligned table, tab-separated
-lines, CSV or JSON. Names come out whole: bytes that are not UTF-8 as they are
-(or as surrogate escapes in JSON), what cannot be seen spelled out where a
-line break would break the form.
+Takes search results, a store and its index, and returns aligned tables,
+tab-separated lines, CSV, or facts for JSON. Names stay whole: bytes that are
+not UTF-8 are printed as they are (in JSON, as surrogate escapes), and
+invisible characters are escaped where a line break would break the format.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ NOTHING = "nothing done"
 
 
 def table(results: Iterable[Result]) -> str:
-    """Return aligned columns, a block for each query."""
+    """Format results as aligned columns, one block per query."""
     blocks = []
     for result in results:
         lines = [f"{one_line(result.query)}", "rank   score  path"]
@@ -54,7 +54,7 @@ def _marks(hit: Hit) -> str:
 
 
 def tab_separated(results: Iterable[Result]) -> str:
-    """Return a line for each hit: query, rank, score, path, and missing, changed or damaged where that is so."""
+    """Format a line per hit: query, rank, score, path, and missing, changed or damaged if it is."""
     return "".join(
         f"{one_line(result.query)}\t{hit.rank}\t{hit.score:.6f}\t{one_line(hit.path)}"
         f"{chr(9) + marks if (marks := _marks(hit)) else ''}\n"
@@ -64,7 +64,7 @@ def tab_separated(results: Iterable[Result]) -> str:
 
 
 def comma_separated(results: Iterable[Result]) -> str:
-    """Return CSV with a header."""
+    """Format results as CSV with a header."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["query", "rank", "score", "path", "location", "id", "state", "damage"])
@@ -74,7 +74,7 @@ def comma_separated(results: Iterable[Result]) -> str:
 
 
 def nul_separated(results: Iterable[Result]) -> str:
-    """Return the stored paths alone, each ended by a NUL."""
+    """Format the stored paths alone, each ended by a NUL."""
     return "".join(f"{hit.path}\0" for result in results for hit in result.hits)
 
 
@@ -86,7 +86,7 @@ def result_facts(results: Iterable[Result], store: FeatureStore, metric: str) ->
 
 def _index_words(index: dict[str, Any] | None) -> str:
     if index is None:
-        return "none: every search looks at all rows"
+        return "none: every search scans all rows"
     if "error" in index:
         return one_line(index["error"])
     newer = count(index["behind"], "newer one is", "newer ones are")
@@ -96,16 +96,16 @@ def _index_words(index: dict[str, Any] | None) -> str:
 
 def _cache_words(cache: dict[str, Any]) -> str:
     if cache["folder"] is None:
-        return "none: compiled networks are kept in a home folder, and there is none"
+        return "none: compiled networks are kept in the home folder, and this user has none"
     kept = count(cache["networks"], "compiled network")
     return f"{kept} ({size(cache['bytes'])}) in {one_line(cache['folder'])}"
 
 
 def description(facts: dict[str, Any], store: FeatureStore, width: int | None) -> str:
-    """Return what `describe` found, in plain words, in lines of `width` where that is given."""
+    """Put into plain words what `describe` found, wrapped at `width` if given."""
     lines = [
         ("store", f"{one_line(str(store.path))} ({size(facts['bytes'])})"),
-        ("pictures", f"{count(facts['rows'], 'row')} of 2048 {facts['dtype']}"),
+        ("images", f"{count(facts['rows'], 'row')} of 2048 {facts['dtype']}"),
         *provenance_lines(store.provenance),
         ("index", _index_words(facts["index"])),
         ("cache", _cache_words(facts["cache"])),
@@ -118,7 +118,7 @@ def description(facts: dict[str, Any], store: FeatureStore, width: int | None) -
 
 
 def named_lines(lines: Iterable[tuple[str, str]], width: int | None) -> str:
-    """Return a line for each (name, words), broken between words where it is longer than `width`."""
+    """Format a line per (name, words), wrapped between words at `width` if given."""
     if width is None:
         return "".join(f"{name:13}  {words}\n" for name, words in lines)
     wrap = partial(
@@ -128,33 +128,33 @@ def named_lines(lines: Iterable[tuple[str, str]], width: int | None) -> str:
 
 
 def provenance_lines(provenance: Provenance) -> list[tuple[str, str]]:
-    """Return the provenance as (name, words)."""
+    """Put the provenance into words, as (name, words)."""
     if provenance.unstated:
-        return [("made by", f"{one_line(provenance.network)}, as the import says; nothing else is known")]
-    picture = provenance.preprocessing
-    fast = ", by TensorFlow's fast DCT" if picture.decoding == "fast DCT" else ""
+        return [("made by", f"{one_line(provenance.network)}, according to the import; nothing else is known")]
+    image = provenance.preprocessing
+    fast = ", by TensorFlow's fast DCT" if image.decoding == "fast DCT" else ""
     mark = " - random: for trying things out, not for results" if provenance.random else ""
     return [
         ("network", f"{provenance.network}, layer {provenance.layer}"),
         ("weights", f"{one_line(provenance.weights_label)}{mark}"),
-        ("picture", f"as {picture.name}: {_resized(picture)}"),
-        ("", f"EXIF orientation {picture.exif}, transparency {picture.transparency}, {picture.channels}"),
-        ("", f"colour profiles {picture.profile}, {_range(picture.value_range)}"),
-        ("", f"large JPEGs decoded {'at a smaller scale' if picture.decoding == 'scaled' else 'whole'}{fast}"),
-        ("", f"mean {_numbers(picture.mean)}, std {_numbers(picture.std)}, of values up to {picture.white:g}"),
+        ("preprocessing", f"{image.name}: {_resized(image)}"),
+        ("", f"EXIF orientation {image.exif}, transparency {image.transparency}, {image.channels}"),
+        ("", f"colour profiles {image.profile}, {_range(image.value_range)}"),
+        ("", f"large JPEGs decoded at {'a reduced' if image.decoding == 'scaled' else 'full'} scale{fast}"),
+        ("", f"mean {_numbers(image.mean)}, std {_numbers(image.std)}, of values up to {image.white:g}"),
     ]
 
 
 def _range(rule: str) -> str:
-    limits = {"type": "all that their type holds", "own": "their own smallest to their own largest"}
-    return f"more than 8 bits taken over {limits.get(rule, rule.replace(':', ' to '))}"
+    limits = {"type": "the limits of its type", "own": "the image's own minimum and maximum"}
+    return f"more than 8 bits scaled from {limits.get(rule, rule.replace(':', ' to '))}"
 
 
-def _resized(picture: Preprocessing) -> str:
-    square = f"{picture.crop}x{picture.crop}"
-    if picture.name == "keras":
-        return f"squashed to {square} ({picture.interpolation})"
-    return f"shorter side to {picture.resize} ({picture.interpolation}), central {square}"
+def _resized(image: Preprocessing) -> str:
+    square = f"{image.crop}x{image.crop}"
+    if image.name == "keras":
+        return f"squashed to {square} ({image.interpolation})"
+    return f"shorter side to {image.resize} ({image.interpolation}), central {square}"
 
 
 def _numbers(values: Sequence[float]) -> str:
@@ -162,7 +162,7 @@ def _numbers(values: Sequence[float]) -> str:
 
 
 def run_line(run: dict[str, Any]) -> str:
-    """Return a run's record in one line."""
+    """Put a run's record into one line."""
     how = f"{run['device']} {run['precision']}" if run["device"] else "nothing to compute"
     done = counts(run["counts"])
     if run.get("command", "extract") != "extract":
@@ -174,7 +174,7 @@ def run_line(run: dict[str, Any]) -> str:
 
 
 def counts(summary: dict[str, Any]) -> str:
-    """Return a summary's counts in one line, without those that are zero."""
+    """Put a summary's counts into one line, without those that are zero."""
     names = (
         "new",
         "changed",
@@ -195,80 +195,80 @@ def counts(summary: dict[str, Any]) -> str:
 
 
 def linked_line(links: Sequence[str]) -> str:
-    """Return in one line which linked folders lie outside the sources."""
+    """List in one line the linked folders that are outside the sources."""
     more = f" and {len(links) - 3} more" if len(links) > 3 else ""
-    return f"links lead out of the sources, and were followed: {', '.join(map(one_line, links[:3]))}{more}"
+    return f"followed links out of the sources: {', '.join(map(one_line, links[:3]))}{more}"
 
 
 def preview_line(expected: Preview) -> str:
-    """Return a preview in one line."""
-    most = "at most " if expected.compute else ""  # copies take no computing, and are told only by reading them
+    """Put a preview into one line."""
+    most = "at most " if expected.compute else ""  # copies need no computing, but are recognized only by reading them
     found = f"{most}{expected.compute} to compute, {expected.unchanged} unchanged"
     excluded = f", {expected.excluded} excluded" if expected.excluded else ""
     missing = f", {expected.missing} listed but not there" if expected.missing else ""
     others = f"{expected.failed_before} failed before, {expected.ignored} ignored{excluded}{missing}"
     known = expected.seconds is not None or not expected.compute
     time = f"in about {duration(expected.seconds or 0)}" if known else "time unknown before a first run"
-    first = f"; a run downloads the weights {expected.download} first: they are not here" if expected.download else ""
+    first = f"; the run first downloads the weights {expected.download}" if expected.download else ""
     return f"{found}, {others}, {expected.remove} to remove; about {size(expected.bytes)}, {time}{first}\n"
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words: 40 s, 12 min, 3.5 h."""
+    """Put a time into words: 40 s, 12 min, 3.5 h."""
     if seconds < 100:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"
 
 
 def benchmark_lines(result: Benchmark) -> str:
-    """Return a benchmark as a table and a sentence."""
+    """Format a benchmark as a table and a sentence."""
     how = f"{result.backend} on {result.device}, {result.precision}"
     lines = [
         ("listing", result.listing, "files/s"),
-        ("reading", result.reading, "pictures/s, from the cache if they were there"),
-        ("decoding", result.decoding, f"pictures/s on one of {count(result.cores, 'core')}"),
-        ("network", result.network, f"pictures/s alone, {how}"),
-        ("together", result.together, f"pictures/s, {count(result.pictures, 'picture')} over and over"),
+        ("reading", result.reading, "images/s, from the disk cache if they were in it"),
+        ("decoding", result.decoding, f"images/s on one of {count(result.cores, 'core')}"),
+        ("network", result.network, f"images/s alone, {how}"),
+        ("together", result.together, f"images/s, {count(result.pictures, 'image')} over and over"),
     ]
     table = "".join(f"{name:9} {rate:9.1f}  {unit}\n" for name, rate, unit in lines)
     if result.left_out:
-        table += f"{'left out':9} {result.left_out:9}  pictures that cannot be read or decoded\n"
+        table += f"{'left out':9} {result.left_out:9}  images that cannot be read or decoded\n"
     return f"{table}the bottleneck is {result.bottleneck}; what would help: {result.advice}\n"
 
 
 def plan_line(plan: Plan) -> str:
-    """Return in one line which index will be built, why, and what it takes."""
+    """Say in one line which index will be built, why, and what it takes."""
     takes = f"about {size(plan.size)}, at most {size(plan.memory)} of memory"
     return f"building {plan.factory} ({plan.reason}), {takes}"
 
 
 def index_line(done: IndexSummary) -> str:
-    """Return in one line what was done to an index, and how it is."""
+    """Say in one line what was done to an index, and its state."""
     facts = done.facts
     changes = [f"{number} {name}" for number, name in ((done.added, "added"), (done.removed, "removed")) if number]
     words = [count(facts.rows, "row"), ", ".join(changes) or "nothing to do"]
     if done.built:
-        words[1] = f"recall@10 {facts.recall:.3f}" if facts.recall is not None else "nothing to measure recall with"
-        words += [f"looks into {count(facts.nprobe, 'list')}"] if facts.nprobe else []
+        words[1] = f"recall@10 {facts.recall:.3f}" if facts.recall is not None else "too few rows to measure recall"
+        words += [f"scans {count(facts.nprobe, 'list')}"] if facts.nprobe else []
     return ", ".join(words)
 
 
 def index_facts(name: Path, done: IndexSummary) -> dict[str, Any]:
-    """Return what was done to the index in the file `name`, ready for JSON."""
+    """Describe what was done to the index in the file `name`, ready for JSON."""
     counts = {"built": done.built, "added": done.added, "removed": done.removed, "rebuild_pays": done.rebuild_pays}
     return {"file": str(name), **counts, **done.facts.as_dict()}
 
 
 def failure_lines(failures: Iterable[FailureRecord]) -> str:
-    """Return a line for each failure: path, reason, attempts."""
+    """Format a line per failure: path, reason, attempts."""
     return "".join(f"{one_line(f.path)}\t{one_line(f.reason)}\t{f.attempts}\n" for f in failures)
 
 
 def excluded_line(excluded: Excluded) -> str:
-    """Return a line for a folder or file that is left out: its location, and the pattern."""
+    """Format a line for an excluded folder or file: its location, and the pattern."""
     return f"{one_line(excluded.location)}\t{one_line(excluded.pattern)}\n"
 
 
 def damage_lines(damaged: Iterable[DamageRecord]) -> str:
-    """Return a line for each damaged image: path, what is wrong, and no attempts, since it has a row."""
+    """Format a line per damaged image: path, what is wrong, and 0 attempts, since it has a row."""
     return "".join(f"{one_line(d.path)}\tis damaged, but has a row: {one_line(d.reason)}\t0\n" for d in damaged)

@@ -10,11 +10,21 @@ import click
 
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import check_option, engine_options, form_of, html_option, json_option, option, typed
+from rn50feat.cli.options import (
+    check_option,
+    csv_option,
+    engine_options,
+    form_of,
+    html_option,
+    json_option,
+    moved_weights_option,
+    option,
+    typed,
+)
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.engines.contract import EngineOptions
-from rn50feat.escape import as_it_was
+from rn50feat.escape import unescaped
 
 if TYPE_CHECKING:
     from rn50feat.store.reader import FeatureStore
@@ -22,22 +32,22 @@ if TYPE_CHECKING:
 
 @click.command("search", no_args_is_help=True)
 @click.argument("queries", metavar="QUERY... [STORE]", nargs=-1)
-@option("--stored", metavar="PATH", multiple=True, help="Search by a picture of the store, by its stored path.")
-@option("-k", "--neighbours", "k", type=click.IntRange(1), default=10, show_default=True, help="Hits for each query.")
+@option("--stored", metavar="PATH", multiple=True, help="Search with an image in the store, named by its stored path.")
+@option("-k", "--neighbours", "k", type=click.IntRange(1), default=10, show_default=True, help="Hits per query.")
 @option("--min-score", type=float, help="Leave out hits below this score.")
 @option(
     "--metric",
     type=click.Choice(["cosine", "l2", "ip"]),
     default="cosine",
     show_default=True,
-    help="What the score is.",
+    help="How to score similarity.",
 )
 @option("--exclude-self", is_flag=True, help="Leave out the query's own row.")
-@option("--exact", is_flag=True, help="Look at every row, though there is an index.")
-@option("--weights", help="Where the store's weights are, if they have moved.")
+@option("--exact", is_flag=True, help="Ignore the index and scan every row.")
+@moved_weights_option
 @json_option
-@option("--csv", is_flag=True, help="Print CSV.")
-@option("-0", "--null", is_flag=True, help="Print paths alone, each ended by a NUL.")
+@csv_option
+@option("-0", "--null", is_flag=True, help="Print only paths, each followed by a NUL.")
 @html_option
 @check_option
 @engine_options
@@ -59,37 +69,37 @@ def command(
     check: bool,
     **engine: Any,
 ) -> None:
-    """Find the pictures of STORE that are most similar to each QUERY picture.
+    """Find the images in STORE that are most similar to each QUERY image.
 
     STORE is the argument that ends in .h5 or .hdf5, else the variable
-    RN50FEAT_STORE, else the one store in the current folder. Prints a table on
-    a terminal, and tab-separated lines (query, rank, score, path) elsewhere;
-    hits whose picture is missing or has changed are marked. Paths are relative
-    to the folder of the store. The index of STORE is used where there is one.
+    RN50FEAT_STORE, else the only store in the current folder. Prints a table on
+    a terminal, and tab-separated lines (query, rank, score, path) elsewhere.
+    Hits whose image is missing or has changed are marked. Paths are relative to
+    the store's folder. If STORE has an index, it is used.
     """
-    from rn50feat.searching.search import search as by_picture
+    from rn50feat.searching.search import search as by_image
     from rn50feat.searching.search import search_stored as by_path
     from rn50feat.store.reader import SUFFIXES
 
     form = form_of(json=as_json, csv=csv, null=null)
-    pictures = [query for query in queries if not query.endswith(SUFFIXES)]
+    images = [query for query in queries if not query.endswith(SUFFIXES)]
     named = [Path(query) for query in queries if query.endswith(SUFFIXES)]
     if len(named) > 1:
-        raise click.UsageError(f"one store at a time: {' and '.join(map(str, named))} are two.")
-    if not pictures and not stored:
-        raise click.UsageError("Give a QUERY picture, or --stored PATH.")
-    if typed("weights") and not pictures:
-        raise click.UsageError("--weights requires a QUERY picture: --stored computes nothing.")
+        raise click.UsageError(f"More than one STORE ({', '.join(map(str, named))}): name one.")
+    if not images and not stored:
+        raise click.UsageError("Give a QUERY image, or --stored PATH.")
+    if typed("weights") and not images:
+        raise click.UsageError("--weights requires a QUERY image: --stored computes nothing.")
     options = EngineOptions(**engine)
     store = open_store(named[0] if named else None, ending)
     stored = _as_stored(stored, store)
     settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score}
     settings |= {"exclude_self": exclude_self, "exact": exact, "check": check}
     results = by_path(stored, store, **settings) if stored else []
-    if pictures:
+    if images:
         settings |= {"weights_file": weights, "options": options}
         with downloads() as on_download:
-            results += by_picture(pictures, store, on_download=on_download, **settings)
+            results += by_image(images, store, on_download=on_download, **settings)
     mark_random(store)
     if html:
         from rn50feat.pages.gallery import search_page
@@ -98,7 +108,7 @@ def command(
         from rn50feat.sources.sources import locate
 
         known = [store.locate(path) if check or not is_url(path) else "" for path in stored]
-        locations = [*known, *(locate(picture) for picture in pictures)]
+        locations = [*known, *(locate(image) for image in images)]
         save(html, search_page(results, locations, store, k=k, metric=metric, options=options))
     ending.add(**report.result_facts(results, store, metric))
     if form != "json":
@@ -110,7 +120,7 @@ def command(
 
 
 def _as_stored(paths: tuple[str, ...], store: FeatureStore) -> tuple[str, ...]:
-    """Return stored paths for what a search printed of them: what no picture has as its path stands for its escapes."""
+    """Resolve paths as a search printed them: one that no image has is taken to be escaped."""
     if not any("\\" in path for path in paths):
         return paths
-    return tuple(as_it_was(path) if row is None else path for path, row in zip(paths, store.rows_of(paths)))
+    return tuple(unescaped(path) if row is None else path for path, row in zip(paths, store.rows_of(paths)))

@@ -1,6 +1,6 @@
-"""Which store a command means, and what a person must know of it.
+"""Find the store that a command means, and warn about random weights.
 
-In: the working folder, and the variable ``RN50FEAT_STORE``. Out: the path of a store.
+Looks at the argument, the variable ``RN50FEAT_STORE`` and the working folder, and opens the store.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 def find_store() -> Path:
-    """Return the store that is meant where none is named; raise `StoreError` when that is not clear."""
+    """Find the store to use if none is named; raise `StoreError` unless there is exactly one."""
     if named := os.environ.get("RN50FEAT_STORE"):
         return Path(named)
     from rn50feat.store.opening import is_store
@@ -30,7 +30,7 @@ def find_store() -> Path:
     if found:
         names = ", ".join(path.name for path in found)
         raise StoreError(f"the current folder holds {len(found)} stores ({names}): name one of them")
-    raise StoreError("there is no store in the current folder: name one, or make one with rn50feat extract")
+    raise StoreError("there is no store in the current folder: name one, or create one with rn50feat extract")
 
 
 def open_store(named: Path | None, ending: Ending) -> FeatureStore:
@@ -45,6 +45,6 @@ def open_store(named: Path | None, ending: Ending) -> FeatureStore:
 
 
 def mark_random(store: FeatureStore) -> None:
-    """Tell on stderr when the weights of `store` are random."""
+    """Print a note on stderr if the store's weights are random."""
     if (provenance := store.provenance).random:
         say(f"Note: the weights are {provenance.weights}: good for trying things out, not for results")

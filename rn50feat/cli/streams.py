@@ -1,8 +1,8 @@
-"""Standard input, output and error as they should be, however the program was started.
+"""Make standard input, output and error usable, however the program was started.
 
-In: the descriptors 0 to 2, of which a daemon may have closed some, and which may lead to a full disk. Out: three
-that are open, in Python as well, so that no file or socket of this program gets their numbers and is read or
-written by mistake, here or in a process that it starts.
+A daemon may have closed some of the descriptors 0 to 2, and they may lead to a full disk. All three are opened here,
+in Python as well, so that no file or socket of this program gets their numbers and is read or written by mistake,
+here or in a process that it starts.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 
 
 def settle() -> None:
-    """Open those of the three that are closed, and let no message fail; before anything else is opened.
+    """Open the standard streams that are closed, and let no message fail; call this before anything else is opened.
 
-    Standard input is then empty. What is printed is not lost in silence: /dev/null is open for reading only.
+    Standard input is then empty. Output is not lost silently: /dev/null is opened for reading only.
     """
     for handle, flags in enumerate((os.O_RDONLY, os.O_RDONLY, os.O_WRONLY)):
         try:
@@ -40,21 +40,21 @@ def settle() -> None:
 
 
 def abandon_output() -> None:
-    """Let what standard output still holds go nowhere: Python would try to write it again as it ends."""
+    """Discard what standard output still holds: Python would try to write it again at exit."""
     handle = os.open(os.devnull, os.O_WRONLY)
     os.dup2(handle, 1)
     os.close(handle)
 
 
 def leave(code: object) -> None:
-    """End the process at once: a thread that is at work in C++ would crash in Python's own end."""
+    """End the process at once: a thread busy in C++ would crash while Python shuts down."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code if isinstance(code, int) else 0 if code is None else 1)
 
 
 class _Messages(io.FileIO):
-    """Standard error: what cannot be written there, to a full disk say, is passed over, and the run goes on."""
+    """Standard error that ignores failed writes, on a full disk for example, so that the run goes on."""
 
     def write(self, data: Any, /) -> int:
         try:

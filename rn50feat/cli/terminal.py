@@ -1,7 +1,7 @@
-"""What a person at a terminal, or the log of a cron job, sees of a run, and how they stop it.
+"""Show a run's progress on a terminal or in the log of a cron job, and let signals stop it.
 
-In: the progress of a run, and signals. Out: a bar on a terminal and a plain
-line now and then elsewhere, both on stderr; and the reason to stop.
+Takes the progress of a run, and signals. Shows a bar on a terminal and an
+occasional plain line elsewhere, both on stderr, and returns the reason to stop.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from rn50feat.escape import one_line
 if TYPE_CHECKING:
     from rn50feat.extraction.summary import Progress
 
-# What asks a run to stop: people, services, terminals that close, and batch systems some time before their limit.
+# Sent to stop a run by people, services, terminals that close, and batch systems some time before their limit.
 STOPS = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -33,13 +33,13 @@ STOPS = (
     signal.SIGXCPU,
 )
 _PERSONAL = frozenset((signal.SIGINT, signal.SIGTERM))
-CLOCK_SECONDS = 0.5  # between two looks of a bar at the clock
-PLAIN_SECONDS = 30.0  # between two lines of progress where there is no terminal
+CLOCK_SECONDS = 0.5  # between two refreshes of a bar
+PLAIN_SECONDS = 30.0  # between two lines of progress without a terminal
 
 
 @contextmanager
 def progress(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
-    """Yield what shows the progress of a run: a bar on a terminal, a plain line now and then elsewhere."""
+    """Yield a callback that shows a run's progress: a bar on a terminal, an occasional plain line elsewhere."""
     if quiet:
         yield None
     elif attended():
@@ -59,7 +59,7 @@ def progress(quiet: bool) -> Iterator[Callable[[Progress], None] | None]:
 
 @contextmanager
 def _clock(bar: Any) -> Iterator[None]:
-    """Let the clock of a bar move, whatever the program is busy with."""
+    """Keep a bar's clock running, whatever the program is busy with."""
     ended = threading.Event()
 
     def tick() -> None:
@@ -77,7 +77,7 @@ def _clock(bar: Any) -> Iterator[None]:
 
 @contextmanager
 def downloads() -> Iterator[Callable[[int, int], None]]:
-    """Yield what shows (bytes done, bytes in all) of a download that may come: a bar, or a line now and then."""
+    """Yield a callback that shows (bytes done, bytes in all) of a possible download: a bar, or an occasional line."""
     bars: list[Any] = []
     told = time.monotonic()
 
@@ -114,14 +114,14 @@ def _plain_progress() -> Callable[[Progress], None]:
                 return
             rate = progress.done.computed / (now - started)
             files = "? files" if progress.total is None else count(progress.total, "file")
-            say(f"{count(progress.done.found, 'picture')} of {files}, {rate:.1f} images/s")
+            say(f"{count(progress.done.found, 'image')} of {files}, {rate:.1f} images/s")
 
     return tell
 
 
 @contextmanager
 def stages(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
-    """Yield what shows (stage, rows done, rows in all): a bar on a terminal, a line now and then elsewhere."""
+    """Yield a callback that shows (stage, rows done, rows in all): a bar on a terminal, else an occasional line."""
     if quiet:
         yield lambda stage, done, total: None
     elif attended():
@@ -154,9 +154,9 @@ def _plain_stages() -> Callable[[str, int, int], None]:
 
 @contextmanager
 def signals() -> Iterator[Callable[[], str | None]]:
-    """Yield what tells the first signal that asks to stop by name; a second SIGINT or SIGTERM ends the process at once.
+    """Yield a function that names the first signal to stop, if any; a second SIGINT or SIGTERM ends the process.
 
-    Only these two mean impatience: a terminal that closes sends SIGHUP twice, systemd SIGHUP after SIGTERM, a batch
+    Only these two mean impatience: a closing terminal sends SIGHUP twice, systemd sends SIGHUP after SIGTERM, a batch
     system SIGTERM after its warning, and the kernel SIGXCPU every second.
     """
     caught: list[int] = []
@@ -167,9 +167,9 @@ def signals() -> Iterator[Callable[[], str | None]]:
         caught.append(number)
         if len(caught) == 1:
             with suppress(OSError):
-                os.write(2, b"\nstopping after the batch in hand; once more stops at once\n")
+                os.write(2, b"\nstopping after the current batch; repeat to stop at once\n")
 
-    # What was ignored from the start stays so: nohup ignores SIGHUP.
+    # Signals that were ignored from the start stay ignored: nohup ignores SIGHUP.
     heeded = [number for number in STOPS if number in _PERSONAL or signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, note) for number in heeded}
     try:
@@ -180,29 +180,29 @@ def signals() -> Iterator[Callable[[], str | None]]:
 
 
 def attended() -> bool:
-    """Tell whether stderr is a terminal that can redraw a line: a dumb one, such as Emacs' shell, cannot."""
+    """Check whether stderr is a terminal that can redraw a line: a dumb one, such as Emacs' shell, cannot."""
     return sys.stderr.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def columns() -> int | None:
-    """Return how wide the terminal on stdout is, None where there is none."""
+    """Return the width of the terminal on stdout, or None if there is none."""
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
 def say(line: str) -> None:
-    """Write a line to stderr, names in it on that one line."""
+    """Print one line to stderr, with line breaks in names escaped."""
     print(one_line(line), file=sys.stderr, flush=True)
 
 
 def write(text: str) -> None:
-    """Write results to stdout, names as the very bytes that they are; raise `OutputError` when it takes no more."""
+    """Write results to stdout, with names byte for byte; raise `OutputError` if that fails."""
     try:
         sys.stdout.buffer.write(text.encode("utf-8", "surrogateescape"))
         sys.stdout.buffer.flush()
     except BrokenPipeError:
-        raise  # the reader has seen enough, as head does: click ends the program without a word
+        raise  # the reader, such as head, has seen enough: click ends the program silently
     except OSError as error:
         streams.abandon_output()
         raise OutputError(
-            f"standard output cannot be written ({error.strerror}): free some space, or lead it elsewhere"
+            f"standard output cannot be written ({error.strerror}): free some space, or redirect it"
         ) from error

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import engine_options, json_option, option, store_argument, typed
+from rn50feat.cli.options import engine_options, json_option, moved_weights_option, option, store_argument, typed
 from rn50feat.cli.stores import open_store
 from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.engines.contract import EngineOptions
@@ -20,9 +20,9 @@ from rn50feat.store.damage import REMEDY
 
 @click.command("verify")
 @store_argument
-@option("--sources", is_flag=True, help="Hash the pictures' files again, too, and compare.")
+@option("--sources", is_flag=True, help="Hash the image files again, and compare.")
 @option("--recompute", type=click.IntRange(0), default=0, metavar="N", help="Compute N random rows again, and compare.")
-@option("--weights", help="Where the store's weights are, if they have moved.")
+@moved_weights_option
 @engine_options
 @json_option
 @pass_ending
@@ -35,10 +35,10 @@ def command(
     as_json: bool,
     **engine: Any,
 ) -> None:
-    """Check that STORE is whole: exit with 1, and say what is wrong, if not.
+    """Check that STORE is intact; if not, say what is wrong and exit with 1.
 
-    STORE is as for search. All datasets must agree and every row be readable,
-    finite and not all zero.
+    STORE is chosen as for search. All datasets must agree, and every row must
+    be readable, finite and not all zero.
     """
     from rn50feat.extraction.verify import verify as run
 
@@ -61,14 +61,14 @@ def command(
         say(note)
     if result.findings:
         raise VerifyError(_advice(opened.path, len(result.findings) - result.index_fault, result.index_fault))
-    say(f"{opened.path}: {count(len(opened), 'row')}, no fault found")
+    say(f"{opened.path}: {count(len(opened), 'row')}, no faults found")
 
 
 def _advice(store: Path, faults: int, index_fault: bool) -> str:
-    """Return what helps against so many faults of a store, and against that of its index."""
+    """Say how to fix this many faults in a store, and one in its index."""
     words = []
     if faults:
         words.append(f"{store} has {count(faults, 'fault')}: {REMEDY}")
     if index_fault:
-        words.append(f"the index of {store} has a fault: build it anew with rn50feat index {store} --rebuild")
+        words.append(f"the index of {store} is faulty: build it again with rn50feat index {store} --rebuild")
     return "; ".join(words)
