@@ -47,7 +47,7 @@ def test_one_thing_is_no_plural(desk: Path, start: FakeStart) -> None:
     (desk / "one").mkdir()
     (desk / "one/red.png").write_bytes((desk / "pictures/red.png").read_bytes())
     package.extract("one", "one.h5", weights="random", start=start)
-    assert "one.h5: 1 row, no fault found" in run("verify", "one.h5").stderr
+    assert "one.h5: 1 row, no faults found" in run("verify", "one.h5").stderr
     assert "1 file hashed" in run("verify", "one.h5", "--sources").stderr
     assert "1 row of 2048" in run("info", "one.h5").stdout
     assert "one.npy: 1 row of 2048" in run("export", "one.h5", "one.npy").stderr
@@ -84,13 +84,13 @@ def test_small_limits_are_named_as_they_are() -> None:
         ("convert weights.pth", 2, "Missing argument 'OUT.safetensors': name the file"),
         ("export out.h5", 1, "out.h5 does not say what to write: name a file that ends in"),
         ("extract pictures", 2, "Missing argument 'OUT.h5': name the store to write, after the sources"),
-        ("extract out.h5", 2, "Missing argument 'SOURCE...': name folders or pictures"),
+        ("extract out.h5", 2, "Missing argument 'SOURCE...': name folders or images"),
         ("extract pictures out.h5 --device gpu", 1, "there is no device gpu: use auto, cpu, cuda or cuda:N"),
         ("extract pictures out.h5 --device cpu --precision fp16", 1, "precision fp16 needs a CUDA device"),
         ("extract pictures out.h5 --backend openvino --device cuda", 1, "OpenVINO computes on the CPU"),
-        ("extract pictures out.h5 --prune --prune-limit nan", 2, "nan is no number"),
-        ("extract pictures out.h5 --max-failures 101%", 2, "101% is more than all"),
-        ("extract pictures out.h5 --commit-every 5s,6s", 2, "says one thing twice"),
+        ("extract pictures out.h5 --prune --prune-limit nan", 2, "nan is not a number"),
+        ("extract pictures out.h5 --max-failures 101%", 2, "101% is too large: give at most 100%"),
+        ("extract pictures out.h5 --commit-every 5s,6s", 2, "sets one limit twice"),
         ("extract pictures out.h5 --engine ray --ray-address head", 1, "head is no address of a Ray cluster"),
         ("verify --device gpu", 1, "there is no device gpu"),
         ("verify --weights none.pth", 2, "--weights requires --recompute"),
@@ -102,10 +102,10 @@ def test_small_limits_are_named_as_they_are() -> None:
         ("search --stored red.png", 1, "holds no picture red.png: did you mean pictures/red.png?"),
         ("search --stored pictures/whit.png", 1, "did you mean pictures/white.png?"),
         ("search --stored nothing", 1, "give a path as rn50feat search shows it"),
-        ("duplicates --exact --threshold 0.9", 2, "--exact finds copies, which need no threshold"),
-        ("duplicates --exact --scan", 2, "--exact compares no rows"),
-        ("duplicates --threshold nan", 2, "nan is no number"),
-        ("index --target-recall nan", 2, "nan is no number"),
+        ("duplicates --exact --threshold 0.9", 2, "--exact cannot be combined with --threshold"),
+        ("duplicates --exact --scan", 2, "--exact cannot be combined with --scan"),
+        ("duplicates --threshold nan", 2, "nan is not a number"),
+        ("index --target-recall nan", 2, "nan is not a number"),
         ("export out.h5 f.csv -0", 1, "--null is about the list of paths"),
         ("export --to qdrant f2.npy", 1, "f2.npy is named like a file: leave --to out"),
     ],

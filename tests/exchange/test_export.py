@@ -204,7 +204,7 @@ def test_the_command_line(rn50feat: Run, tmp_path: Path) -> None:
         (["out.h5", "http://127.0.0.1:1"], 1, ".parquet, or give --to qdrant"),
         (["a.npy", "b.npy"], 2, "Give a STORE that ends in .h5 or .hdf5, and one OUT."),
         (["out.h5", "rows.csv", "-0"], 1, "--null is about the list of paths"),
-        (["out.h5", "rows.csv", "--collection", "x"], 2, "--collection is about --to"),
+        (["out.h5", "rows.csv", "--collection", "x"], 2, "--collection requires --to"),
         (["none.h5", "x.npy"], 1, "none.h5: No such file"),
     ):
         done = rn50feat("export", *arguments)

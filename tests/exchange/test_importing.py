@@ -97,7 +97,7 @@ def test_features_of_which_there_are_only_words_are_searched_by_path_alone(
     assert import_features("old.npy", "out.h5", made_by="our caffe model of 2016").unchanged == 3
     with pytest.raises(ProvenanceError, match="you asked for another: import into another store$"):
         import_features("old.npy", "out.h5", made_by="another")
-    assert "made by        our caffe model of 2016, as the import says" in rn50feat("info").stdout
+    assert "made by        our caffe model of 2016, according to the import" in rn50feat("info").stdout
 
 
 def test_what_made_the_features_must_be_said_and_can_be_refuted(desk: Path) -> None:

@@ -99,7 +99,7 @@ def test_a_signal_stops_while_the_network_is_prepared(shades: Path, monkeypatch:
     assert process.returncode == 143
     found = json.loads(output)
     assert (found["stopped"], found["new"], found["seconds"] > 0) == ("SIGTERM", 0, True)
-    assert "stopped by SIGTERM: run again to go on" in errors
+    assert "stopped by SIGTERM: run again to continue" in errors
     assert list(shades.parent.glob("out.h5*")) == []
 
 
@@ -154,7 +154,7 @@ def test_a_time_budget_ends_at_a_commit_and_says_what_is_left(shades: Path, star
     assert summary["stopped"] == "time budget"
     assert summary["new"] < 20  # ten batches take two seconds at least
     assert summary["left"] == 20 - summary["new"]
-    assert f"{summary['left']} pictures left: run again to go on" in errors
+    assert f"{summary['left']} images left: run again to continue" in errors
     assert extract(shades, start).new == summary["left"]
 
 
@@ -577,7 +577,7 @@ def test_plain_lines_where_there_is_no_terminal(shades: Path, monkeypatch: pytes
     monkeypatch.setattr(terminal, "attended", lambda: False)
     with terminal.progress(quiet=False) as on_progress:
         extract(shades, FakeStart(), on_progress=on_progress)
-    assert said[-1].startswith("20 pictures of 20 files, ")
+    assert said[-1].startswith("20 images of 20 files, ")
     with terminal.progress(quiet=True) as on_progress:
         assert on_progress is None
 

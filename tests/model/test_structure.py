@@ -165,7 +165,7 @@ def test_the_page_is_whole_and_says_in_words_what_it_draws(name: str) -> None:
 
 def test_model_html_writes_a_page_and_nothing_else(here: Callable[..., Result], tmp_path: Path) -> None:
     done = here("model", "--html", "network.html")
-    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "network.html: torchvision resnet50, drawn\n")
+    assert (done.exit_code, done.stdout, done.stderr) == (0, "", "network.html: figures of torchvision resnet50\n")
     assert (tmp_path / "network.html").read_text() == "".join(diagram.pieces(structure(VARIANTS["torchvision"])))
     wrong = here("model", "--html", "missing/network.html")
     assert (wrong.exit_code, len(wrong.stderr.splitlines())) == (1, 1)

@@ -377,13 +377,13 @@ def test_the_command(rn50feat: Run, store: FeatureStore) -> None:
     assert "402 rows, 2 added" in rn50feat("index").stderr
     done = rn50feat("index", "--rebuild", "--factory", "IVF8,RaBitQ", "--max-ram", "500M")
     assert "building IVF8,RaBitQ (as you asked)" in done.stderr
-    assert "looks into 8 lists" in done.stderr
+    assert "scans 8 lists" in done.stderr
     assert "out.faiss is whole: 402 rows" in rn50feat("verify").stderr
     flip(store)
     done = rn50feat("verify")
     assert (done.returncode, done.stdout.count("\n")) == (1, 1)
     assert done.stderr == (
-        f"Error: the index of {store.path} has a fault: build it anew with rn50feat index {store.path} --rebuild\n"
+        f"Error: the index of {store.path} is faulty: build it again with rn50feat index {store.path} --rebuild\n"
     )
     done = rn50feat("search", "--stored", store.path_of(0))
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (1, "", 1)

@@ -179,7 +179,7 @@ def test_the_command_line_takes_lists(desk: Path, start: FakeStart, rn50feat: Ru
     done = subprocess.run(command, shell=True, capture_output=True, encoding="utf-8")
     assert (done.returncode, done.stderr[:22]) == (0, "out.h5: 5 unchanged, i")
     for arguments, message in (
-        (["--null", "pictures", "out.h5"], "--null is about --from-file"),
+        (["--null", "pictures", "out.h5"], "--null requires --from-file"),
         (["out.h5"], "Missing argument 'SOURCE...'"),
         (["pictures", "out.h5", "--shard", "0/4"], "0/4 is no shard: give 1/8"),
         (["pictures", "out.h5", "--shard", "half"], "half is no shard: give 1/8"),
