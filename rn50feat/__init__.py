@@ -1,19 +1,19 @@
-"""ResNet50 features for folders of pictures, and similar pictures found by them.
+"""Turn folders of images into ResNet50 features, and find similar images.
 
-The doors of the library::
+The public functions::
 
-    extract(pictures, store)     give every picture a row in a store
-    search(queries, store)       the most similar pictures of a store
+    extract(images, store)       compute a row of features for every image
+    search(queries, store)       find a store's most similar images
     index(store)                 build its FAISS index, or bring it up to date
-    duplicates(store)            groups of near-identical pictures
-    merge(stores, store)         bring the rows of several stores into one
+    duplicates(store)            find groups of near-identical images
+    merge(stores, store)         merge the rows of several stores into one
     export(store, file)          write rows for other programs
-    import_features(file, store) take in those of other programs
-    verify(store)                check that a store is what it should be
-    compact(store)               write it anew without holes, or a copy of it
+    import_features(file, store) import rows from other programs
+    verify(store)                check that a store is intact
+    compact(store)               write it again without holes, or to a copy
     FeatureStore(path)           read a store
 
-Nothing heavy is imported before it is used.
+Heavy libraries are imported only when they are used.
 """
 
 from __future__ import annotations

@@ -1,40 +1,40 @@
-"""Every error that a user can cause, and the exit code that belongs to it.
+"""Define every error that a user can fix, and its exit code.
 
-Nothing comes in; the leaves of this tree go out, and the command line turns
-each of them into one ``Error:`` line::
+The library raises the leaves of this tree, and the command line turns each of
+them into one ``Error:`` line::
 
     RN50FeatError                exit code 1
     ├── SourceError              a source folder or file that cannot be used
     │   ├── VanishedError        a file that was there when its folder was listed
     │   ├── TooLargeError        a file with more bytes than any image that is allowed
-    │   └── DamagedError         an archive, or bytes in one, that are not as they were packed
-    ├── ImageError               one picture that cannot be decoded (a ledger entry, not an exit)
-    ├── WeightsError             weights that are missing, damaged or no ResNet50
+    │   └── DamagedError         an archive, or bytes in one, that are damaged
+    ├── ImageError               one image that cannot be decoded (a ledger entry, not an exit)
+    ├── WeightsError             weights that are missing, damaged or not a ResNet50's
     │   └── MissingWeightsError  published weights that must be downloaded first
-    ├── PreprocessingError       a preprocessing that this machine, or its own definition, does not allow
+    ├── PreprocessingError       a preprocessing that this machine lacks, or that does not allow an option
     ├── DeviceError              a device or precision that this machine lacks
     ├── LimitError               a limit of the process, its container or machine that is too low
-    ├── ClusterError             a Ray cluster that cannot be reached, or is of no use
+    ├── ClusterError             a Ray cluster that cannot be reached or used
     ├── StoreError               a store that cannot be read or written
-    │   ├── ProvenanceError      a store whose vectors are of another kind
-    │   ├── DamagedStoreError    a store that is not what was written
+    │   ├── ProvenanceError      a store whose features have another provenance
+    │   ├── DamagedStoreError    a store that is damaged
     │   ├── OutOfMemoryError     too little memory to read or write a store (a MemoryError)
     │   ├── StoreBusyError       a store that another program keeps open
     │   ├── StoreLockedError     75: another run holds the store
     │   ├── RowError             a row that a store does not have (an IndexError)
     │   └── ArgumentError        an argument that does not fit a store (a ValueError)
     ├── IndexingError            an index that cannot be built or used
-    │   └── HistoryError         an index whose ids are of another history of its store
+    │   └── HistoryError         an index whose ids are from another history of its store
     ├── ExchangeError            features that cannot be exported or imported
     ├── QueryError               a search that cannot be answered
-    ├── PruneError               rows that were not removed, to be on the safe side
-    ├── VerifyError              a store that is not as it should be
+    ├── PruneError               rows that were not removed, as a precaution
+    ├── VerifyError              a store with faults
     ├── PageError                an HTML page that cannot be written
     ├── OutputError              results that cannot be printed
     ├── TooManyFailuresError     4: more failures than --max-failures or --max-ledger allows
     └── SeveralErrors            a run that failed in several ways: the highest of their codes
 
-A message names the object, the cause and the remedy.
+A message names the thing, the cause and the fix.
 """
 
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ from typing import Any
 
 
 class RN50FeatError(Exception):
-    """Base of all errors that the user can fix; ``summary`` is what a run had committed before, if it was one."""
+    """Base of all errors that the user can fix; ``summary`` is what a run committed before the error, if any."""
 
     exit_code = 1
     summary: Any = None
@@ -57,22 +57,22 @@ class VanishedError(SourceError):
 
 
 class TooLargeError(SourceError):
-    """A file, or a member, has more bytes than any image that is allowed; the message is the ledger's reason."""
+    """A file or archive member has more bytes than any image may have; the message is the ledger's reason."""
 
     def __init__(self, size: int, most: int) -> None:
         super().__init__(f"has {size:,} bytes, more than an image may have ({most:,}): raise --max-megapixels")
 
 
 class DamagedError(SourceError):
-    """An archive, or the bytes of a member, cannot be read; the message is the ledger's reason."""
+    """An archive, or the bytes of a member, are damaged; the message is the ledger's reason."""
 
 
 class ImageError(RN50FeatError):
-    """One picture cannot be decoded; the message is the ledger's reason."""
+    """One image cannot be decoded; the message is the ledger's reason."""
 
 
 class WeightsError(RN50FeatError):
-    """Weights are missing, damaged, or not those of a ResNet50."""
+    """Weights are missing, damaged, or not a ResNet50's."""
 
 
 class MissingWeightsError(WeightsError):
@@ -82,7 +82,7 @@ class MissingWeightsError(WeightsError):
 
 
 class PreprocessingError(RN50FeatError):
-    """A preprocessing cannot be had here, or not with the switches asked for."""
+    """A preprocessing is not available here, or not with the options given."""
 
 
 class DeviceError(RN50FeatError):
@@ -102,11 +102,11 @@ class StoreError(RN50FeatError):
 
 
 class ProvenanceError(StoreError):
-    """A store holds vectors of another network, weights or preprocessing."""
+    """A store holds features of another network, weights or preprocessing."""
 
 
 class DamagedStoreError(StoreError):
-    """A store is not what was written: HDF5 cannot read it, or it lacks something."""
+    """A store is damaged: HDF5 cannot read it, or something is missing from it."""
 
 
 class OutOfMemoryError(StoreError, MemoryError):
@@ -132,7 +132,7 @@ class ArgumentError(StoreError, ValueError):
 
 
 class IndexingError(RN50FeatError):
-    """An index of a store cannot be built, or is not one to search with."""
+    """A store's index cannot be built, or cannot be searched with."""
 
 
 class HistoryError(IndexingError):
@@ -148,11 +148,11 @@ class QueryError(RN50FeatError):
 
 
 class PruneError(RN50FeatError):
-    """Rows were not removed, since that looks like a mistake; the rest of the run was done."""
+    """Rows were not removed, because that looks like a mistake; the rest of the run was done."""
 
 
 class VerifyError(RN50FeatError):
-    """A store is not as it should be."""
+    """A store has faults."""
 
 
 class PageError(RN50FeatError):
@@ -160,17 +160,17 @@ class PageError(RN50FeatError):
 
 
 class OutputError(RN50FeatError):
-    """Standard output takes no results."""
+    """Results cannot be written to standard output."""
 
 
 class TooManyFailuresError(RN50FeatError):
-    """More pictures failed than the user allows."""
+    """More images failed than the user allows."""
 
     exit_code = 4
 
 
 class SeveralErrors(RN50FeatError):
-    """A run failed in several ways, ``errors``; its exit code is the highest of theirs."""
+    """A run failed in several ways, listed in ``errors``; its exit code is the highest of theirs."""
 
     def __init__(self, errors: Sequence[RN50FeatError]) -> None:
         super().__init__("; ".join(map(str, errors)))
@@ -179,18 +179,18 @@ class SeveralErrors(RN50FeatError):
 
 
 def raise_all(errors: Sequence[RN50FeatError]) -> None:
-    """Raise the error that `errors` holds, or `SeveralErrors`; do nothing where it holds none."""
+    """Raise the one error in `errors`, or `SeveralErrors`; do nothing if it is empty."""
     if errors:
         raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
 
 
 def count(number: int, thing: str, things: str | None = None) -> str:
-    """Return a number with its noun: 1 row, 2 rows; `things` is a plural that is not made with an s."""
+    """Format a number with its noun, as in 1 row or 2 rows; `things` is an irregular plural."""
     return f"{number} {thing if number == 1 else things or thing + 's'}"
 
 
 def size(length: float) -> str:
-    """Return a number of bytes in words."""
+    """Format a number of bytes, as in 2.5 GB."""
     units = ["bytes", "kB", "MB", "GB", "TB"]
     while length >= 1000 and len(units) > 1:
         length /= 1000

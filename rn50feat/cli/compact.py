@@ -15,16 +15,15 @@ from rn50feat.errors import count, size
 
 @click.command("compact")
 @store_argument
-@option("--to", type=click.Path(path_type=Path), metavar="OUT.h5", help="Write a copy, and leave STORE as it is.")
-@option("--overwrite", is_flag=True, help="Let --to replace a file.")
+@option("--to", type=click.Path(path_type=Path), metavar="OUT.h5", help="Write a copy, and leave STORE unchanged.")
+@option("--overwrite", is_flag=True, help="Replace OUT.h5 if it exists.")
 @json_option
 @pass_ending
 def command(ending: Ending, store: Path | None, to: Path | None, overwrite: bool, as_json: bool) -> None:
-    """Write STORE anew, without the space of removed rows.
+    """Rewrite STORE without the space left by removed rows.
 
-    STORE is as for search. With --to it is also the way to back up a store:
-    the copy is consistent while a run is in progress, and has the same ids
-    and history.
+    STORE is chosen as for search. Use --to to back up a store: the copy is
+    consistent even during a run, and keeps ids and history.
     """
     from rn50feat.store.compact import compact as run
 

@@ -1,4 +1,4 @@
-"""What keeps a run whole: storage primitives, and the limits of its machine.
+"""Store files safely, and keep to the limits of the machine.
 
 Order: `disk` (every system call that changes a disk), `limits`, `waiting`,
 `caches`, `records`, `hdf5_storage`; then `rollback` and `journal` (a file

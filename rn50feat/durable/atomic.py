@@ -1,8 +1,8 @@
-"""Write files as wholes: next to their places first, into them at the end.
+"""Write files as a whole or not at all: under a temporary name first, renamed at the end.
 
-In: the paths of files to be. Out: open files; when all is written they take
-their places, and after an error nothing has changed. What a killed program
-left next to a place is removed by the next one that writes there.
+Takes the paths of files to write and yields open files; when all is written
+they get their names, and after an error nothing has changed. What a killed
+program leaves behind is removed by the next one that writes to the same path.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from rn50feat.errors import ExchangeError, RN50FeatError
 
 
 def refuse_existing(paths: Sequence[Path]) -> None:
-    """Raise `ExchangeError` where there is something already."""
+    """Raise `ExchangeError` if something already exists at one of `paths`."""
     for path in paths:
         if os.path.lexists(path):
-            raise ExchangeError(f"{path} exists: name another file, or give --overwrite")
+            raise ExchangeError(f"{path} exists: name another file, or use --overwrite")
 
 
 @contextmanager
 def written(paths: Sequence[Path], *, kind: type[RN50FeatError] = ExchangeError) -> Iterator[list[BufferedWriter]]:
-    """Yield an open file for each of `paths`, which become these files when the block has ended without an error.
+    """Yield an open file for each of `paths`, and move them there if the block ends without an error.
 
-    Links are followed. Raises an error of `kind` when they cannot be written.
+    Links are followed. Raises an error of type `kind` if they cannot be written.
     """
     places = [Path(os.path.realpath(path)) for path in paths]
     parts = [place.with_name(f"{_stem(place)}{secrets.token_hex(6)}.part") for place in places]
@@ -46,17 +46,17 @@ def written(paths: Sequence[Path], *, kind: type[RN50FeatError] = ExchangeError)
             DISK.sync_folder(places[0].parent)
     except OSError as error:
         raise kind(
-            f"{paths[0]} cannot be written ({error.strerror or error}): name a file where there is room, in a folder"
-            " that exists and that you may write to"
+            f"{paths[0]} cannot be written ({error.strerror or error}): name a file in an existing folder that you may"
+            " write to and that has room"
         ) from error
     finally:
         for part in parts:
-            with suppress(OSError):  # on a disk that fails, or that takes no change
+            with suppress(OSError):  # on a disk that fails, or has become read-only
                 part.unlink(missing_ok=True)
 
 
 def remove_leftovers(place: Path) -> None:
-    """Remove what programs that were killed left next to `place`: their locks ended with them."""
+    """Remove what killed programs left next to `place`: their locks ended with them."""
     leftover = re.compile(re.escape(_stem(place)) + r"[0-9a-f]{12}\.part")
     with suppress(OSError):
         for entry in sorted(os.scandir(place.parent), key=lambda entry: entry.name):
@@ -79,14 +79,14 @@ def _remove_unlocked(part: Path) -> None:
 
 
 def _created(part: Path, locks: ExitStack) -> BufferedWriter:
-    """Open a new file, locked until `locks` are closed; without a lock where the file system has none."""
+    """Open a new file, locked until `locks` are closed; unlocked if the file system has no locks."""
     while True:
         handle = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-        file = os.fdopen(os.dup(handle), "wb")  # the lock is of both, and ends with the last
+        file = os.fdopen(os.dup(handle), "wb")  # both handles share the lock, which ends with the last
         locks.callback(close, handle)
         with suppress(OSError):
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if part.exists():  # else it was taken for a leftover before it was locked
+        if part.exists():  # else another program took it for a leftover before it was locked
             return file
         file.close()
 

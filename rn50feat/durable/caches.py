@@ -1,7 +1,7 @@
-"""The files that runs keep for later ones: the compiled networks, and where downloads go.
+"""Find what runs keep for later ones: compiled networks and downloaded weights.
 
-In: the variables of the user's environment. Out: folders, and the networks in
-theirs. A cache is never needed: where there is no folder for it, there is none.
+Takes the user's environment variables and returns folders, and the compiled
+networks in theirs. A cache is optional: without a folder for it, there is none.
 """
 
 from __future__ import annotations
@@ -13,37 +13,37 @@ from pathlib import Path
 
 # A network takes 94 MB, and there is one for each precision, variant, set of weights and version of OpenVINO.
 KEPT = 4
-KEPT_SECONDS = 30 * 86400.0  # without use
+KEPT_SECONDS = 30 * 86400.0  # since its last use
 _PATTERN = "openvino-*.blob"
 
 
 def user_folder() -> Path | None:
-    """Return the user's folder for caches; None for a user without a home, such as an unknown one in a container."""
+    """Find the user's cache folder; None for a user without a home, such as an unknown one in a container."""
     folder = os.path.expanduser(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     return None if folder.startswith("~") else Path(folder)
 
 
 def weights_folder() -> Path | None:
-    """Return torch.hub's own folder for weights (its `get_dir`, without importing torch); None without a home."""
+    """Find torch.hub's own folder for weights (its `get_dir`, without importing torch); None without a home."""
     cache = user_folder()
     torch = os.environ.get("TORCH_HOME") or (cache and os.fspath(cache / "torch"))
     return None if torch is None else Path(os.path.expanduser(torch), "hub", "checkpoints")
 
 
 def compiled_folder() -> Path | None:
-    """Return the folder of compiled networks."""
+    """Find the folder of compiled networks; None without a home."""
     cache = user_folder()
     return cache and cache / "rn50feat"
 
 
 def compiled_path(key: str) -> Path | None:
-    """Return where the compiled network with a key lies, or would lie."""
+    """Name the file of the compiled network with a key, whether it exists or not; None without a home."""
     folder = compiled_folder()
     return folder and folder / _PATTERN.replace("*", key)
 
 
 def compiled() -> list[tuple[Path, os.stat_result]]:
-    """Return the compiled networks with what is known of their files, the one used last first."""
+    """List the compiled networks and the status of their files, the most recently used first."""
     found = []
     with suppress(OSError):
         for path in (compiled_folder() or Path(os.devnull)).glob(_PATTERN):
@@ -53,7 +53,7 @@ def compiled() -> list[tuple[Path, os.stat_result]]:
 
 
 def use(path: Path) -> None:
-    """Note that a compiled network is used, and remove those that were not for a month, or that are too many."""
+    """Mark a compiled network as used; remove those not used for a month, and all but the last `KEPT`."""
     with suppress(OSError):
         os.utime(path)
     for place, (other, status) in enumerate(compiled()):

@@ -1,8 +1,8 @@
-"""The system calls that change what is on a disk, in one place.
+"""Make the system calls that change what is on a disk, in one place.
 
-In: handles, bytes and paths. Out: changes on the disk, or an `OSError`. Every
-change to a store passes through here, so that a test can stop the program at
-each of them, or play a disk that is full.
+Takes handles, bytes and paths, and changes the disk or raises an `OSError`.
+Every change to a store passes through here, so that a test can stop the program
+at each of them, or simulate a full disk.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "close other programs, or raise the limit (ulimit -n)"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "see to its permissions"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions"),
     **dict.fromkeys((errno.ENOMEM,), "close other programs, or raise the limit (ulimit -v)"),
     **dict.fromkeys((errno.EFBIG,), "raise the limit (ulimit -f)"),
     **dict.fromkeys(
         (errno.ENOENT, errno.ENOTDIR, errno.ESTALE),
-        "it or its folder was renamed, replaced or removed meanwhile: take its path as it is now",
+        "it or its folder was renamed, replaced or removed meanwhile: use its current path",
     ),
 }
 
 
 def advice(error: OSError) -> str:
-    """Return what helps against an error of the operating system."""
+    """Suggest a fix for an error from the operating system."""
     return _ADVICE.get(error.errno or 0, "check the disk")
 
 
 class Disk:
-    """The system calls that change what is on the disk; all raise `OSError`."""
+    """The system calls that change what is on the disk; all of them raise `OSError`."""
 
     def create(self, path: Path) -> int:
-        """Make an empty file in the place of whatever has this name; what a link points to stays as it is."""
+        """Create an empty file in place of whatever has this name; the target of a link stays as it is."""
         path.unlink(missing_ok=True)
         return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o666)
 
@@ -66,7 +66,7 @@ class Disk:
         handle = os.open(folder, os.O_RDONLY | os.O_CLOEXEC)
         try:
             os.fsync(handle)
-        except OSError as error:  # some network file systems sync no folders
+        except OSError as error:  # some network file systems cannot sync folders
             if error.errno not in (errno.EINVAL, errno.ENOTSUP):
                 raise
         finally:
@@ -77,15 +77,15 @@ DISK = Disk()
 
 
 def close(handle: int) -> None:
-    """Close a file whose content is synced or of no more use: an error comes too late to lose anything."""
+    """Close a file whose content is synced or no longer needed: an error can lose nothing any more."""
     with suppress(OSError):
         os.close(handle)
 
 
 def open_regular(path: Path) -> BufferedReader:
-    """Open a file to read; raise `OSError` for a FIFO, which would block, a folder or a device, too."""
+    """Open a file to read; raise `OSError` also for a FIFO, which would block, a folder or a device."""
     handle = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     if not stat.S_ISREG(os.fstat(handle).st_mode):
         close(handle)
-        raise OSError(errno.EINVAL, "it is no regular file")
+        raise OSError(errno.EINVAL, "it is not a regular file")
     return open(handle, "rb")

@@ -1,9 +1,9 @@
-"""Check that an HDF5 file holds its data itself.
+"""Check that an HDF5 file contains all its data itself.
 
-In: groups and datasets of a file that may come from anywhere. Out: what is
-wrong with them, in words. HDF5 follows links into other files, maps datasets
-onto them, and loads filters as shared libraries: a file could make a program
-read, and pass on, whatever its user may read.
+Takes groups and datasets of a file that may come from anywhere, and says what
+is wrong with them. HDF5 follows links into other files, maps datasets onto
+them, and loads filters as shared libraries: a file could make a program read,
+and pass on, whatever its user may read.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _HARMLESS_FILTERS = {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.
 
 
 def link_fault(group: h5py.Group, name: str) -> str | None:
-    """Return what a member of a group is if it is not a plain member; it is not opened."""
+    """Say what a member of a group is if not a plain one; it is not opened."""
     link = group.get(name, getlink=True)
     if isinstance(link, h5py.HardLink):
         return None
@@ -25,7 +25,7 @@ def link_fault(group: h5py.Group, name: str) -> str | None:
 
 
 def storage_fault(dataset: h5py.Dataset) -> str | None:
-    """Return what a dataset is if its values are elsewhere, or need code from elsewhere; they are not read."""
+    """Say what a dataset is if its values are elsewhere, or need code from elsewhere; they are not read."""
     creation = dataset.id.get_create_plist()
     kind = creation.get_layout()
     if kind == h5py.h5d.VIRTUAL:

@@ -1,22 +1,22 @@
-"""A file that changes from one commit to the next as a whole, or not at all.
+"""Change a file from one commit to the next as a whole, or not at all.
 
-In: a path. Out: a Python file object, as h5py's file-object driver takes it,
-whose writes reach other programs only through `commit`. The method is SQLite's
-rollback journal:
+Takes a path and gives h5py's file-object driver a Python file object whose
+writes become visible to other programs only with `commit`. The method is
+SQLite's rollback journal:
 
-- what is written beyond the committed end goes to the disk at once, since
-  nothing refers to it yet;
-- what is written over committed pages is held in memory;
+- writes beyond the committed end go to the disk at once, since nothing refers
+  to them yet;
+- writes to committed pages are held in memory;
 - a commit syncs the file, saves the old and the new content of those pages
   with a checksum in ``<path>-journal``, syncs that, writes the new pages,
   syncs again and removes the journal. That removal is the commit.
 
-A process or machine that dies on the way leaves either no complete journal,
+If the process or machine dies on the way, there is either no complete journal,
 and then no committed page was touched, or a complete one, from which `recover`
-puts the old pages back. A journal whose pages are neither old nor new in the
-file beside it is of another file (a backup was put there, say) and undoes
-nothing. A new file is written beside its path and takes its place at the
-first commit.
+restores the old pages. A journal whose pages are neither old nor new in the
+file next to it belongs to another file (after a backup was restored, for
+example) and undoes nothing. A new file is written next to its path and renamed
+at the first commit.
 
 Every change to the disk passes through a `Disk`, so that a test can stop the
 program at each of them.
@@ -40,23 +40,23 @@ if TYPE_CHECKING:
 
 
 def new_path(path: Path) -> Path:
-    """Return where a file lies until its first commit."""
+    """Name the file that holds new content until its first commit."""
     return path.with_name(path.name + "-new")
 
 
 class JournaledFile(io.RawIOBase):
     """A readable, writable, seekable file whose changes wait for `commit`.
 
-    One process at a time may have a path open so, and must have called
-    `recover` first. An error of the disk is kept in ``error``, and the file
-    abandoned, instead of raised: HDF5 2.0 crashes (h5py 3.16, in H5Fclose)
-    when a write of its driver has failed.
+    Only one process at a time may open a path this way, and it must have called
+    `recover` first. A disk error is not raised but kept in ``error``, and the
+    file is abandoned: HDF5 2.0 crashes (h5py 3.16, in H5Fclose) after a failed
+    write of its driver.
     """
 
     def __init__(self, path: Path, *, create: bool = False, length: int = 0, disk: Disk = DISK) -> None:
-        """Open `path` with its committed `length` in bytes, or create it anew.
+        """Open `path` with its committed `length` in bytes, or create it.
 
-        Whatever lies beyond `length` was never committed and is cut off.
+        Anything beyond `length` was never committed and is cut off.
         """
         self.path = path
         self._disk = disk
@@ -114,7 +114,7 @@ class JournaledFile(io.RawIOBase):
         return len(view)
 
     def _held(self, length: int) -> int:
-        """Return how many of the next `length` bytes lie before the committed end."""
+        """Count how many of the next `length` bytes are before the committed end."""
         return min(length, max(0, self._committed - self._at))
 
     def _page(self, number: int) -> bytearray:
@@ -123,7 +123,7 @@ class JournaledFile(io.RawIOBase):
         return self._pages[number]
 
     def _read(self, length: int, offset: int) -> bytes:
-        """Return `length` bytes of the disk, zeros where the file has ended."""
+        """Read `length` bytes from the disk, zeros beyond the end of the file."""
         try:
             return os.pread(self.handle, length, offset).ljust(length, b"\0")
         except OSError as error:
@@ -139,15 +139,15 @@ class JournaledFile(io.RawIOBase):
         return self._length
 
     def commit(self, alone: Callable[[], AbstractContextManager[object]] = nullcontext) -> None:
-        """Make everything written so far durable and visible, at once.
+        """Make everything written so far durable and visible, all at once.
 
-        `alone` is held while committed pages change. An error leaves the
-        file as it was at the last commit, or a journal that brings it there.
+        `alone` is held while committed pages change. An error leaves the file
+        as it was at the last commit, or a journal that restores that state.
         """
         self._disk.sync(self.handle)
         self._require_place()
         if self._new:
-            if left(self.path):  # of a file that lay here once: it must not undo this one
+            if left(self.path):  # by an earlier file at this path: it must not undo this one
                 self._disk.remove(journal_path(self.path))
             self._disk.rename(new_path(self.path), self.path)
             self._new = False
@@ -161,13 +161,13 @@ class JournaledFile(io.RawIOBase):
         self._committed = self._length
 
     def _require_place(self) -> None:
-        """Raise `FileNotFoundError` when the file is no longer at its path: rows written to it would be lost."""
+        """Raise `FileNotFoundError` if the file is no longer at its path: rows written to it would be lost."""
         place = os.stat(new_path(self.path) if self._new else self.path)
         if not os.path.samestat(place, os.fstat(self.handle)):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
 
     def _settle(self) -> None:
-        """Take the new state for the committed one: nothing after this may undo it."""
+        """Make the new state the committed one: nothing after this may undo it."""
         self._committed = self._length
         self._pages.clear()
         self._disk.sync_folder(self.path.parent)
@@ -189,12 +189,12 @@ class JournaledFile(io.RawIOBase):
         self._disk.sync_folder(journal.parent)
 
     def _new_page(self, number: int, old: bytes) -> bytes:
-        """Return what a page will be: held bytes up to the committed end, and what is on the disk after it."""
+        """Compose a page's new content: held bytes up to the committed end, and the disk's content after it."""
         inside = self._inside(number)
         return bytes(self._pages.get(number, old)[:inside]) + old[inside:]
 
     def _inside(self, number: int) -> int:
-        """Return how many bytes of a page a commit writes."""
+        """Count the bytes of a page that a commit writes."""
         return max(0, min(self._length, self._committed, (number + 1) * PAGE) - number * PAGE)
 
     def _write_pages(self) -> None:
@@ -205,9 +205,9 @@ class JournaledFile(io.RawIOBase):
         self._disk.sync(self.handle)
 
     def abandon(self) -> None:
-        """Hold all further writes in memory: `close` then undoes what was not committed.
+        """Hold all further writes in memory, and let `close` undo what was not committed.
 
-        HDF5 writes when its file is closed, whatever came before.
+        HDF5 writes when its file is closed, whatever happened before.
         """
         if self._undo_to is None:
             self._undo_to, self._committed = self._committed, 1 << 62
@@ -216,7 +216,7 @@ class JournaledFile(io.RawIOBase):
         if self.closed:
             return
         super().close()
-        with suppress(OSError):  # whoever writes next removes what stays beyond the committed end, or the new file
+        with suppress(OSError):  # the next writer removes what is left beyond the committed end, or the new file
             if self._undo_to is not None and self._new:
                 self._disk.remove(new_path(self.path))
             elif self._undo_to is not None:

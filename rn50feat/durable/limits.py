@@ -1,9 +1,9 @@
-"""What this process may take of its machine: cores, memory, open files.
+"""Find out how much of its machine this process may use: cores, memory, open files.
 
-In: the affinity of the process, its control groups (v1 and v2) and its
-``ulimit``s. Out: the number of cores and of bytes that it may use; and for an
-error that comes of a limit, the words for it. A container sees all cores and
-all memory of its host: what it may use of them is in its control groups.
+Looks at the affinity of the process, its control groups (v1 and v2) and its
+``ulimit``s. Returns the number of cores and of bytes that it may use, and
+explains errors that a limit causes. A container sees all cores and all memory
+of its host: how much of them it may use is in its control groups.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ GROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 MEMINFO = Path("/proc/meminfo")
 
-# How libraries in C and C++ say that they got no memory.
+# How C and C++ libraries say that they are out of memory.
 _NO_MEMORY = re.compile(r"bad_?\s?alloc|cannot allocate|can't allocate|out of memory|failed to map segment", re.I)
 
 
 def cores() -> int:
-    """Return how many cores this process may use."""
+    """Count the cores that this process may use."""
     return quota() or _seen()
 
 
 def quota() -> int | None:
-    """Return how many cores the quota of its groups leaves this process, rounded up; None for all that it sees."""
+    """Count the cores, rounded up, that the quota of its groups leaves this process; None for all that it sees."""
     quotas = [math.ceil(found) for group in _groups("cpu") if (found := _quota(group)) is not None]
     return min(quotas) if quotas and min(quotas) < _seen() else None
 
@@ -43,14 +43,14 @@ def _seen() -> int:
 
 
 def memory() -> int | None:
-    """Return how many bytes this process may take besides what is in use, by its machine and groups; None: unknown."""
+    """Count the bytes that its machine and groups leave this process beyond what is in use; None if unknown."""
     found = [_available(), *map(_left, _groups("memory"))]
     known = [size for size in found if size is not None]
     return max(0, min(known)) if known else None
 
 
 def raise_open_files() -> None:
-    """Raise the limit on open files as far as it goes: each decoding process takes one here."""
+    """Raise the limit on open files as far as allowed: each decoding process takes one here."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         with suppress(OSError, ValueError):  # macOS has a lower limit of its own
@@ -59,7 +59,7 @@ def raise_open_files() -> None:
 
 @contextmanager
 def told() -> Iterator[None]:
-    """Raise `LimitError` for what the block raises because of a limit."""
+    """Turn errors in the block that a limit causes into `LimitError`."""
     try:
         yield
     except (OSError, RuntimeError, MemoryError, ImportError) as error:
@@ -69,9 +69,9 @@ def told() -> Iterator[None]:
 
 
 def exceeded(error: BaseException) -> LimitError | None:
-    """Return what to tell of an error that comes of a limit of this process or its machine, None for another."""
+    """Explain an error that a limit of this process or its machine causes; return None for any other."""
     if isinstance(error, FileNotFoundError) and error.filename is None and not _has_working_folder():
-        return LimitError("the working folder is gone: change to one that exists, or name files by their whole paths")
+        return LimitError("the working folder is gone: change to one that exists, or use absolute paths")
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
     if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:
@@ -96,25 +96,25 @@ def _worded(what: str, option: str, kind: int, remedy: str, unit: int = 1) -> Li
     soft = resource.getrlimit(kind)[0]
     if soft == resource.RLIM_INFINITY:
         return LimitError(
-            f"this machine or container has no more {what} to give: use fewer --workers, or stop other programs"
+            f"this machine or container has no more {what} available: use fewer --workers, or stop other programs"
         )
     return LimitError(f"the limit on {what} (ulimit -{option} {soft // unit}) is too low: {remedy}")
 
 
 def _groups(controller: str) -> Iterator[Path]:
-    """Yield the folders of this process's control groups, each from its own up to the root that is seen here."""
+    """Yield the folders of this process's control groups, each from its own up to the visible root."""
     for line in (_text(MEMBERSHIP) or "").splitlines():
         _, controllers, path = line.split(":", 2)
         if controllers and controller not in controllers.split(","):
             continue
-        # A container that sees the path of its host finds its limits in the root.
+        # A container that sees its host's path finds its limits in the root.
         for base in [GROUPS / controllers, GROUPS / controller] if controllers else [GROUPS, GROUPS / "unified"]:
             group = base / path.lstrip("/")
             yield from [group, *(above for above in group.parents if above.is_relative_to(base))]
 
 
 def _quota(group: Path) -> float | None:
-    """Return the cores that a group may use, None for any number."""
+    """Read how many cores a group may use; None for any number."""
     both = (_text(group / "cpu.max") or "").split()  # version 2
     quota, period = both if len(both) == 2 else (_text(group / f"cpu.cfs_{name}_us") for name in ("quota", "period"))
     with suppress(TypeError, ValueError, ZeroDivisionError):  # "max", or no such file
@@ -124,7 +124,7 @@ def _quota(group: Path) -> float | None:
 
 
 def _left(group: Path) -> int | None:
-    """Return the bytes that a group may take besides those in use; files that are only cached are not."""
+    """Count the bytes that a group may still take; files that are only cached are not in use."""
     for limit, usage, cached in (
         ("memory.max", "memory.current", "inactive_file"),
         ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -136,13 +136,13 @@ def _left(group: Path) -> int | None:
 
 
 def _available() -> int | None:
-    """Return the bytes that programs can have on this machine, as its kernel estimates."""
+    """Read the kernel's estimate of the bytes available to programs."""
     kilobytes = _field(MEMINFO, "MemAvailable:")
     return 1024 * kilobytes if kilobytes else None
 
 
 def _field(path: Path, name: str) -> int:
-    """Return the number behind a name in a file, 0 where there is none."""
+    """Read the number after a name in a file; 0 if there is none."""
     match = re.search(rf"^{name}\s+(\d+)", _text(path) or "", re.M)
     return int(match[1]) if match else 0
 

@@ -1,16 +1,16 @@
-"""Keep two runs apart, and readers away from the milliseconds of a commit.
+"""Keep two runs apart, and readers out during the milliseconds of a commit.
 
-In: the path of a store. Out: two kinds of lock. A run holds ``<store>-lock``
-for its whole length; a commit holds the store itself exclusively, and readers
-share it while they read. A commit that has to wait for readers holds
-``<store>-waiting``, the turnstile: those who come after it wait until it has
-had its turn. All are ``flock`` locks: they end with the process that holds
-them, however it ends.
+Takes the path of a store and holds one of two kinds of lock. A run holds
+``<store>-lock`` from start to end; a commit locks the store itself exclusively,
+and readers share it while they read. A commit that has to wait for readers
+holds ``<store>-waiting``, the turnstile: readers who come after it wait for
+their turn. All are ``flock`` locks: they end with the process that holds them,
+however it ends.
 
-``HDF5_USE_FILE_LOCKING`` means what it means to HDF5: with FALSE, readers and
+``HDF5_USE_FILE_LOCKING`` means the same as for HDF5: with FALSE, readers and
 commits take no lock; with TRUE, a file system without locks is an error for
-readers, too. FALSE also states that nobody else writes, so that a run is
-allowed where even its own lock cannot be had.
+readers, too. FALSE also states that nobody else writes, so that a run may go on
+even without its own lock.
 """
 
 from __future__ import annotations
@@ -35,17 +35,17 @@ from rn50feat.errors import StoreBusyError, StoreError, StoreLockedError
 logger = logging.getLogger(__name__)
 
 PATIENCE = 60.0  # seconds that a reader waits for commits before it gives up
-TURN = 2.0  # seconds for which the turnstile is closed at first, and then for twice as long each time
-PAUSE = 0.5  # seconds for which it is open in between: behind one that stays for long, others need not wait as well
+TURN = 2.0  # seconds that the turnstile is closed at first, doubled each time
+PAUSE = 0.5  # seconds that it is open in between: others need not wait behind one long reader
 _POLL = 0.002
 _UNSUPPORTED = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
 
-_warned: set[Path] = set()  # stores whose lack of locks was reported
+_warned: set[Path] = set()  # stores for which missing locks were reported
 _runs: dict[Path, int] = {}  # run locks of this process, and the thread of each
 
 
 class _Reads(threading.local):
-    """The stores that this thread holds as a reader, with the number of times."""
+    """The stores that this thread is reading, and how many times each."""
 
     def __init__(self) -> None:
         self.count: Counter[Path] = Counter()
@@ -55,7 +55,7 @@ _reads = _Reads()
 
 
 def setting() -> str:
-    """Return HDF5_USE_FILE_LOCKING as one of TRUE, FALSE and BEST_EFFORT, the default."""
+    """Read HDF5_USE_FILE_LOCKING as one of TRUE, FALSE and BEST_EFFORT, the default."""
     value = os.environ.get("HDF5_USE_FILE_LOCKING", "").upper()
     return {"1": "TRUE", "0": "FALSE", "TRUE": "TRUE", "FALSE": "FALSE"}.get(value, "BEST_EFFORT")
 
@@ -64,23 +64,23 @@ def setting() -> str:
 def run_lock(store: Path) -> Iterator[None]:
     """Hold the right to write to `store`.
 
-    Raises `StoreLockedError` at once when another process holds it, and
-    `StoreError` when the folder cannot be written or has no locks, unless the
+    Raises `StoreLockedError` at once if another process holds it, and
+    `StoreError` if the folder cannot be written or has no locks, unless the
     user states that nobody else writes.
     """
     path = store.with_name(store.name + "-lock")
     handle = _acquire(path, store)
     _runs[store] = threading.get_ident()
     try:
-        with suppress(OSError):  # on a full disk it is locked all the same, without a name
+        with suppress(OSError):  # on a full disk the lock works too, but does not name its holder
             os.ftruncate(handle, 0)
             os.pwrite(handle, json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode(), 0)
-        with suppress(OSError):  # left by a run that was killed as it waited
+        with suppress(OSError):  # left by a run that was killed while it waited
             waiting_path(store).unlink(missing_ok=True)
         yield
     finally:
         del _runs[store]
-        with suppress(OSError):  # a lock file that stays is no lock
+        with suppress(OSError):  # a lock file that stays behind locks nothing
             path.unlink()  # while it is still locked: see `_acquire`
         close(handle)
 
@@ -98,7 +98,7 @@ def _acquire(path: Path, store: Path) -> int:
             if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
                 raise _no_lock_file(path) from error
             raise StoreError(
-                f"{store} cannot be written ({error.strerror}): choose a folder that exists and that you may write to"
+                f"{store} cannot be written ({error.strerror}): choose an existing folder that you may write to"
             ) from error
         try:
             _require_plain(handle, path)
@@ -124,26 +124,26 @@ def _acquire(path: Path, store: Path) -> int:
 
 
 def _opened(path: Path) -> int:
-    """Open a lock file, or create it; a symbolic link to another file is an error."""
+    """Open or create a lock file; a symbolic link is an error."""
     return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 def _require_plain(handle: int, path: Path) -> None:
-    """Raise `StoreError` for a lock file that is also another file: what is written to it would end up there."""
+    """Raise `StoreError` for a lock file that is also another file, which writing to it would change."""
     status = os.fstat(handle)
     if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
         raise _no_lock_file(path)
 
 
 def _no_lock_file(path: Path) -> StoreError:
-    return StoreError(f"{path} is no lock file, but a folder, a device or a link to another file: remove it")
+    return StoreError(f"{path} is not a lock file, but a folder, a device or a link to another file: remove it")
 
 
 def _holder(handle: int) -> str:
     try:
         record = json.loads(os.pread(handle, 4096, 0))
         return f"process {record['pid']} on {record['host']}"
-    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # between its lock and its signature
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):  # it is locked, but not signed yet
         return "another run"
 
 
@@ -157,7 +157,7 @@ def _unlockable(store: Path, error: OSError) -> StoreError:
 
 
 def waiting_path(store: Path) -> Path:
-    """Return the turnstile of a store."""
+    """Name the file of a store's turnstile."""
     return store.with_name(store.name + "-waiting")
 
 
@@ -165,15 +165,15 @@ def waiting_path(store: Path) -> Path:
 def shared(handle: int, path: Path) -> Iterator[bool]:
     """Hold an open store together with other readers; yield whether it is locked.
 
-    It is not where HDF5_USE_FILE_LOCKING is FALSE or the file system has no
-    locks. Raises `StoreBusyError` when it takes more than `PATIENCE` seconds.
+    It is not if HDF5_USE_FILE_LOCKING is FALSE or the file system has no locks.
+    Raises `StoreBusyError` if that takes more than `PATIENCE` seconds.
     """
     if setting() == "FALSE":
         yield False
         return
     mine = _reads.count
     deadline = time.monotonic() + PATIENCE
-    if not mine[path]:  # who holds it already must not wait for a commit that waits for them
+    if not mine[path]:  # a thread that holds it must not wait for a commit that waits for the thread
         _poll(lambda: not awaited(path), deadline)
     try:
         locked = _poll(lambda: _try(handle, fcntl.LOCK_SH), deadline)
@@ -205,9 +205,9 @@ def _warn(path: Path, error: OSError) -> None:
 
 @contextmanager
 def alone(handle: int, path: Path, *, patience: float = PATIENCE) -> Iterator[None]:
-    """Hold an open store, writable through `handle`, against all others; the next reader to come waits.
+    """Hold an open store, writable through `handle`, exclusively; new readers wait.
 
-    Raises `StoreBusyError` when that takes more than `patience` seconds.
+    Raises `StoreBusyError` if that takes more than `patience` seconds.
     """
     if setting() == "FALSE":
         yield
@@ -224,7 +224,7 @@ def alone(handle: int, path: Path, *, patience: float = PATIENCE) -> Iterator[No
 
 
 def _wait_alone(handle: int, path: Path, deadline: float) -> bool:
-    """Wait for the readers that are there while those who come queue; return whether the lock was had in time."""
+    """Wait for the current readers while new ones queue; return whether the lock was acquired in time."""
     turn = TURN
     while True:
         with _turnstile(path):
@@ -239,12 +239,12 @@ def _wait_alone(handle: int, path: Path, deadline: float) -> bool:
 
 @contextmanager
 def _turnstile(store: Path) -> Iterator[None]:
-    """Close the turnstile; where the folder takes no file, or it is closed already, go on without."""
+    """Close the turnstile; go on without it if it is closed already or the folder cannot be written."""
     path = waiting_path(store)
     handle = -1
     with suppress(OSError):
         handle = _opened(path)
-        _poll(lambda: _try(handle, fcntl.LOCK_EX), time.monotonic() + PAUSE)  # a reader may be looking at it right now
+        _poll(lambda: _try(handle, fcntl.LOCK_EX), time.monotonic() + PAUSE)  # a reader may be checking it right now
     try:
         yield
     finally:
@@ -261,7 +261,7 @@ def awaited(store: Path) -> bool:
     except OSError:  # there is none, as almost always: 2 µs
         return False
     try:
-        return not _try(handle, fcntl.LOCK_SH)  # what a killed run left is not locked
+        return not _try(handle, fcntl.LOCK_SH)  # a killed run leaves it unlocked
     except OSError:
         return False
     finally:
@@ -277,7 +277,7 @@ def _try(handle: int, kind: int) -> bool:
 
 
 def _poll(done: Callable[[], bool], deadline: float) -> bool:
-    """Ask until `done` or the deadline; return whether it is."""
+    """Poll until `done` or the deadline; return whether it is done."""
     while not done():
         if time.monotonic() > deadline:
             return False

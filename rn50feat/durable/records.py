@@ -1,7 +1,7 @@
-"""Check the records that were read from JSON.
+"""Check the types in records that were read from JSON.
 
-In: a dataclass whose values may be anything. Out: the same, with values of
-the types that its fields declare.
+Takes a dataclass whose values may be anything, and returns it if they have the
+types that its fields declare.
 """
 
 from __future__ import annotations
@@ -15,10 +15,9 @@ _KINDS: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "None":
 
 
 def typed(record: T) -> T:
-    """Return a dataclass as it is; raise TypeError where a field holds another type than it declares.
+    """Return a dataclass unchanged; raise TypeError if a field does not have the type that it declares.
 
-    Fields of other types than numbers, text, None and tuples of floats are
-    taken as they are.
+    Only numbers, text, None and tuples of floats are checked.
     """
     for field in fields(record):  # type: ignore[arg-type]
         value, declared = getattr(record, field.name), str(field.type)

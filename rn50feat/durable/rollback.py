@@ -1,9 +1,9 @@
-"""Undo a commit that was interrupted, from the journal that it left.
+"""Undo an interrupted commit from the journal that it left.
 
-In: the path of a file. Out: the file as of its last commit. A journal holds
-the committed length of the file, the pages that a commit changes, as they were
-and as they will be, and a checksum; `journal` writes it. One that is not
-complete, or not of this file, undoes nothing.
+Takes the path of a file and restores its last commit. A journal holds the
+committed length of the file, the old and new content of the pages that a commit
+changes, and a checksum; `journal` writes it. An incomplete one, or one of
+another file, undoes nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rn50feat.durable.disk import DISK, Disk, close
 from rn50feat.errors import StoreError
 
 PAGE = 4096
-SECTOR = 512  # what a disk writes whole: a page may be half old, half new
+SECTOR = 512  # a disk writes these whole: a page may be half old, half new
 _MAGIC = b"rn50feat journal 1\n"
 _HEADER = struct.Struct("<QQ")  # committed length in bytes, number of pages
 _PAGE = struct.Struct(f"<Q{PAGE}s{PAGE}s")  # number, old content, new content
@@ -39,12 +39,12 @@ class Page:
 
 
 def journal_path(path: Path) -> Path:
-    """Return where the journal of a file is."""
+    """Name the journal of a file."""
     return path.with_name(path.name + "-journal")
 
 
 def packed(length: int, pages: Sequence[Page]) -> bytes:
-    """Return the content of a journal: the committed length, and the pages in ascending order."""
+    """Pack a journal: the committed length, and the pages in ascending order."""
     pieces = [
         _MAGIC + _HEADER.pack(length, len(pages)),
         *(_PAGE.pack(page.number, page.old, page.new) for page in pages),
@@ -54,15 +54,15 @@ def packed(length: int, pages: Sequence[Page]) -> bytes:
 
 
 def left(path: Path) -> bool:
-    """Check whether there is a journal at `path`: a commit goes on, or was interrupted."""
+    """Check whether `path` has a journal: a commit is in progress, or was interrupted."""
     return os.path.lexists(journal_path(path))
 
 
 def recover(path: Path, disk: Disk = DISK) -> bool:
-    """Undo the commit that was interrupted at `path`; return whether there was one.
+    """Undo an interrupted commit at `path`; return whether there was one.
 
-    The caller holds the file alone. Raises `StoreError` when something else
-    than a file is in the journal's place.
+    The caller holds the file exclusively. Raises `StoreError` if the journal is
+    not a regular file.
     """
     journal = journal_path(path)
     try:
@@ -84,11 +84,11 @@ def recover(path: Path, disk: Disk = DISK) -> bool:
 
 
 def _no_journal(journal: Path) -> StoreError:
-    return StoreError(f"{journal} is no journal, but a folder, a device or a link to another file: remove it")
+    return StoreError(f"{journal} is not a journal, but a folder, a device or a link to another file: remove it")
 
 
 def _undo(path: Path, journal: BinaryIO, disk: Disk) -> bool:
-    """Put the old pages back from a complete journal of the file at `path`; return whether it is one."""
+    """Restore the old pages from a complete journal of the file at `path`; return whether it is one."""
     handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     try:
         length = _belonging(journal, handle)
@@ -104,10 +104,10 @@ def _undo(path: Path, journal: BinaryIO, disk: Disk) -> bool:
 
 
 def _belonging(journal: BinaryIO, handle: int) -> int | None:
-    """Return the committed length in a journal if it is complete and of the file `handle`, else None.
+    """Read the committed length from a journal; None if it is incomplete or belongs to another file than `handle`.
 
-    It may be of any size and come from anywhere: it is read page by page, and
-    no further than it makes sense.
+    It may have any size and come from anywhere: it is read page by page, and
+    only as far as it makes sense.
     """
     size = os.fstat(handle).st_size
     head = journal.read(len(_MAGIC) + _HEADER.size)
@@ -117,7 +117,7 @@ def _belonging(journal: BinaryIO, handle: int) -> int | None:
     if os.fstat(journal.fileno()).st_size != len(head) + count * _PAGE.size + _CHECKSUM:
         return None
     checksum = hashlib.blake2b(head, digest_size=_CHECKSUM)
-    known = min(length, size)  # what lies beyond is cut off, or was
+    known = min(length, size)  # anything beyond is cut off, or was
     last, cut_off = -1, 0
     for page in _pages(journal, checksum.update):
         if not last < page.number < -(-length // PAGE) or not _belongs(handle, page, known):
@@ -139,7 +139,7 @@ def _pages(journal: BinaryIO, read: Callable[[bytes], object] = lambda _: None) 
 
 
 def _belongs(handle: int, page: Page, length: int) -> bool:
-    """Tell whether each sector of a page, of a file of `length`, is the old or the new one."""
+    """Check whether each sector of a page, in a file of `length`, is the old or the new one."""
     found = os.pread(handle, max(0, min(PAGE, length - page.number * PAGE)), page.number * PAGE)
     cuts = [slice(start, min(start + SECTOR, len(found))) for start in range(0, len(found), SECTOR)]
     return all(found[cut] in (page.old[cut], page.new[cut]) for cut in cuts)

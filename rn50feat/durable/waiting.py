@@ -1,9 +1,9 @@
-"""Wait for work that takes seconds or minutes, and stay reachable meanwhile.
+"""Wait for work that takes seconds or minutes, and stay responsive meanwhile.
 
-In: the work, and what says when to stop. Out: its result, or `Stopped`. The
-work goes on in a thread of its own, because neither an import nor a call into
-C++ or the network looks at a signal before it has ended; whoever waits here
-does so within a tenth of a second.
+Takes the work and a function that says when to stop; returns the result, or
+raises `Stopped`. The work runs in a thread of its own, because neither an
+import nor a call into C++ or the network handles signals before it ends; here
+they are handled within a tenth of a second.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
 T = TypeVar("T")
-SECONDS = 0.1  # between two looks at what says when to stop
+SECONDS = 0.1  # between two checks whether to stop
 
 _left: list[_Work[Any]] = []
 
@@ -27,10 +27,10 @@ class Stopped(Exception):
 
 
 class _Work(threading.Thread, Generic[T]):
-    """A thread that keeps the result of its work, or gives it to `dispose` when nobody waits any more.
+    """A thread that keeps the result of its work, or gives it to `dispose` if nobody waits any more.
 
-    It stays when its work is done: the kernel ends processes that are bound to
-    their parent, as Ray's are, with the thread that started them.
+    It stays alive when its work is done: the kernel ends processes that are
+    bound to their parent, as Ray's are, with the thread that started them.
     """
 
     def __init__(self, work: Callable[[], T], dispose: Callable[[T], object]) -> None:
@@ -61,7 +61,7 @@ class _Work(threading.Thread, Generic[T]):
         self._dispose(result)
 
     def leave(self) -> None:
-        """Stop waiting: a result that is there by now is disposed of as well."""
+        """Stop waiting, and dispose of a result that has arrived by now."""
         with self._lock:
             self.awaited = False
         _left.append(self)
@@ -74,8 +74,7 @@ def attend(
 ) -> T:
     """Return what `work` returns, or raise what it raises; raise `Stopped` soon after `stop` returns a reason.
 
-    What is left unfinished then goes on in its thread, and `dispose` gets
-    its result.
+    Unfinished work then goes on in its thread, and `dispose` gets its result.
     """
     thread = _Work(work, dispose)
     thread.start()
@@ -92,5 +91,5 @@ def attend(
 
 
 def unfinished() -> bool:
-    """Tell whether some work was left that has not ended: Python cannot end in peace, as its thread may be in C++."""
+    """Check whether abandoned work still runs: its thread may be in C++, which Python cannot shut down cleanly."""
     return any(not thread.done.is_set() for thread in _left)

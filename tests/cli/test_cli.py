@@ -156,7 +156,11 @@ def test_a_terminal_gets_a_table(store: Path) -> None:
             2,
             "--json and --csv cannot be combined: choose one",
         ),
-        (["search", "--stored", "pictures/plain.png", "-0", "--csv"], 2, "--csv and --null cannot be combined: choose one"),
+        (
+            ["search", "--stored", "pictures/plain.png", "-0", "--csv"],
+            2,
+            "--csv and --null cannot be combined: choose one",
+        ),
         (
             ["search", "--stored", "pictures/plain.png", "--min-score", "nan"],
             1,

@@ -153,5 +153,5 @@ def test_a_working_folder_that_is_gone_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", program, "bench"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr == (
-        "Error: the working folder is gone: change to one that exists, or name files by their whole paths\n"
+        "Error: the working folder is gone: change to one that exists, or use absolute paths\n"
     )

@@ -134,7 +134,7 @@ def test_what_is_there_is_replaced_only_on_demand(tmp_path: Path) -> None:
     opened = made(tmp_path, NAMES)
     for taken in ("rows.npy", "rows.paths.txt"):
         (tmp_path / taken).write_text("mine")
-        with pytest.raises(ExchangeError, match=f"{taken} exists: name another file, or give --overwrite"):
+        with pytest.raises(ExchangeError, match=f"{taken} exists: name another file, or use --overwrite"):
             export(opened, tmp_path / "rows.npy")
         assert (tmp_path / taken).read_text() == "mine"
         (tmp_path / taken).unlink()
