@@ -1,4 +1,4 @@
-"""beside: files are written as wholes, and what a killed program left is removed by the next."""
+"""atomic: files are written as wholes, and what a killed program left is removed by the next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from rn50feat.errors import ExchangeError
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from rn50feat.beside import written
+from rn50feat.durable.atomic import written
 with written([Path("page.html")]) as (file,):
     file.write(b"half")
     file.flush()
