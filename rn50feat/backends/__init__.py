@@ -1,6 +1,6 @@
-"""What runs the network: torch on CUDA or the CPU, and OpenVINO.
+"""Run the network: with torch on CUDA or the CPU, or with OpenVINO.
 
-In: crops, uint8 or float32 of shape (n, 224, 224, 3). Out: rows, float32 of
-shape (n, 2048). Order: `contract`, `exact`, `check`, `fused`, `cuda`, then
-`torch` and `openvino`. Never decodes an image or reads a file of weights.
+In: crops, uint8 or float32 of shape (n, 224, 224, 3). Out: features, float32
+of shape (n, 2048). Order: `contract`, `exact`, `check`, `fused`, `cuda`, then
+`torch` and `openvino`. Never decodes an image or reads a weights file.
 """

@@ -1,8 +1,8 @@
-"""Compare a fast way of running the network with the plain one, before it is used.
+"""Compare a fast way of running the network with the plain one before using it.
 
-In: a function from crops to features. Out: how far its rows are from those of
-torch on the CPU in fp32, in shares of the rows' own spread: with most weights
-the cosines of different images are near 1, and say little.
+In: a function from crops to features. Out: the distance of its rows from
+those of torch on the CPU in fp32, relative to the spread of the rows: with
+most weights, cosines of different images are near 1 and say little.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from rn50feat.images.provenance import Preprocessing
 if TYPE_CHECKING:
     from rn50feat.backends.contract import Crops
 
-# What rounding may do, by precision. Measured with random weights: fp32 on an H100 9e-5 of a row's own distance from
-# the mean, fp16 0.03, bf16 on a CPU 0.012 of the spread; a wrong kernel is off by about 1.
+# The largest error that rounding may cause, by precision. Measured with random weights: 9e-5 of a row's own distance
+# from the mean in fp32 on an H100, 0.03 in fp16, 0.012 of the spread in bf16 on a CPU; a wrong kernel: about 1.
 LIMITS = {"fp32": 1e-3, "fp16": 0.1, "bf16": 0.1}
 
 
 def crops(preprocessing: Preprocessing) -> Crops:
-    """Draw eight crops that differ in all that convolutions see: flat, ramps, checks, rings and noise."""
+    """Draw eight crops that exercise convolutions in different ways: flat, ramps, checks, rings and noise."""
     side = preprocessing.crop
     y, x = np.mgrid[:side, :side].astype(np.float32) * (255 / (side - 1))
     noise = np.random.default_rng(0).integers(0, 256, (side, side))
@@ -34,16 +34,16 @@ def crops(preprocessing: Preprocessing) -> Crops:
     return np.stack(coloured).astype(preprocessing.crop_dtype)
 
 
-def error(found: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Return the largest distance of a row from what is expected, both (n, 2048), over the spread of those."""
+def error(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Compute the largest distance of a row from the expected one, both (n, 2048), relative to the expected spread."""
     spread = np.sqrt(((expected - expected.mean(0)) ** 2).sum(1).mean())
-    return float(np.nan_to_num(np.linalg.norm(found - expected, axis=1).max() / spread, nan=np.inf))
+    return float(np.nan_to_num(np.linalg.norm(actual - expected, axis=1).max() / spread, nan=np.inf))
 
 
 def measure(
     preprocessing: Preprocessing, plain: Callable[[Crops], NDArray[np.float32]]
 ) -> Callable[[Callable[[Crops], NDArray[np.float32]]], float]:
-    """Return a function that measures the error of a way through the network against `plain`."""
+    """Build a function that measures the error of another way to run the network, compared with `plain`."""
     given = crops(preprocessing)
     expected = plain(given)
     return lambda fast: error(fast(given), expected)

@@ -1,8 +1,8 @@
 """Run the network on CUDA devices.
 
-In: crops in the host's memory. Out: features. A lane is a stream: the copies
-of its batch overlap with the computation of another lane's. A device proves
-itself when it starts: its rows are compared with the CPU's.
+In: crops in host memory. Out: features. A lane is a stream: copying its batch
+overlaps with computing another lane's. Every device is checked when it starts:
+its rows are compared with the CPU's.
 """
 
 from __future__ import annotations
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-LANES = 2  # for each device: 24,078 against 19,454 images/s with one on an H100
-LARGEST = 256  # images a batch, unless the user says another number
-# Device memory for an image in one lane, for each byte of a value: the three largest layers (2.4 million values)
-# and cuDNN's workspace, doubled to be on the safe side; what is too much all the same is halved.
+LANES = 2  # per device: 24,078 images/s on an H100, against 19,454 with one
+LARGEST = 256  # images per batch, unless the user chooses another number
+# Values in device memory for one image in one lane: the three largest layers (2.4 million values) and cuDNN's
+# workspace, doubled for safety; a batch that is still too large is halved.
 _VALUES = 8_000_000
-# How each library says that memory ran out. Without room for its workspace, cuDNN finds no engine; without room
-# for their handles, cuDNN and cuBLAS are "not initialized".
+# How each library reports that memory ran out. Without memory for its workspace, cuDNN finds no engine; without
+# memory for their handles, cuDNN and cuBLAS are "not initialized".
 _OUT_OF_MEMORY = re.compile(
     r"out of memory|(CUDNN|CUBLAS)_STATUS_(ALLOC_FAILED|NOT_INITIALIZED)|unable to find an engine", re.IGNORECASE
 )
 
 
 def devices(name: str) -> list[torch.device]:
-    """Return the devices that `name`, auto, cuda or cuda:N, means; raise `DeviceError` with torch's reason for none."""
+    """Resolve `name` (auto, cuda or cuda:N) to devices; raise `DeviceError` with torch's reason if there are none."""
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # an outdated driver; the error below quotes it
+        warnings.simplefilter("ignore")  # about an outdated driver, which the error below quotes
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if not (match := re.fullmatch(r"auto|cuda(?::(\d+))?", name)):
         raise DeviceError(f"there is no device {name}: use auto, cpu, cuda or cuda:N")
@@ -51,23 +51,23 @@ def devices(name: str) -> list[torch.device]:
     if match[1] is None:
         return [torch.device("cuda", index) for index in range(count)]
     if int(match[1]) >= count:
-        held = "cuda:0 is" if count == 1 else f"cuda:0 to cuda:{count - 1} are"
-        raise DeviceError(f"there is no device {name} here, only {held}: use --device cuda")
+        existing = "cuda:0" if count == 1 else f"cuda:0 to cuda:{count - 1}"
+        raise DeviceError(f"there is no device {name}, only {existing}: use --device cuda")
     return [torch.device(name)]
 
 
 def precision(name: str, device: torch.device) -> torch.dtype:
-    """Return the type that `name`, auto, fp32, bf16 or fp16, means on `device`; raise `DeviceError` for none."""
+    """Resolve `name` (auto, fp32, bf16 or fp16) to a dtype; raise `DeviceError` if `device` does not support it."""
     capability = torch.cuda.get_device_capability(device)
     if name == "bf16" and capability < (8, 0):
-        raise DeviceError(f"{describe(device)} does not compute in bf16, which begins at 8.0: use --precision fp16")
-    if name == "auto":  # before 7.0 there are no tensor cores, and fp16 is slower than fp32 on most cards
+        raise DeviceError(f"{describe(device)} does not support bf16, which needs capability 8.0: use --precision fp16")
+    if name == "auto":  # below 7.0 there are no tensor cores, and fp16 is slower than fp32 on most cards
         return torch.float16 if capability >= (7, 0) else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[name]
 
 
 def batch_size(device: torch.device, itemsize: int) -> int:
-    """Return the largest power of two of images that the free memory of `device` has room for, in each lane."""
+    """Return the largest power of two of images that fit in the free memory of `device`, in each lane."""
     free, _ = torch.cuda.mem_get_info(device)
     room = free // (LANES * _VALUES * itemsize)
     return min(LARGEST, 1 << int(math.log2(max(1, room))))
@@ -77,14 +77,14 @@ class Lane:
     """A stream of one device, for one batch at a time."""
 
     def __init__(self, network: torch.nn.Module, device: torch.device) -> None:
-        """Take the network, from crops to features, on `device`; lanes of a device share it."""
+        """Use `network`, from crops to features, on `device`; lanes of a device share it."""
         self._network, self._device = network, device
         self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
-        # A thread that waits sleeps: a busy one would take a core from the decoders.
+        # Waiting threads sleep: busy ones would take cores from the decoders.
         self._done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
 
     def features(self, crops: Crops) -> NDArray[np.float32]:
-        """Return features, float32 of shape (n, 2048), of n crops; what fails is torch's `RuntimeError`."""
+        """Compute the features, float32 (n, 2048), of n crops; raises torch's `RuntimeError`."""
         with torch.inference_mode(), torch.cuda.device(self._device), torch.cuda.stream(self._stream):
             sent = _pinned(torch.from_numpy(crops))
             with exact():
@@ -96,13 +96,13 @@ class Lane:
         return received.numpy().copy()
 
     def release(self) -> None:
-        """Give memory back after a batch that was too large."""
+        """Free memory after a batch that was too large."""
         self._stream.synchronize()
         torch.cuda.empty_cache()
 
 
 def _pinned(tensor: torch.Tensor) -> torch.Tensor:
-    """Return a copy of `tensor` in memory that the device copies to and from by itself, or `tensor` without any."""
+    """Copy `tensor` to pinned memory, which the device reads and writes by itself; return `tensor` if there is none."""
     try:
         return tensor.pin_memory()
     except RuntimeError:
@@ -115,7 +115,7 @@ def lacks_memory(error: RuntimeError) -> bool:
 
 
 def reason(error: Exception) -> str:
-    """Return the first sentence of what torch says; CUDA's advice for developers follows it."""
+    """Return the first sentence of torch's message, without CUDA's advice for developers."""
     return str(error).partition("\n")[0].partition(". ")[0].rstrip(". ")
 
 
@@ -125,11 +125,11 @@ def working(
     error_of: Callable[[Lane], float],
     limit: float,
 ) -> torch.nn.Module:
-    """Return the first network of `candidates` that is right on `device`.
+    """Return the first network of `candidates` whose rows are correct on `device`.
 
     Each candidate places a network, from crops to features, on `device`.
-    `error_of` measures a lane's rows against the CPU's; more than `limit` is
-    wrong. Raises `DeviceError` with the reason when none is right.
+    `error_of` compares a lane's rows with the CPU's; more than `limit` is
+    wrong. Raises `DeviceError` with the reason if none is correct.
     """
     problem = ""
     for place in candidates:
@@ -147,7 +147,7 @@ def working(
         else:
             if error < limit:
                 return network
-            problem = f"its rows differ from the CPU's by {error:.2g} of their spread, and {limit:g} is allowed"
+            problem = f"its rows differ from the CPU's by {error:.2g} of their spread; {limit:g} is allowed"
             logger.warning("%s: %s", device, problem)
     built = " ".join(torch.cuda.get_arch_list()) or "no GPU"
     raise DeviceError(
@@ -157,7 +157,7 @@ def working(
 
 
 def describe(device: torch.device) -> str:
-    """Name a device, its card and its capability: cuda:0 (Tesla T4, capability 7.5)."""
+    """Describe a device with its card and capability: cuda:0 (Tesla T4, capability 7.5)."""
     major, minor = torch.cuda.get_device_capability(device)
     return f"{device} ({torch.cuda.get_device_name(device)}, capability {major}.{minor})"
 
@@ -168,4 +168,4 @@ def _why_none() -> str:
         torch.cuda.init()  # type: ignore[no-untyped-call]
     except (RuntimeError, AssertionError) as error:  # AssertionError: a torch without CUDA
         return reason(error)
-    return "its count of devices is 0"
+    return "it counts 0 devices"

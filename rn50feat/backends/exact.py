@@ -1,8 +1,8 @@
-"""Keep float32 exact where the program around this one allows less.
+"""Keep float32 exact even if the surrounding program allows less.
 
-torch's setting of it (TF32, bfloat16) belongs to the process, and several
-threads run the network at once: the first one in sets it, the last one out
-sets it back.
+torch's setting for this (TF32, bfloat16) applies to the whole process, and
+several threads run the network at once: the first one in changes it, the last
+one out restores it.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _inside = 0
 
 @contextmanager
 def exact() -> Iterator[None]:
-    """Compute float32 convolutions with all 23 bits of their mantissa within."""
+    """Compute float32 convolutions inside the block with all 23 bits of the mantissa."""
     global _inside
     with _lock:
         if not _inside:

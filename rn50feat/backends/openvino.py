@@ -1,8 +1,8 @@
 """Run the network with OpenVINO on the CPU.
 
-In: the network's weights by their SHA-256, crops as uint8 or float32 of shape
-(n, 224, 224, 3). Out: features, float32 of shape (n, 2048). The compiled
-network is kept in the user's cache folder; from there it loads without torch.
+In: the SHA-256 of the network's weights, and crops as uint8 or float32 of
+shape (n, 224, 224, 3). Out: features, float32 of shape (n, 2048). The compiled
+network is kept in the user's cache folder and loads from there without torch.
 """
 
 from __future__ import annotations
@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from rn50feat.backends.contract import Crops
     from rn50feat.model.network import Network
 
-# OpenVINO reports each conversion over the network unless this package of its
-# own is missing; nothing here does that behind a user's back.
+# OpenVINO reports each conversion over the network unless its telemetry package
+# is missing; rn50feat does not do that behind a user's back.
 sys.modules.setdefault("openvino_telemetry", None)  # type: ignore[arg-type]
 
 import openvino  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
-# Pictures a request: small, so that the requests keep all cores busy and a
-# single query is quick (on 2 cores in bf16: 101, 112, 108 and 97 images/s for
-# 1, 2, 4 and 32, and 19, 36 and 72 ms for one request of 1, 2 and 4); always
-# filled up, so that a row never depends on how many came with it.
+# Images per request: few, so that requests keep all cores busy and a single
+# query is quick (on 2 cores in bf16: 101, 112, 108 and 97 images/s for 1, 2, 4
+# and 32, and 19, 36 and 72 ms for one request of 1, 2 and 4); requests are
+# always padded, so that a row never depends on the size of its batch.
 BATCH = 2
 
 
@@ -51,13 +51,13 @@ class OpenVinoBackend:
 
     name = "openvino"
     device = "cpu"
-    lanes = 2  # while one batch runs out of requests, the next one has some: 0.4 ms of a core idle a picture, not 1.2
+    lanes = 2  # the next batch has requests when one runs out of them: a core idles 0.4 ms per image, not 1.2
 
     def __init__(self, provenance: Provenance, load: Callable[[], Network], *, precision: str) -> None:
-        """Take the compiled network from the cache, or compile what `load` returns and keep it.
+        """Load the compiled network from the cache, or compile the network that `load` returns and cache it.
 
-        Raises `DeviceError` for a precision that the CPU does not compute in,
-        and whatever `load` raises.
+        Raises `DeviceError` for a precision that the CPU does not support,
+        and the errors of `load`.
         """
         self.precision = cpu_precision(precision)
         self.weights_sha256 = provenance.weights_sha256
@@ -66,7 +66,7 @@ class OpenVinoBackend:
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[self.precision],
         }
-        if (cores := limits.quota()) is not None:  # OpenVINO has a thread for each core that it sees
+        if (cores := limits.quota()) is not None:  # OpenVINO would start a thread for each core of the machine
             self._settings["INFERENCE_NUM_THREADS"] = cores
         compiled = self._cached(provenance) if self.weights_sha256 else None
         if compiled is None:
@@ -76,15 +76,15 @@ class OpenVinoBackend:
         self._queues: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.lanes):
             self._queues.put(requests := openvino.AsyncInferQueue(compiled))
-        self.batch_size = max(CPU_BATCH, BATCH * len(requests))  # a request at least for each group of cores
+        self.batch_size = max(CPU_BATCH, BATCH * len(requests))  # at least one request for each group of cores
 
     def features(self, crops: Crops) -> NDArray[np.float32]:
-        """Return features, float32 of shape (n, 2048), of crops of the preprocessing's dtype, (n, 224, 224, 3)."""
+        """Compute the features, float32 (n, 2048), of crops of the preprocessing's dtype, (n, 224, 224, 3)."""
         rows = np.empty((len(crops), 2048), np.float32)
 
         def keep(request: Any, first: int) -> None:
-            found = request.get_output_tensor(0).data
-            rows[first : first + BATCH] = found[: len(rows) - first]
+            output = request.get_output_tensor(0).data
+            rows[first : first + BATCH] = output[: len(rows) - first]
 
         requests = self._queues.get()
         try:
@@ -105,11 +105,11 @@ class OpenVinoBackend:
             return None
         caches.use(path)
         try:
-            self._blob = np.memmap(path, np.uint8, "c")  # mapped, and kept: the network may refer to it
+            self._blob = np.memmap(path, np.uint8, "c")  # stays mapped: the network may refer to it
             content = openvino.Tensor(self._blob, shared_memory=True)
             return self._core.import_model(content, "CPU", self._settings)
-        except (RuntimeError, ValueError):  # cut off, or of another OpenVINO in spite of its name
-            logger.warning("%s is damaged: the network is compiled anew", path)
+        except (RuntimeError, ValueError):  # truncated, or made by another OpenVINO in spite of its name
+            logger.warning("%s is damaged: compiling the network again", path)
             return None
 
     def _compile(self, network: Network, provenance: Provenance) -> Any:
@@ -126,7 +126,7 @@ class OpenVinoBackend:
         compiled.export_model(content)
         path = self._path(network.sha256, provenance)
         if path is not None:
-            with contextlib.suppress(OSError, DeviceError):  # without a cache the next start is slower, nothing else
+            with contextlib.suppress(OSError, DeviceError):  # without a cache, the next start is just slower
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic.written([path], kind=DeviceError) as (file,):
                     file.write(content.getvalue())
@@ -134,17 +134,17 @@ class OpenVinoBackend:
         return compiled
 
     def _path(self, sha256: str, provenance: Provenance) -> Path | None:
-        """Return where the compiled network lies, by a name for all that it depends on; None where nothing is kept."""
+        """Return the cache path of the compiled network, named for all that it depends on; None without a cache."""
         processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
-        picture = provenance.preprocessing
-        normalisation = (picture.mean, picture.std, picture.white, picture.crop_dtype)
+        crops = provenance.preprocessing
+        normalisation = (crops.mean, crops.std, crops.white, crops.crop_dtype)
         program = (self._settings, BATCH, openvino.__version__, processor)
         facts = (sha256, provenance.network, *normalisation, *program)
         return caches.compiled_path(hashlib.sha256(repr(facts).encode()).hexdigest()[:32])
 
 
 def _convert(network: Network, preprocessing: Preprocessing) -> Any:
-    """Return the OpenVINO model of `network`, from crops to features."""
+    """Convert `network` to an OpenVINO model from crops to features."""
     import torch
 
     from rn50feat.model.network import Normalized
@@ -152,7 +152,7 @@ def _convert(network: Network, preprocessing: Preprocessing) -> Any:
     dtype = getattr(torch, preprocessing.crop_dtype)
     example = torch.zeros(BATCH, preprocessing.crop, preprocessing.crop, 3, dtype=dtype)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # of torch.jit, which OpenVINO calls
+        warnings.simplefilter("ignore", FutureWarning)  # from torch.jit, which OpenVINO calls
         model = openvino.convert_model(Normalized(network.module, preprocessing), example_input=example)
     model.reshape([BATCH, preprocessing.crop, preprocessing.crop, 3])
     return model

@@ -1,8 +1,8 @@
 """Run the network with torch, on the CPU or on CUDA devices.
 
-In: a module of `network`, crops as uint8 or float32 of shape (n, 224, 224, 3).
-Out: features, float32 of shape (n, 2048). Several devices take batches from
-one queue, a copy of the network on each.
+In: a module from `network`, and crops as uint8 or float32 of shape
+(n, 224, 224, 3). Out: features, float32 of shape (n, 2048). Several devices,
+each with a copy of the network, take batches from one queue.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-# Batches at once on a CPU: while the threads of one wait for each other, those of the other compute (43.6 against
+# Batches at once on a CPU: while the threads of one wait for each other, those of the other compute (43.6 instead of
 # 40.9 images/s).
 CPU_LANES = 2
 
@@ -48,15 +48,15 @@ class TorchBackend:
     def __init__(self, network: Network, preprocessing: Preprocessing, *, device: str, precision: str) -> None:
         """Prepare `network` for `device` (cpu, cuda, cuda:N, auto) in `precision` (auto, fp32, bf16, fp16).
 
-        cuda means all CUDA devices that are visible, auto those of them that
-        can run the network. Raises `DeviceError` for a device that this
-        machine lacks or that cannot run it, and for a precision that the
-        device does not compute in.
+        cuda means all visible CUDA devices, auto those of them that can run
+        the network. Raises `DeviceError` for a device that this machine does
+        not have or that cannot run the network, and for a precision that the
+        device does not support.
         """
         self.weights_sha256 = network.sha256
         if device == "cpu":
             dtype = _DTYPES[cpu_precision(precision)]
-            if (cores := limits.quota()) is not None:  # torch has a thread for each core that it sees
+            if (cores := limits.quota()) is not None:  # torch would start a thread for each core of the machine
                 torch.set_num_threads(cores)
             self.batch_size = CPU_BATCH
             lanes: Sequence[Lane] = CPU_LANES * [CpuLane(_on_cpu(network, preprocessing, dtype))]
@@ -66,7 +66,7 @@ class TorchBackend:
             dtype = cuda.precision(precision, devices[0])
             placed = _on_cuda(network, preprocessing, devices, dtype, drop=device == "auto")
             self.batch_size = min(cuda.batch_size(each, dtype.itemsize) for each in placed)
-            # The first lane of each device comes before any second one.
+            # The first lane of every device comes before any second one.
             lanes = [cuda.Lane(module, each) for _ in range(cuda.LANES) for each, module in placed.items()]
             self.device = ",".join(map(str, placed))
         self.precision = next(name for name, value in _DTYPES.items() if value == dtype)
@@ -77,10 +77,10 @@ class TorchBackend:
             self._free.put(lane)
 
     def features(self, crops: Crops) -> NDArray[np.float32]:
-        """Return features, float32 of shape (n, 2048), of crops, uint8 or float32 of shape (n, 224, 224, 3).
+        """Compute the features, float32 (n, 2048), of crops, uint8 or float32 (n, 224, 224, 3).
 
-        Where the device has too little memory, a batch goes through in parts;
-        raises `DeviceError` when it is too little for one image.
+        If the device has too little memory, a batch is computed in parts;
+        raises `DeviceError` if it has too little for one image.
         """
         lane = self._free.get()
         try:
@@ -90,13 +90,13 @@ class TorchBackend:
 
 
 class Lane(Protocol):
-    """A way through the network, for one batch at a time."""
+    """One of several parallel ways through the network, for one batch at a time."""
 
     def features(self, crops: Crops) -> NDArray[np.float32]:
-        """Return the features of `crops`."""
+        """Compute the features of `crops`."""
 
     def release(self) -> None:
-        """Give memory back, before smaller batches come."""
+        """Free memory before smaller batches come."""
 
 
 class CpuLane:
@@ -111,24 +111,24 @@ class CpuLane:
         return features
 
     def release(self) -> None:
-        """Leave everything as it is: the CPU's memory is the system's."""
+        """Do nothing: the system manages the CPU's memory."""
 
 
 class PartSize:
-    """How many images go through a device at once: halved when memory runs out, doubled while the next parts fit."""
+    """The number of images that go through a device at once: halved if memory runs out, doubled while parts fit."""
 
     _PATIENCE = 32  # parts that must fit before a size that failed is tried again; a trial costs less than one part
 
     def __init__(self, device: str) -> None:
-        """Begin without a limit; `device` is what messages name."""
+        """Start without a limit; messages mention `device`."""
         self._device = device
         self._lock = Lock()
-        self.most = self._failed = 1 << 30  # the size of parts, and the smallest one that failed lately
-        self._fits = 0  # parts of `most` images that fitted since
-        self._told: set[int] = set()
+        self.most = self._failed = 1 << 30  # the size of parts, and the smallest size that failed recently
+        self._fits = 0  # parts of `most` images that have fitted since
+        self._reported: set[int] = set()
 
     def fitted(self, size: int) -> None:
-        """Take note that a part of `size` images went through."""
+        """Record that a part of `size` images fitted."""
         with self._lock:
             if size < self.most:
                 return
@@ -139,7 +139,7 @@ class PartSize:
                 self.most *= 2
 
     def failed(self, size: int, error: RuntimeError) -> None:
-        """Take note that there was too little memory for `size` images; raise `DeviceError` for one."""
+        """Record that there was too little memory for `size` images; raise `DeviceError` for one image."""
         if size == 1:
             raise DeviceError(
                 f"{self._device} has too little memory for one image ({cuda.reason(error)}): "
@@ -147,15 +147,15 @@ class PartSize:
             ) from error
         with self._lock:
             self.most, self._failed, self._fits = size // 2, size, 0
-            if size not in self._told:
+            if size not in self._reported:
                 logger.warning(
-                    "%s has too little memory for %d images: going on with %d", self._device, size, size // 2
+                    "%s has too little memory for %d images: continuing with %d", self._device, size, size // 2
                 )
-            self._told.add(size)
+            self._reported.add(size)
 
 
 def in_parts(lane: Lane, crops: Crops, size: PartSize) -> NDArray[np.float32]:
-    """Return the features of `crops`, float32 of shape (n, 2048), as many at once as memory allows."""
+    """Compute the features of `crops`, float32 (n, 2048), as many at once as memory allows."""
     parts, first = [], 0
     while first < len(crops):
         part = crops[first : first + size.most]
@@ -169,12 +169,12 @@ def in_parts(lane: Lane, crops: Crops, size: PartSize) -> NDArray[np.float32]:
             size.fitted(len(part))
             first += len(part)
             continue
-        lane.release()  # only here: until the error is gone, its traceback holds what the batch had allocated
+        lane.release()  # only here: until the error is gone, its traceback keeps the batch's memory alive
     return np.concatenate(parts)
 
 
 def _on_cpu(network: Network, preprocessing: Preprocessing, dtype: torch.dtype) -> torch.nn.Module:
-    """Return a copy of `network` on the CPU, fused where oneDNN allows, that takes crops."""
+    """Copy `network` to the CPU as a module that takes crops, fused if oneDNN allows."""
     resnet = copy.deepcopy(network.module).to(dtype).to(memory_format=torch.channels_last)
     with torch.inference_mode():
         return Normalized(fused_on_cpu(resnet, dtype), preprocessing)
@@ -183,9 +183,9 @@ def _on_cpu(network: Network, preprocessing: Preprocessing, dtype: torch.dtype) 
 def _on_cuda(
     network: Network, preprocessing: Preprocessing, devices: list[torch.device], dtype: torch.dtype, *, drop: bool
 ) -> dict[torch.device, torch.nn.Module]:
-    """Return a copy of `network`, from crops to features, for each of `devices` that proves to be right.
+    """Copy `network`, from crops to features, to each of `devices` whose rows are correct.
 
-    Raises `DeviceError` for one that is not; with `drop`, only when none is.
+    Raises `DeviceError` for any other device; with `drop`, only if none is correct.
     """
     measure = check.measure(preprocessing, CpuLane(_on_cpu(network, preprocessing, torch.float32)).features)
     limit = check.LIMITS[next(name for name, value in _DTYPES.items() if value == dtype)]
@@ -207,5 +207,5 @@ def _on_cuda(
     if problems and not (drop and working):
         raise problems[0]
     for problem in problems:
-        logger.warning("going on without a device: %s", problem)
+        logger.warning("continuing without a device: %s", problem)
     return working

@@ -134,7 +134,7 @@ def _with_weights(
     except MissingWeightsError as error:
         missing: Weights = error.weights
     try:
-        fetch(missing, stop=stop, told=told)
+        fetch(missing, stop=stop, on_download=told)
     except waiting.Stopped as stopped:
         return Summary(seconds=time.monotonic() - begun, stopped=stopped.reason)
     return once()

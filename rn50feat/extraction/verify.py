@@ -20,14 +20,14 @@ from rn50feat.engines import local
 from rn50feat.engines.contract import EngineOptions, StartEngine
 from rn50feat.errors import IndexingError, OutOfMemoryError, SourceError, StoreError, WeightsError
 from rn50feat.errors import count as counted
-from rn50feat.model.download import Told
+from rn50feat.model.download import OnDownload
 from rn50feat.searching import index_file
 from rn50feat.searching.embed import embed_like
 from rn50feat.sources import archives, sources
 from rn50feat.sources.presence import state
 from rn50feat.sources.remote import is_url
 from rn50feat.sources.sources import Reference
-from rn50feat.store.layout import TABLES, YOUNGER, fault
+from rn50feat.store.layout import OPTIONAL, TABLES, fault
 from rn50feat.store.reader import FeatureStore
 
 # Relative L2 between a stored row and the same row computed again. In fp32
@@ -53,7 +53,7 @@ def verify(
     weights_file: str | None = None,
     options: EngineOptions = EngineOptions(),
     start: StartEngine = local.start,
-    on_download: Told = lambda done, total: None,
+    on_download: OnDownload = lambda done, total: None,
 ) -> Findings:
     """Check the datasets of `store` against each other, and every row.
 
@@ -99,7 +99,7 @@ def _check_shapes(store: FeatureStore, report: Findings) -> bool:
     """Check that all datasets are there, of one length each for rows and ledger."""
     layout = store.layout()
     for table in TABLES:
-        if any(table is other for other in YOUNGER.values()) and not any(name in layout for name in table):
+        if any(table is other for other in OPTIONAL.values()) and not any(name in layout for name in table):
             continue
         missing = [name for name in table if name not in layout]
         if missing:
@@ -213,7 +213,7 @@ def _check_again(
     weights_file: str | None,
     options: EngineOptions,
     start: StartEngine,
-    on_download: Told,
+    on_download: OnDownload,
 ) -> None:
     """Compute random rows again; pictures that are gone or have changed are left out."""
     rows = _drawn(store, count)

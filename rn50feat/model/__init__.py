@@ -1,7 +1,7 @@
-"""Which network: weights files, variants, and compatibility with a store.
+"""Choose the network: weights files, variants, and compatibility with a store.
 
 In: a name or a file. Out: tensors, and a record of what they are. Order:
-`variants`, `files` (the formats of other programs), `download`, `tensors`,
-`weights`, `compatibility`, `network`, then `structure` and `convert`. Never
-imports `store`: the network works without h5py.
+`variants`, `weight_files` (the formats of other programs), `download`,
+`tensors`, `weights`, `compatibility`, `network`, then `structure` and
+`convert`. Never imports `store`: the network works without h5py.
 """

@@ -1,7 +1,7 @@
-"""Agree with a store on weights and preprocessing.
+"""Check that a run's weights and preprocessing match a store.
 
-In: what a run asks for, and the store. Out: the weights and the provenance of
-the run, or an error that says why its rows do not belong there.
+In: the choices of a run, and the store. Out: the weights and provenance of
+the run, or an error that says why its rows do not belong in the store.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _ANOTHER = "use another file, or --overwrite, which discards all its rows"
 
 
 class Stored(Protocol):
-    """What this package needs of a `FeatureStore`, which it does not import."""
+    """The part of a `FeatureStore` that this package uses without importing it."""
 
     path: Path
     provenance: Provenance
@@ -30,10 +30,11 @@ class Stored(Protocol):
 def agree(
     old: Stored | None, choices: Choices, dtype: str | None, *, remedy: str = _ANOTHER
 ) -> tuple[Weights, Provenance]:
-    """Return the weights and provenance of a run that is to write to `old`, or to a new store.
+    """Determine the weights and provenance of a run that writes to `old`, or to a new store.
 
-    What is not said is as in `old`. Raises `ProvenanceError` or `StoreError`
-    when what is said differs from it, with `remedy`, and `WeightsError`.
+    Choices left open are taken from `old`. Raises `ProvenanceError` or
+    `StoreError` with `remedy` for choices that differ from it, and
+    `WeightsError` if the weights are not available.
     """
     agreed, provenance = settle(choices, None if old is None else old.provenance)
     require(old, provenance, remedy=remedy)
@@ -43,6 +44,6 @@ def agree(
 
 
 def require(old: Stored | None, provenance: Provenance, *, remedy: str = _ANOTHER) -> None:
-    """Raise `ProvenanceError` when vectors of `provenance` do not belong in `old`."""
+    """Raise `ProvenanceError` if vectors with `provenance` do not belong in `old`."""
     if old is not None:
         old.provenance.require(provenance, where=str(old.path), remedy=remedy)

@@ -1,8 +1,8 @@
-"""Fetch one published file, as a whole or not at all.
+"""Download a published file atomically.
 
-In: its address, how its SHA-256 begins, and its place. Out: the file there,
-or a `WeightsError` that says what to do. A server that does not answer, or
-hardly, ends it after `PATIENCE` seconds.
+In: its URL, the first digits of its SHA-256, and the path to put it at. Out:
+the complete file, or a `WeightsError` that says what to do. A server that
+sends nothing for `PATIENCE` seconds ends the download.
 """
 
 from __future__ import annotations
@@ -23,50 +23,50 @@ from rn50feat.errors import WeightsError
 PATIENCE = 30.0  # seconds for each block: 2 kB/s
 _BLOCK = 1 << 16
 
-Told = Callable[[int, int], object]  # how many bytes there are, of how many (0 for unknown)
+OnDownload = Callable[[int, int], object]  # gets (bytes done, bytes in total or 0 if unknown)
 
 
-class _CutError(Exception):
-    """The bytes do not come, or are not those that were published."""
+class _DownloadError(Exception):
+    """The bytes do not arrive, or are not the published ones."""
 
 
-def download(url: str, sha256: str, path: Path, *, stop: Callable[[], str | None], told: Told) -> None:
-    """Fetch the file at `url` to `path`; raise `waiting.Stopped` soon after `stop` returns a reason."""
-    moved = [time.monotonic()]
-    late = f"nothing came for {PATIENCE:.0f} s"
+def download(url: str, sha256: str, path: Path, *, stop: Callable[[], str | None], on_download: OnDownload) -> None:
+    """Download `url` to `path`; raise `waiting.Stopped` soon after `stop` returns a reason, else `WeightsError`."""
+    last_progress = [time.monotonic()]
+    stalled = f"no data for {PATIENCE:.0f} s"
 
-    def note(done: int, total: int) -> None:
-        moved[0] = time.monotonic()
-        told(done, total)
+    def progress(done: int, total: int) -> None:
+        last_progress[0] = time.monotonic()
+        on_download(done, total)
 
     def over() -> str | None:
-        return stop() or (late if time.monotonic() - moved[0] > PATIENCE else None)
+        return stop() or (stalled if time.monotonic() - last_progress[0] > PATIENCE else None)
 
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        waiting.attend(lambda: _fetch(url, sha256, path, note, over), over)
+        waiting.attend(lambda: _fetch(url, sha256, path, progress, over), over)
     except waiting.Stopped as stopped:
-        if stopped.reason != late:
+        if stopped.reason != stalled:
             raise
-        raise _failed(url, path, late) from stopped
-    except _CutError as error:
+        raise _failed(url, path, stalled) from stopped
+    except _DownloadError as error:
         raise _failed(url, path, str(error)) from error
     except (OSError, WeightsError) as error:
         cause = error.__cause__ or error
         raise WeightsError(
-            f"{path} cannot be written ({getattr(cause, 'strerror', cause)}): set TORCH_HOME to a folder with room that"
-            " you may write to, name other weights, or try things out with --weights random"
+            f"{path} cannot be written ({getattr(cause, 'strerror', cause)}): set TORCH_HOME to a writable folder with"
+            " enough space, use other weights, or try things out with --weights random"
         ) from error
 
 
 def _failed(url: str, path: Path, reason: str) -> WeightsError:
     return WeightsError(
-        f"{url} cannot be downloaded ({reason}): fetch it by hand and put it at {path}, name other weights,"
+        f"{url} cannot be downloaded ({reason}): download it yourself and put it at {path}, use other weights,"
         " or try things out with --weights random"
     )
 
 
-def _fetch(url: str, sha256: str, path: Path, note: Told, over: Callable[[], str | None]) -> None:
+def _fetch(url: str, sha256: str, path: Path, progress: OnDownload, over: Callable[[], str | None]) -> None:
     request = urllib.request.Request(url, headers={"User-Agent": f"rn50feat/{__version__}"})
     with _network():
         answer = urllib.request.urlopen(request, timeout=2 * PATIENCE)
@@ -74,14 +74,14 @@ def _fetch(url: str, sha256: str, path: Path, note: Told, over: Callable[[], str
     with answer, atomic.written([path], kind=WeightsError) as (out,):
         while block := _block(answer):
             if over():
-                raise _CutError("stopped")
+                raise _DownloadError("stopped")
             out.write(block)
             digest.update(block)
-            note(done := done + len(block), total)
+            progress(done := done + len(block), total)
         if done < total:
-            raise _CutError(f"it was cut off after {done:,} of {total:,} bytes")
+            raise _DownloadError(f"the server sent only {done:,} of {total:,} bytes")
         if not digest.hexdigest().startswith(sha256):
-            raise _CutError(f"its SHA-256 begins with {digest.hexdigest()[:8]}, not {sha256}")
+            raise _DownloadError(f"its SHA-256 begins with {digest.hexdigest()[:8]}, not {sha256}")
 
 
 def _block(answer: Any) -> bytes:
@@ -91,8 +91,8 @@ def _block(answer: Any) -> bytes:
 
 @contextmanager
 def _network() -> Iterator[None]:
-    """Tell what goes wrong on the way here from what goes wrong with the disk."""
+    """Separate errors of the network from errors of the disk, which are OSErrors too."""
     try:
         yield
     except (OSError, HTTPException) as error:  # URLError is an OSError
-        raise _CutError(str(getattr(error, "reason", None) or error) or type(error).__name__) from error
+        raise _DownloadError(str(getattr(error, "reason", None) or error) or type(error).__name__) from error

@@ -1,8 +1,8 @@
 """Build the network: a variant of torchvision's ResNet50 up to its average pool.
 
-In: weights and a variant. Out: a torch module from normalised pictures,
+In: weights and a variant. Out: a torch module from normalised images,
 (n, 3, 224, 224), to features, (n, 2048), and the SHA-256 of the weights that
-it really has.
+were actually loaded.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from rn50feat.model.tensors import StateDict
 
 WIDTH = 2048
-# What a state dict may hold or lack beside the layers up to the average pool.
+# What a state dict may have or lack in addition to the layers up to the average pool.
 _CLASSIFIER = {"fc.weight", "fc.bias"}
 
 
@@ -47,23 +47,23 @@ class Normalized(torch.nn.Module):
     def __init__(self, module: torch.nn.Module, preprocessing: Preprocessing) -> None:
         super().__init__()
         self.module = module
-        # ToTensor's x / 255 and Normalize's (x - mean) / std in one multiplication and one addition; where white
-        # is 255, the first is by exactly 1.
+        # ToTensor's x / 255 and Normalize's (x - mean) / std as one multiplication and one addition; if white is 255,
+        # (and std 1), the multiplication is by exactly 1.
         mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (preprocessing.mean, preprocessing.std))
         self.register_buffer("scale", preprocessing.white / (255 * std))
         self.register_buffer("shift", -mean / std)
 
     def forward(self, crops: torch.Tensor) -> torch.Tensor:
-        pictures = crops.permute(0, 3, 1, 2) * self.scale + self.shift
+        images = crops.permute(0, 3, 1, 2) * self.scale + self.shift
         dtype = next(self.module.parameters()).dtype
-        features: torch.Tensor = self.module(pictures.to(dtype)).float()
+        features: torch.Tensor = self.module(images.to(dtype)).float()
         return features
 
 
 def load(weights: Weights, variant: Variant = TORCHVISION) -> Network:
-    """Return the network of `variant` with `weights`; raises what `state` raises.
+    """Build the network of `variant` with `weights`; raises the errors of `state`.
 
-    The SHA-256 of random weights is that of the tensors in the order of their names.
+    The SHA-256 of random weights is computed over the tensors in the order of their names.
     """
     tensors = state(weights, variant)
     body = _empty(variant)
@@ -74,11 +74,11 @@ def load(weights: Weights, variant: Variant = TORCHVISION) -> Network:
 
 
 def state(weights: Weights, variant: Variant) -> StateDict:
-    """Return the tensors of `weights` under torchvision's names, float32, complete for `variant`.
+    """Load the tensors of `weights` under torchvision's names, float32, complete for `variant`.
 
-    Random weights are those of
-    ``torch.manual_seed(seed); resnet50()``. Raises `WeightsError` when the
-    weights cannot be had, are no ResNet50's, or are another variant's.
+    Random weights are those of ``torch.manual_seed(seed); resnet50()``.
+    Raises `WeightsError` if the weights are not available, not a ResNet50's,
+    or another variant's.
     """
     if weights.path is None:
         with torch.random.fork_rng(devices=[]):
@@ -91,7 +91,7 @@ def state(weights: Weights, variant: Variant) -> StateDict:
 
 
 def _empty(variant: Variant) -> torch.nn.Module:
-    """Return a network without its classifier and without values, in no time: tensors of torch's meta device."""
+    """Build a network without classifier and without values, on torch's meta device, which takes almost no time."""
     with torch.device("meta"):
         module = build(variant)
     module.fc = torch.nn.Identity()
@@ -99,18 +99,18 @@ def _empty(variant: Variant) -> torch.nn.Module:
 
 
 def build(variant: Variant) -> torch.nn.Module:
-    """Return torchvision's ResNet50, with its classifier and some weights, in the form of `variant`.
+    """Build torchvision's ResNet50, with its classifier and arbitrary weights, as `variant`.
 
-    Only attributes of its layers change; ``forward`` is torchvision's own. Held
-    against Keras 2.1.6 to 3.15 and slim on TensorFlow 1.4 to 2.21, rows are
-    1.1e-6 to 3.3e-6 away (relative L2), which is the rounding of float32.
+    Only attributes of its layers change; ``forward`` is torchvision's own.
+    Compared with Keras 2.1.6 to 3.15 and slim on TensorFlow 1.4 to 2.21, rows
+    differ by 1.1e-6 to 3.3e-6 (relative L2), the rounding of float32.
     """
     module: Any = torchvision.models.resnet50(weights=None)
     for part in module.modules():
         if isinstance(part, torch.nn.BatchNorm2d):
             part.eps = variant.epsilon
     if variant.pool_padding != "all sides":
-        # What a max-pool is padded with makes no difference after a ReLU: a window that hangs over is one with zeros.
+        # After a ReLU the padding value makes no difference: a window over the edge is like one with zeros.
         module.maxpool = torch.nn.MaxPool2d(3, 2, padding=0, ceil_mode=variant.pool_padding == "end")
     stages = (module.layer1, module.layer2, module.layer3, module.layer4)
     for before, stage in pairwise(stages):
@@ -119,15 +119,16 @@ def build(variant: Variant) -> torch.nn.Module:
             first.conv1.stride, first.conv2.stride = (2, 2), (1, 1)
         elif variant.halving == "3x3 of the last block":
             last.conv2.stride, first.conv2.stride, first.downsample[0].stride = (2, 2), (1, 1), (1, 1)
-            last.downsample = torch.nn.MaxPool2d(1, 2)  # the identity shortcut, of every second row and column
+            last.downsample = torch.nn.MaxPool2d(1, 2)  # the identity shortcut for every second row and column
     return cast(torch.nn.Module, module)
 
 
 def _folded(module: torch.nn.Module) -> torch.nn.Module:
-    """Fold each batch norm into the convolution before it: 20.6 to 28.0 images/s in fp32 (2 Zen cores), rows 4e-7 away.
+    """Fold each batch norm into the convolution before it: 28.0 instead of 20.6 images/s in fp32 on 2 Zen cores.
 
-    In torchvision's names ``bn1`` follows ``conv1`` and so on, in the stem and
-    in every block; a projection shortcut is a convolution and its batch norm.
+    Rows change by 4e-7. By torchvision's names ``bn1`` follows ``conv1`` and
+    so on, in the stem and in every block; a projection shortcut is a
+    convolution and its batch norm.
     """
     parts: list[Any] = list(module.modules())
     for part in parts:
@@ -142,7 +143,7 @@ def _folded(module: torch.nn.Module) -> torch.nn.Module:
 
 
 def _check(state: StateDict, expected: StateDict, weights: Weights) -> None:
-    """Raise `WeightsError` naming the first tensor that is missing, misshapen or one too many."""
+    """Raise `WeightsError` naming the first tensor that is missing, unexpected or of the wrong shape."""
     for name, tensor in expected.items():
         if name not in state:
             if name.endswith(".num_batches_tracked"):  # not used in evaluation, and absent from old files
@@ -152,15 +153,15 @@ def _check(state: StateDict, expected: StateDict, weights: Weights) -> None:
             shapes = f"{tuple(state[name].shape)}, not {tuple(tensor.shape)}"
             raise _not_resnet50(weights, f"{name} has shape {shapes}")
         if not torch.isfinite(state[name]).all():
-            raise _not_resnet50(weights, f"{name} holds values that are not finite")
+            raise _not_resnet50(weights, f"{name} has NaN or infinite values")
     for name in state:
         if name not in expected and name not in _CLASSIFIER:
-            raise _not_resnet50(weights, f"{name} is one too many")
+            raise _not_resnet50(weights, f"{name} is unexpected")
 
 
 def _not_resnet50(weights: Weights, reason: str) -> WeightsError:
     return WeightsError(
-        f"{weights.path} is not a ResNet50 of torchvision: {reason}: give the state dict of torchvision's resnet50"
+        f"{weights.path} is not torchvision's ResNet50 ({reason}): use a state dict of torchvision's resnet50"
     )
 
 

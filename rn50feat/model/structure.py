@@ -1,8 +1,8 @@
-"""Tell what the network is made of: stages, blocks, and the part of every 1x1 convolution.
+"""Describe the network: stages, blocks, and the role of every 1x1 convolution.
 
-In: a variant. Out: a `Structure`. Everything is read off the very module that
+In: a variant. Out: a `Structure`. Everything is read from the module that
 `network` builds, run once on torch's meta device, where tensors have shapes
-and no values: nothing here is a table of known numbers.
+but no values; nothing is a table of known numbers.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ import torch
 from rn50feat.model import network
 from rn50feat.model.variants import Variant
 
-SIDE = 224  # of the picture that goes in, in pixels
+SIDE = 224  # of the input image, in pixels
 
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution with its batch norm, both by torchvision's names; ``side`` is that of its square output.
+    """A convolution with its batch norm, by torchvision's names; ``side`` is the side of its square output.
 
-    ``roles`` tell what a 1x1 is for: reduce or restore the channels of a
-    bottleneck, match those of a shortcut, and downsample when it halves the
-    map as well; other kernels have none.
+    ``roles`` say what a 1x1 convolution does: reduce or restore the channels
+    of a bottleneck, match those of a shortcut, and downsample if it also
+    halves the map. Other kernels have no roles.
     """
 
     name: str
@@ -43,7 +43,7 @@ class Block:
     """A bottleneck: three convolutions, and a shortcut around them.
 
     A projection shortcut is a convolution, ``projection``; an identity
-    shortcut is none, and reads every ``shortcut_stride``-th row and column.
+    shortcut just reads every ``shortcut_stride``-th row and column.
     """
 
     stage: str
@@ -55,13 +55,13 @@ class Block:
 
     @property
     def layers(self) -> tuple[Convolution, ...]:
-        """All convolutions of the block, that of its shortcut last."""
+        """All convolutions of the block, its shortcut's last."""
         return self.convolutions if self.projection is None else (*self.convolutions, self.projection)
 
 
 @dataclass(frozen=True)
 class Pool:
-    """The max-pool of the stem; ``padding`` as in `Variant`, ``side`` that of its output."""
+    """The max-pool of the stem; ``padding`` as in `Variant`, ``side`` is the side of its output."""
 
     kernel: int
     stride: int
@@ -71,11 +71,11 @@ class Pool:
 
 @dataclass(frozen=True)
 class Structure:
-    """The network of a variant on a picture of ``side`` pixels.
+    """A variant's network for an input image of ``side`` pixels.
 
-    Parameters are those that training changes: of convolutions, scales and
-    shifts of batch norms. ``multiply_adds`` counts those of convolutions.
-    Features do not go through the classifier, fc: it is counted apart.
+    Parameters are the trainable ones: convolutions, and scales and shifts of
+    batch norms. ``multiply_adds`` counts those of convolutions. Features
+    bypass the classifier, fc, which is counted separately.
     """
 
     variant: str
@@ -93,7 +93,7 @@ class Structure:
 
 
 def structure(variant: Variant) -> Structure:
-    """Return the structure of `variant`; takes a fifth of a second once torchvision is imported."""
+    """Describe the network of `variant`; takes 0.2 s once torchvision is imported."""
     with torch.device("meta"):
         module: Any = network.build(variant).eval()
     sides = _sides(module)
@@ -154,7 +154,7 @@ def structure(variant: Variant) -> Structure:
 
 
 def _sides(module: torch.nn.Module) -> dict[str, int]:
-    """Return the side of the output of every convolution and of the max-pool, by running the network on shapes."""
+    """Find the output side of every convolution and of the max-pool by running the network on shapes."""
     sides: dict[str, int] = {}
     names = {part: name for name, part in module.named_modules()}
 

@@ -1,8 +1,8 @@
-"""Read the tensors of a weights file, and what the file tells of itself.
+"""Read the tensors of a weights file, and what the file says about them.
 
-In: the path of a torch state dict, a safetensors file, or what `formats`
-reads. Out: tensors under torchvision's names, the variants that they may be
-for, and the preprocessing that they ask for. Nothing in a file is executed.
+In: the path of a torch state dict, a safetensors file, or a format that
+`weight_files` reads. Out: tensors under torchvision's names, the variants that
+they may be for, and their preprocessing. Nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ if TYPE_CHECKING:
 
     StateDict = dict[str, torch.Tensor]
 
-# What `packed` puts beside the tensors, and `claims` reads; all values are strings, as safetensors has them.
+# The metadata that `packed` writes and `claims` reads; safetensors allows strings only.
 _VARIANT, _PREPROCESSING, _SOURCE = "rn50feat.variant", "rn50feat.preprocessing", "rn50feat.source"
 
 _TORCH = (b"PK", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")  # a zip archive; before torch 1.6, pickles
-_KNOWN = "give a ResNet50's state dict, safetensors, or a file of Keras' or TF-slim's weights"
+_KNOWN = "use a ResNet50 state dict, a safetensors file, or Keras or TF-slim weights"
 
 
 @dataclass(frozen=True)
 class Claims:
-    """What a weights file tells of itself: the variants that it may be for, likeliest first, and its preprocessing.
+    """What a weights file says about itself: the variants that it may be for, likeliest first, and its preprocessing.
 
-    torchvision's own names say nothing of strides and epsilons: such tensors
-    fit every variant, and are taken for torchvision's unless the user says
+    torchvision's names do not reveal strides and epsilons: such tensors fit
+    every variant, and are assumed to be torchvision's unless the user says
     otherwise.
     """
 
@@ -46,17 +46,17 @@ class Claims:
 
 @dataclass(frozen=True)
 class Held:
-    """The tensors of a weights file, float32 on the CPU, and what it tells of itself."""
+    """The tensors of a weights file, float32 on the CPU, and what the file says about itself."""
 
     claims: Claims
     tensors: StateDict
 
 
 def claims(path: Path) -> Claims:
-    """Return what the file at `path` tells of itself, without its tensors.
+    """Read what the file at `path` says about itself, without its tensors.
 
-    Raises `WeightsError` for a damaged file, and for one of a variant that
-    this version does not know.
+    Raises `WeightsError` for a damaged file, and for a variant that this
+    version does not know.
     """
     if _is_safetensors(path):
         return _claims_of_metadata(_metadata(path), path)
@@ -65,31 +65,31 @@ def claims(path: Path) -> Claims:
 
 
 def _claims_of_names(name: str) -> Claims:
-    # Keras 2.1.6 and 2.2.4 give the same names to networks with another max-pool: only the user knows.
+    # Keras 2.1.6 and 2.2.4 use the same names for networks with different max-pools: only the user knows.
     names = ("keras-old", "keras-old-pad0") if name == "keras-old" else (name,)
     return Claims(tuple(VARIANTS[name] for name in names))
 
 
 def read(path: Path) -> Held:
-    """Return what a weights file holds.
+    """Read a weights file.
 
-    Names are as in torchvision's ``resnet50``; a leading ``module.`` and an
-    enclosing ``state_dict`` or ``model`` entry are taken off. Raises
-    `WeightsError`.
+    Names are those of torchvision's ``resnet50``; a leading ``module.`` and an
+    enclosing ``state_dict`` or ``model`` entry are removed. Raises
+    `WeightsError` for a file that cannot be read.
     """
     import torch
 
     if _is_safetensors(path):
         return Held(claims(path), _named_tensors(_read_safetensors(path), path))
     if weight_files.recognise(path):
-        found = weight_files.read(path)
-        values = {name: torch.from_numpy(value) for name, value in found.tensors.items()}
-        return Held(_claims_of_names(found.variant), values)
+        content = weight_files.read(path)
+        values = {name: torch.from_numpy(value) for name, value in content.tensors.items()}
+        return Held(_claims_of_names(content.variant), values)
     return Held(Claims(), _named_tensors(_read_torch(path), path))
 
 
 def packed(state: StateDict, variant: Variant, preprocessing: Preprocessing, *, source: str) -> bytes:
-    """Return a safetensors file of `state` whose metadata `claims` reads; `source` says where the tensors are from."""
+    """Encode `state` as a safetensors file with metadata that `claims` reads; `source` says where it came from."""
     from safetensors.torch import save
 
     metadata = {
@@ -120,7 +120,8 @@ def _claims_of_metadata(metadata: dict[str, str], path: Path) -> Claims:
         return Claims((variant,), Preprocessing.from_record(json.loads(metadata[_PREPROCESSING])))
     except (ValueError, TypeError, KeyError, PreprocessingError) as error:
         raise WeightsError(
-            f"{path} says of itself what this version does not know ({error}): upgrade rn50feat, or convert it again"
+            f"{path} has metadata that this version does not understand ({error}): upgrade rn50feat, or convert it"
+            " again"
         ) from error
 
 
@@ -141,7 +142,7 @@ def _read_safetensors(path: Path) -> Any:
 
 
 def _damaged(path: Path, error: Exception) -> WeightsError:
-    return WeightsError(f"{path} is a damaged safetensors file ({error}): fetch it again")
+    return WeightsError(f"{path} is a damaged safetensors file ({error}): download it again")
 
 
 def _read_torch(path: Path) -> Any:
@@ -150,28 +151,28 @@ def _read_torch(path: Path) -> Any:
     with open(path, "rb") as file:
         head = file.read(262)
     if not head:
-        raise WeightsError(f"{path} is empty: fetch it again")
+        raise WeightsError(f"{path} is empty: download it again")
     if head[257:] == b"ustar":
         raise WeightsError(
-            f"{path} has the tar form of torch 0.1, which torch no longer reads safely: take"
-            " resnet50-0676ba61.pth instead, which holds the same weights"
+            f"{path} is a tar file of torch 0.1, which torch no longer reads safely: use"
+            " resnet50-0676ba61.pth instead, which has the same weights"
         )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of data that is none, torch's unpickler makes anything: IndexError for a text, say
+    except Exception as error:  # torch's unpickler raises anything on other data, such as IndexError for a text
         raise WeightsError(f"{path} {_fault(path, head, error)}") from error
 
 
 def _fault(path: Path, head: bytes, error: Exception) -> str:
-    """Return what is wrong with a file that torch cannot read; torch's own text advises to execute what is in it."""
+    """Describe what is wrong with a file that torch cannot read; torch's own message advises executing its content."""
     if not head.startswith(_TORCH):
-        return f"is no file of weights: {_KNOWN}"
+        return f"is not a weights file: {_KNOWN}"
     if isinstance(error, pickle.UnpicklingError):
-        return "holds more than tensors, which is never executed: save model.state_dict()"
+        return "holds more than tensors, which rn50feat never executes: save model.state_dict()"
     if head.startswith(b"PK") and zipfile.is_zipfile(path):
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        return f"is no file of weights ({reason}): {_KNOWN}"
-    return "is damaged or cut off: fetch it again"
+        return f"is not a weights file ({reason}): {_KNOWN}"
+    return "is damaged or truncated: download it again"
 
 
 def _named_tensors(content: Any, path: Path) -> StateDict:

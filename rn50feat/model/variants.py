@@ -1,9 +1,9 @@
-"""The published forms of ResNet50, and where each differs from the others.
+"""List the published variants of ResNet50 and their differences.
 
 In: a name, as ``--variant`` takes it or as a provenance record has it. Out: a
 `Variant`: where its stages halve the map, its batch norms' epsilon, its
 max-pool, and the preprocessing that its weights were trained with. `network`
-makes all of them from one class of torchvision's.
+builds all of them from one torchvision class.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from rn50feat.errors import ProvenanceError, WeightsError
 
 @dataclass(frozen=True)
 class Variant:
-    """A form of ResNet50.
+    """A variant of ResNet50.
 
     ``halving`` is the convolution whose stride 2 halves the map, three times
     in the network: the 3x3 or the first 1x1 of a stage's first block, or the
-    3x3 of the last block of the stage before. ``pool_padding`` tells where the
-    max-pool pads its input of 112x112: by 1 on all sides, by 1 at the right
-    and below, or nowhere (its output is then 55x55, not 56x56).
+    3x3 of the previous stage's last block. ``pool_padding`` says where the
+    max-pool pads its 112x112 input: by 1 on all sides, by 1 at the right and
+    the bottom, or nowhere (its output is then 55x55, not 56x56).
     """
 
     name: str
@@ -35,9 +35,9 @@ class Variant:
 
 TORCHVISION = Variant("torchvision", "torchvision resnet50", "3x3 of the first block", 1e-5, "all sides", "torchvision")
 
-# Keras: keras.applications.ResNet50 of today; the one with the layer names of before (`res2a_…`), as in Keras 2.2.4;
-# and the same without the max-pool's padding, as up to Keras 2.1.6. slim: resnet_v1.py in TensorFlow's models, whose
-# epsilon of 1e-5 the fused batch norm of TensorFlow up to 2.11 raised to 1.001e-5.
+# Keras: today's keras.applications.ResNet50; the one with the earlier layer names (`res2a_…`), as in Keras 2.2.4; and
+# the same without the max-pool's padding, as up to Keras 2.1.6. slim: resnet_v1.py in TensorFlow's models, whose
+# epsilon of 1e-5 was raised to 1.001e-5 by the fused batch norm of TensorFlow up to 2.11.
 VARIANTS = {
     variant.name: variant
     for variant in (
@@ -51,15 +51,15 @@ VARIANTS = {
 
 
 def named(name: str) -> Variant:
-    """Return a variant by its name; raise `WeightsError` for one that is not known."""
+    """Look up a variant by name; raise `WeightsError` for an unknown one."""
     if name not in VARIANTS:
-        raise WeightsError(f"there is no variant {name}: give one of {', '.join(VARIANTS)}")
+        raise WeightsError(f"there is no variant {name}: use one of {', '.join(VARIANTS)}")
     return VARIANTS[name]
 
 
 def recorded(network: str) -> Variant:
-    """Return the variant that a provenance record means; raise `ProvenanceError` for one that is not known."""
+    """Look up a variant by the network of a provenance record; raise `ProvenanceError` for an unknown one."""
     for variant in VARIANTS.values():
         if variant.network == network:
             return variant
-    raise ProvenanceError(f"this version knows no network {network}: upgrade rn50feat")
+    raise ProvenanceError(f"this version does not know the network {network}: upgrade rn50feat")

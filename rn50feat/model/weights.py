@@ -1,9 +1,9 @@
-"""Find and check the weights of a network, and settle what a run's vectors depend on.
+"""Find and check the weights of a network, and determine a run's provenance.
 
-In: what ``--weights`` takes: ``imagenet-v1``, ``imagenet-v2``, a file, or
-``random[:SEED]``; the other choices of a run; the record of the store. Out:
-the weights and the provenance of the run, told without torch. Nothing stands
-in for weights that cannot be had, and none are used as another variant's.
+In: what ``--weights`` takes (``imagenet-v1``, ``imagenet-v2``, a file, or
+``random[:SEED]``), the other choices of a run, and the store's record. Out:
+the weights and the provenance of the run, without importing torch. Missing
+weights are never replaced by others, nor used for another variant.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from rn50feat.durable import caches
 from rn50feat.errors import MissingWeightsError, PreprocessingError, WeightsError
 from rn50feat.images.provenance import PROFILES, Preprocessing, Provenance, value_limits
 from rn50feat.model import tensors, variants, weight_files
-from rn50feat.model.download import Told, download
+from rn50feat.model.download import OnDownload, download
 from rn50feat.model.tensors import Claims, Held
 from rn50feat.model.variants import TORCHVISION, Variant
 
@@ -33,7 +33,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Published:
-    """Weights that torchvision publishes: where, how their SHA-256 begins, and the resize in pixels."""
+    """Weights published by torchvision: their URL, the first digits of their SHA-256, and the resize in pixels."""
 
     url: str
     sha256: str
@@ -45,14 +45,14 @@ PUBLISHED = {
     "imagenet-v1": Published("https://download.pytorch.org/models/resnet50-0676ba61.pth", "0676ba61", 256),
     "imagenet-v2": Published("https://download.pytorch.org/models/resnet50-11ad3fa6.pth", "11ad3fa6", 232),
 }
-# V1: for near-identical pictures V2 was reported to give cosines below 0.7, V1
-# above 0.95 (pytorch/vision issue 8382).
+# V1 because V2 was reported to give cosines below 0.7 for near-identical
+# images, V1 above 0.95 (pytorch/vision issue 8382).
 DEFAULT = "imagenet-v1"
 
 
 @dataclass(frozen=True)
 class Weights:
-    """Weights by name: the file that holds them (or will, once downloaded), or the seed of random ones."""
+    """Weights by name: their file (which may have to be downloaded first), or the seed of random ones."""
 
     name: str
     path: Path | None = None
@@ -75,7 +75,7 @@ class Weights:
             raise error
 
     def claims(self, sha256: str = "") -> Claims:
-        """Return which variants these weights may be for; published ones are known by name or SHA-256."""
+        """Find the variants that these weights may be for; published ones are recognised by name or SHA-256."""
         published = self.published or next((p for p in PUBLISHED.values() if sha256.startswith(p.sha256)), None)
         if published:
             return Claims((TORCHVISION,), Preprocessing(resize=published.resize))
@@ -83,32 +83,32 @@ class Weights:
 
 
 def find(spec: str) -> Weights:
-    """Return the weights that `spec` names; raise `WeightsError` when there are none."""
+    """Find the weights that `spec` names; raise `WeightsError` if there are none."""
     if spec in PUBLISHED:
         return Weights(spec, _download_folder() / PUBLISHED[spec].url.rpartition("/")[2])
     if match := re.fullmatch(r"random(?::(\d{1,18}))?", spec):
         seed = int(match[1] or 0)
         return Weights(f"random:{seed}", seed=seed)
-    with suppress(OSError, RuntimeError):  # a circle of links; the home of a user that does not exist
+    with suppress(OSError, RuntimeError):  # a loop of links; the home folder of an unknown user
         if path := weight_files.resolve(Path(spec).expanduser().resolve()):
             return Weights(path.name, path)
         if Path(spec).expanduser().is_dir():
             raise WeightsError(f"weights {spec} is a folder: name a file in it")
     known = ", ".join(PUBLISHED)
-    raise WeightsError(f"weights {spec}: no such file: give {known}, random[:SEED] or the path of a file")
+    raise WeightsError(f"weights {spec}: no such file: use {known}, random[:SEED] or the path of a file")
 
 
 def _download_folder() -> Path:
     folder = caches.weights_folder()
     if folder is None:
         raise WeightsError(
-            "there is no home folder to look for weights in: set TORCH_HOME to a folder, or give --weights FILE"
+            "there is no home folder to look for weights in: set TORCH_HOME to a folder, or use --weights FILE"
         )
     return folder
 
 
 def hash_file(path: Path) -> str:
-    """Return the SHA-256 of a weights file, in hexadecimal; of all its parts in their order where it has several."""
+    """Compute the SHA-256 of a weights file, in hexadecimal, over all its parts in order if it has several."""
     try:
         state = hashlib.sha256()
         for part in weight_files.files(path):
@@ -118,24 +118,24 @@ def hash_file(path: Path) -> str:
         return state.hexdigest()
     except OSError as error:
         raise WeightsError(
-            f"weights {path} cannot be read: {error.strerror}: mend that or name another file"
+            f"weights {path} cannot be read ({error.strerror}): fix that, or use another file"
         ) from error
 
 
 def require(weights: Weights, claims: Claims, variant: Variant) -> None:
-    """Raise `WeightsError` when `weights`, by what they claim, are not those of `variant`."""
+    """Raise `WeightsError` if `weights`, going by their `claims`, are not for `variant`."""
     if variant not in claims.variants:
         names = " or ".join(fit.name for fit in claims.variants)
         raise WeightsError(
-            f"the weights {weights.name} are those of the variant {names}, not of {variant.name}:"
-            " leave --variant out, or name other weights"
+            f"the weights {weights.name} are for the variant {names}, not {variant.name}:"
+            " leave --variant out, or use other weights"
         )
 
 
 def read(weights: Weights) -> Held:
-    """Return what weights that lie in a file hold, as `tensors.read` does; raise `WeightsError`.
+    """Read weights from their file, as `tensors.read` does; raises `WeightsError`.
 
-    Published ones that are not there raise `MissingWeightsError`.
+    Published weights that are not downloaded yet raise `MissingWeightsError`.
     """
     assert weights.path is not None
     weights.require()
@@ -144,49 +144,53 @@ def read(weights: Weights) -> Held:
 
 
 def fetch(
-    weights: Weights, *, stop: Callable[[], str | None] = lambda: None, told: Told = lambda done, total: None
+    weights: Weights,
+    *,
+    stop: Callable[[], str | None] = lambda: None,
+    on_download: OnDownload = lambda done, total: None,
 ) -> None:
-    """Download published weights that are not there; raise `WeightsError` when that fails.
+    """Download published weights if they are missing; raise `WeightsError` if that fails.
 
-    `told` gets the bytes that there are, and how many there will be. Raises
-    `waiting.Stopped` when `stop` returns a reason.
+    `on_download` gets (bytes done, bytes in total). Raises `waiting.Stopped`
+    when `stop` returns a reason.
     """
     if weights.missing and weights.published and weights.path:
-        download(weights.published.url, weights.published.sha256, weights.path, stop=stop, told=told)
+        published = weights.published
+        download(published.url, published.sha256, weights.path, stop=stop, on_download=on_download)
 
 
-def with_weights(work: Callable[[], T], told: Told = lambda done, total: None) -> T:
-    """Return what `work` returns, fetching the weights that it lacks, if any."""
+def with_weights(work: Callable[[], T], on_download: OnDownload = lambda done, total: None) -> T:
+    """Call `work` and return its result; if weights are missing, download them and call it again."""
     try:
         return work()
     except MissingWeightsError as error:
-        fetch(error.weights, told=told)
+        fetch(error.weights, on_download=on_download)
     return work()
 
 
 def recorded(provenance: Provenance) -> Weights:
-    """Return the weights that a store was made with; raise `WeightsError` when they have moved or changed."""
+    """Find the weights that a store was made with; raise `WeightsError` if they have moved or changed."""
     if not provenance.weights_path or provenance.weights in PUBLISHED:
         return find(provenance.weights)
     path = Path(provenance.weights_path)
     if not path.is_file():
-        raise WeightsError(f"{provenance.weights_label} lay at {path} and are gone: say where with --weights FILE")
+        raise WeightsError(f"{provenance.weights_label} is no longer at {path}: name the file with --weights FILE")
     if hash_file(path) != provenance.weights_sha256:
         raise WeightsError(
             f"{path} has changed since the store was made with {provenance.weights_label}:"
-            " say where that file is now with --weights FILE"
+            " name the original file with --weights FILE"
         )
     return Weights(provenance.weights, path)
 
 
 @dataclass(frozen=True)
 class Choices:
-    """What a user says of the vectors of a run; None leaves it to the store, or else to the weights.
+    """A user's choices for the vectors of a run; None leaves one to the store, or else to the weights.
 
-    Names of weights, of a variant and of a preprocessing, whether orientation
-    is applied, whether large JPEGs are decoded whole, what becomes of colour
-    profiles (stored or srgb), and what numbers of more than 8 bits are taken
-    over (type, own or LOW:HIGH).
+    The names of the weights, the variant and the preprocessing; whether to
+    apply the orientation; whether to decode large JPEGs in full; what to do
+    with colour profiles (stored or srgb); and the range that samples of more
+    than 8 bits are scaled from (type, own or LOW:HIGH).
     """
 
     weights: str | None = None
@@ -199,41 +203,41 @@ class Choices:
 
 
 def settle(choices: Choices, old: Provenance | None) -> tuple[Weights, Provenance]:
-    """Return the weights and the provenance of a run, `old` being that of its store, if there is one.
+    """Determine the weights and provenance of a run; `old` is the provenance of its store, if there is one.
 
-    Raises `WeightsError` and `PreprocessingError` for what cannot be had.
+    Raises `WeightsError` or `PreprocessingError` for choices that are not
+    possible.
     """
     if old is not None and old.unstated:
         raise WeightsError(
-            f"the features were imported, made by {old.network}, and no picture can be computed alike:"
-            " search by --stored, and extract into another store"
+            f"the features were imported, made by {old.network}, and no image can be embedded the same way:"
+            " search with --stored, and extract into another store"
         )
     weights = recorded(old) if choices.weights is None and old is not None else find(choices.weights or DEFAULT)
     return weights, provenance(weights, choices, old)
 
 
 def provenance(weights: Weights, choices: Choices = Choices(), old: Provenance | None = None) -> Provenance:
-    """Return what vectors of `weights` depend on; the rest is as for `settle`.
+    """Determine the provenance of vectors made with `weights`; the rest is as for `settle`.
 
     The SHA-256 stays empty for random weights and for those not downloaded
-    yet, unless `old` has it. Raises `WeightsError` for a downloaded file that
-    is damaged.
+    yet, unless `old` has it. Raises `WeightsError` for a damaged download.
     """
     sha256 = hash_file(weights.path) if weights.path and os.path.exists(weights.path) else ""
     if sha256 and weights.published and not sha256.startswith(weights.published.sha256):
         raise WeightsError(
             f"{weights.path} is damaged (its SHA-256 begins with {sha256[:8]}, not {weights.published.sha256}):"
-            " remove it and run again"
+            " delete it and run again"
         )
     if old is not None and choices.variant is None and sha256 and sha256 == old.weights_sha256:
-        # The store's own weights are on record; to ask the file itself takes 0.7 s where Keras wrote it.
+        # The store records this for its own weights; reading it from a Keras file takes 0.7 s.
         claims = Claims((variants.recorded(old.network),), old.preprocessing)
     else:
         claims = weights.claims(sha256)
     chosen = _variant(weights, claims, choices.variant, old)
     suggested = claims.preprocessing or Preprocessing.named(chosen.preprocessing)
     if not sha256 and old is not None and weights.name == old.weights:
-        sha256 = old.weights_sha256  # the engine will tell if that is not so
+        sha256 = old.weights_sha256  # the engine raises an error if that is wrong
     return Provenance(
         weights=weights.name,
         weights_sha256=sha256,
@@ -244,7 +248,7 @@ def provenance(weights: Weights, choices: Choices = Choices(), old: Provenance |
 
 
 def _variant(weights: Weights, claims: Claims, name: str | None, old: Provenance | None) -> Variant:
-    """Return the variant asked for, else that of the store where the weights fit it, else their likeliest."""
+    """Choose the requested variant, else the store's if the weights fit it, else the likeliest for the weights."""
     if name is not None:
         require(weights, claims, variants.named(name))
         return variants.named(name)
@@ -254,7 +258,7 @@ def _variant(weights: Weights, claims: Claims, name: str | None, old: Provenance
     if len(claims.variants) > 1 and likeliest is not TORCHVISION:
         others = " or ".join(other.name for other in claims.variants[1:])
         logger.warning(
-            "%s may be for %s as well, and is taken for %s: --variant says otherwise",
+            "%s may also be for %s; assuming %s: choose another with --variant",
             weights.name,
             others,
             likeliest.name,
@@ -263,7 +267,7 @@ def _variant(weights: Weights, claims: Claims, name: str | None, old: Provenance
 
 
 def _preprocessing(suggested: Preprocessing, choices: Choices, old: Preprocessing | None) -> Preprocessing:
-    """Return the preprocessing asked for by name, else the store's, else what the weights suggest, and its switches."""
+    """Choose the requested preprocessing, else the store's, else the weights', and apply the other choices to it."""
     known = [preprocessing for preprocessing in (old, suggested) if preprocessing is not None]
     name, exact = choices.preprocess or known[0].name, choices.exact_decode
     chosen = next((one for one in known if one.name == name), None) or Preprocessing.named(name)
@@ -272,10 +276,10 @@ def _preprocessing(suggested: Preprocessing, choices: Choices, old: Preprocessin
     if exact is not None and name == "torchvision":
         chosen = replace(chosen, decoding="exact" if exact else "scaled")
     elif exact is False:
-        raise PreprocessingError(f"the preprocessing {name} decodes pictures whole: leave --scaled-decode out")
+        raise PreprocessingError(f"the preprocessing {name} always decodes images in full: leave --scaled-decode out")
     if choices.color is not None:
         if choices.color not in PROFILES:
-            raise PreprocessingError(f"there is no color {choices.color}: give one of {', '.join(PROFILES)}")
+            raise PreprocessingError(f"there is no color {choices.color}: use one of {', '.join(PROFILES)}")
         chosen = replace(chosen, profile=PROFILES[choices.color])
     if choices.value_range is not None:
         chosen = replace(chosen, value_range=_range(choices.value_range))
@@ -283,9 +287,9 @@ def _preprocessing(suggested: Preprocessing, choices: Choices, old: Preprocessin
 
 
 def _range(text: str) -> str:
-    """Return a range as records have it; raise `PreprocessingError` for none."""
+    """Normalise a range as it is recorded; raise `PreprocessingError` for anything else."""
     if limits := value_limits(text):
         return f"{limits[0]:.15g}:{limits[1]:.15g}"
     if text not in ("type", "own"):
-        raise PreprocessingError(f"there is no range {text}: give type, own, or LOW:HIGH (0:4095, say)")
+        raise PreprocessingError(f"there is no range {text}: use type, own or LOW:HIGH, for example 0:4095")
     return text

@@ -1,7 +1,7 @@
-"""Embed images as a store's own were embedded.
+"""Embed images with the weights and preprocessing of a store.
 
-In: references, and a store. Out: the batches of an engine that has the
-store's weights and preprocessing, or an error that says why not.
+In: references, and a store. Out: an engine's batches, comparable with the
+store's features, or an error if the store's weights are not available.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from rn50feat.backends.contract import CPU_BATCH
 from rn50feat.durable import waiting
 from rn50feat.durable.limits import cores
 from rn50feat.engines.contract import Batch, Engine, EngineOptions, StartEngine
-from rn50feat.model.download import Told
+from rn50feat.model.download import OnDownload
 from rn50feat.model.weights import Choices, settle, with_weights
 from rn50feat.sources.sources import Reference
 from rn50feat.store.reader import FeatureStore
@@ -26,15 +26,15 @@ def embed_like(
     options: EngineOptions,
     start: StartEngine,
     *,
-    on_download: Told,
+    on_download: OnDownload,
 ) -> Iterator[Batch]:
-    """Yield the features and failures of `references`, as `store` would hold them.
+    """Yield the features and failures of `references`, embedded like the images in `store`.
 
-    `weights_file` says where the store's weights are when they have moved.
-    Raises `WeightsError` and `ProvenanceError` when they cannot be had.
+    `weights_file` is where the store's weights are if they have moved. Raises
+    `WeightsError` or `ProvenanceError` if they are not available.
     """
     recorded = store.provenance
-    where, remedy = str(store.path), "say where its own weights are with --weights FILE"
+    where, remedy = str(store.path), "name its own weights with --weights FILE"
     weights, provenance = settle(Choices(weights_file), recorded)
     recorded.require(provenance, where=where, remedy=remedy)
     count = len(references)

@@ -1,9 +1,9 @@
 """Rank the rows of a store exactly.
 
-In: query vectors, and a store. Out: rows and scores, the best first. Every
-row that is asked about is looked at, in blocks, in memory that does not grow
-with the store. A product in float32 tells which rows may be among the best;
-`scores` says how good those are, and which of them come first.
+In: query vectors, and a store. Out: rows and scores, best first. Every
+requested row is scanned, block by block, in memory that does not grow with
+the store. A float32 product selects the rows that may be among the best;
+`scores` computes their scores and their order.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ Rows = NDArray[np.int64]
 Ranking = tuple[Rows, Scores]
 NO_ROWS: Rows = np.empty(0, np.int64)
 BLOCK = 4096  # rows: 32 MB as float32
-# What a cosine in float32 may be off: some 1e-7, and 8e-6 if all roundings of a sum in 16 lanes added up.
+# The error of a cosine in float32: about 1e-7, or 8e-6 if all roundings of a sum in 16 lanes added up.
 ROUNDING = 1e-5
 
 
 def scan(
     queries: Vectors, own: Sequence[Rows], store: FeatureStore, k: int, metric: str, rows: Rows | None = None
 ) -> list[Ranking]:
-    """Return the rows and scores, the best first, of the `k` best rows for each of `queries`, (m, 2048).
+    """Find the `k` best rows for each of `queries`, (m, 2048): rows and scores, best first.
 
-    Looks at `rows`, ascending, or at all; `own` rows are left out, and damaged
-    ones, that hold NaN or infinity. Equal scores stand in the order of their ids.
+    Scans `rows`, ascending, or all. `own` rows are left out, and so are
+    damaged ones with NaN or infinity. Equal scores are ordered by id.
     """
     rankings = [best.ranking() for best in best_of(queries, own, store, store.column("ids"), k, metric, rows)]
-    return [(found[:k], scores[:k]) for found, scores in rankings]
+    return [(ranked[:k], scores[:k]) for ranked, scores in rankings]
 
 
-@np.errstate(invalid="ignore", over="ignore")  # of damaged rows, which are no hits
+@np.errstate(invalid="ignore", over="ignore")  # from damaged rows, which are never hits
 def best_of(
     queries: Vectors,
     own: Sequence[Rows],
@@ -47,23 +47,23 @@ def best_of(
     metric: str,
     rows: Rows | None = None,
 ) -> list[Best]:
-    """Return what `scan` returns the first `k` of, with all that tie with the last; `ids` are those of all rows."""
+    """Find the `k` best rows like `scan`, and all that tie with the last; `ids` are those of all rows."""
     wanted = prepared(queries, metric)
     size = max(64, min(BLOCK, (1 << 22) // max(1, len(queries))))  # at most 16 MB of nearness
-    found = [Best(query, k, metric) for query in queries]
+    bests = [Best(query, k, metric) for query in queries]
     rows = np.arange(len(ids)) if rows is None else rows
     for start in range(0, len(rows), size):
         numbers = rows[start : start + size]
         features = store.features(numbers)
         nearness, errors = _nearness(wanted, prepared(features, metric), metric)
-        for best, line, error, excluded in zip(found, nearness, errors.tolist(), own):
+        for best, line, error, excluded in zip(bests, nearness, errors.tolist(), own):
             if len(excluded):
                 line[np.isin(numbers, excluded)] = -np.inf
             at = best.promising(line, error)
             if len(at):
                 best.add(numbers[at], ids[numbers[at]], features[at])
         store.give_way()
-    return found
+    return bests
 
 
 class Best:
@@ -72,19 +72,19 @@ class Best:
     def __init__(self, query: Vectors, k: int, metric: str) -> None:
         self._query, self._k, self._metric = query, k, metric
         self._square = float(np.square(query, dtype=np.float64).sum())
-        self._least = float(np.finfo(np.float32).min)  # above the -inf of what is left out
+        self._least = float(np.finfo(np.float32).min)  # above the -inf of excluded rows
         self.rows, self._ids, self._scores = NO_ROWS, NO_ROWS, np.empty(0)
 
     def promising(self, nearness: NDArray[np.float32], error: float) -> Rows:
-        """Return where `nearness`, which is `error` off at most, may be that of one of the best rows."""
-        at = np.flatnonzero(~(nearness < self._least - error))  # NaN, of an overflow, is for `scores` to judge
+        """Return the positions in `nearness`, accurate to `error`, that may belong to the best rows."""
+        at = np.flatnonzero(~(nearness < self._least - error))  # keeps NaN from overflows: `scores` decides
         if len(at) > 2 * self._k:
             last = float(np.partition(nearness[at], -self._k)[-self._k])
             at = at[~(nearness[at] < self._tied(last - error) - error)]
         return at
 
     def add(self, rows: Rows, ids: Rows, features: Vectors) -> None:
-        """Consider some `rows`, with their `ids` and `features`."""
+        """Score `rows`, with their `ids` and `features`, and keep the best."""
         scores = score(self._query, features, self._metric)
         whole = np.isfinite(scores)
         rows, ids = np.concatenate([self.rows, rows[whole]]), np.concatenate([self._ids, ids[whole]])
@@ -96,7 +96,7 @@ class Best:
             self._least = self._tied(self._square - last * last if self._metric == "l2" else last)
 
     def _tied(self, nearness: float) -> float:
-        """Return the least nearness of rows that may tie with one of this `nearness`, or lead those that do."""
+        """Return the lowest nearness of a row that may tie with one of this `nearness`, or start a tie with it."""
         if self._metric != "l2":
             return nearness - 2 * float(tolerance(nearness))
         distance = math.sqrt(max(0.0, self._square - nearness))
@@ -104,14 +104,14 @@ class Best:
         return self._square - distance * distance
 
     def ranking(self) -> Ranking:
-        """Return the rows and their scores, the best first."""
+        """Return the rows and their scores, best first."""
         at, scores = in_order(self._scores, self._ids, self._metric)
         return self.rows[at], scores
 
 
 @np.errstate(invalid="ignore", over="ignore")
 def rerank(queries: Vectors, rows: Sequence[Rows], store: FeatureStore, ids: Rows, metric: str) -> list[Ranking]:
-    """Return `rows`, some for each of `queries`, (m, 2048), with their scores, the best first, without damaged ones.
+    """Score `rows`, some for each of `queries`, (m, 2048), and order them, best first, without damaged ones.
 
     `ids` are those of all rows. Rows are read once for several queries: 100 take 1.4 ms, and the rest 0.5.
     """
@@ -132,7 +132,7 @@ def rerank(queries: Vectors, rows: Sequence[Rows], store: FeatureStore, ids: Row
 
 @np.errstate(invalid="ignore", over="ignore")
 def rank(query: Vectors, rows: Rows, store: FeatureStore, ids: Rows, metric: str) -> Ranking:
-    """Return what `rerank` does for one query, (2048,), and any number of `rows`."""
+    """Score and order any number of `rows` for one query, (2048,), like `rerank`."""
     parts = [score(query, store.features(rows[i : i + BLOCK]), metric) for i in range(0, len(rows), BLOCK)]
     return _ranked(rows, np.concatenate([np.empty(0), *parts]), ids, metric)
 
@@ -145,7 +145,7 @@ def _ranked(rows: Rows, scores: Scores, ids: Rows, metric: str) -> Ranking:
 
 @np.errstate(invalid="ignore")
 def prepared(vectors: Vectors, metric: str) -> NDArray[np.float32]:
-    """Return `vectors`, (n, 2048), as `metric` compares them: of length 1 for cosine, else as they are."""
+    """Convert `vectors`, (n, 2048), to float32, and scale them to length 1 if `metric` is cosine."""
     if metric != "cosine":
         return np.asarray(vectors, np.float32)
     unit: NDArray[np.float32] = np.array(vectors, np.float32)
@@ -157,9 +157,9 @@ def prepared(vectors: Vectors, metric: str) -> NDArray[np.float32]:
 def _nearness(
     queries: NDArray[np.float32], rows: NDArray[np.float32], metric: str
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Return (m, n) numbers that order `rows`, which are `prepared`, as `metric` does, more being nearer.
+    """Estimate how near `prepared` `rows` are to `queries`: (m, n) in the order of `metric`, higher is nearer.
 
-    It is -inf for rows that hold NaN or infinity. Also returns what the numbers may be off for each query.
+    It is -inf for rows with NaN or infinity. Also returns the largest error for each query, (m,).
     """
     nearness: NDArray[np.float32] = queries @ rows.T
     errors = np.full(len(queries), ROUNDING, np.float32)
@@ -167,9 +167,9 @@ def _nearness(
         squares = np.einsum("ij,ij->i", rows, rows)
         longest = np.sqrt(np.max(squares, initial=0, where=np.isfinite(squares)))
         errors *= longest * np.sqrt(np.einsum("ij,ij->i", queries, queries))
-        if metric == "l2":  # -|q - f|^2, less |q|^2, which is the same for all rows
+        if metric == "l2":  # -|q - f|^2 without |q|^2, which is the same for all rows
             nearness = 2 * nearness - squares
             errors = 2 * errors + ROUNDING * longest**2
-    suspects = np.flatnonzero(~np.isfinite(nearness).all(axis=0))  # far fewer to look at than all rows
+    suspects = np.flatnonzero(~np.isfinite(nearness).all(axis=0))  # far fewer to check than all rows
     nearness[:, suspects[~np.isfinite(rows[suspects]).all(axis=1)]] = -np.inf
     return nearness, errors

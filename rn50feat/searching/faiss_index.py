@@ -1,7 +1,7 @@
-"""A FAISS index whose ids are those of a store.
+"""Wrap a FAISS index that is keyed by a store's ids.
 
-In: vectors as `exact.prepared` gives them, with their ids. Out: the ids of
-the likely nearest, and the bytes of an ordinary FAISS file.
+In: vectors from `exact.prepared`, with their ids. Out: the ids of likely
+neighbours, and the bytes of an ordinary FAISS file.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from rn50feat.searching.exact import Rows
 from rn50feat.store.layout import WIDTH
 
 _METRICS = {"cosine": faiss.METRIC_INNER_PRODUCT, "ip": faiss.METRIC_INNER_PRODUCT, "l2": faiss.METRIC_L2}
-_BUFFER = 1 << 20  # bytes that FAISS hands over at once when it writes
-# RaBitQ compares the query in so many bits: by 4 recall is 0.01 lower before re-ranking, unquantised it takes
-# 100 times as long (24 ms a query at nprobe 8, with 8 bits 0.3).
+_BUFFER = 1 << 20  # bytes that FAISS passes on at once when it writes
+# RaBitQ quantises the query to this many bits: with 4, recall before re-ranking is 0.01 lower; unquantised takes
+# 100 times as long (24 ms per query at nprobe 8, against 0.3 with 8 bits).
 _QUERY_BITS = 8
+_OTHER_FACTORY = "use another --factory"
+_REBUILD = "rebuild it with rn50feat index --rebuild, or ignore it: search --exact, duplicates --scan"
 
 
 class FaissIndex:
-    """An index that finds candidates. Every method raises `IndexingError` for what FAISS cannot do."""
+    """An index that finds candidates. Every method raises `IndexingError` if FAISS cannot do it."""
 
     def __init__(self, index: Any) -> None:
         self._index = index
@@ -35,12 +37,12 @@ class FaissIndex:
 
     @classmethod
     def make(cls, factory: str, metric: str) -> FaissIndex:
-        """Return an empty index for `metric` by a FAISS factory string."""
-        with _told(f"{factory} is no index that FAISS makes"):
+        """Create an empty index for `metric` from a FAISS factory string."""
+        with _indexing_errors(f"FAISS cannot make the index {factory}", _OTHER_FACTORY):
             index = faiss.index_factory(WIDTH, factory, _METRICS[metric])
             made = cls(index)
             if made._ivf is None and not isinstance(index, faiss.IndexIDMap):
-                made = cls(faiss.IndexIDMap2(index))  # the other kinds take no ids
+                made = cls(faiss.IndexIDMap2(index))  # other kinds cannot store ids
                 index.this.disown()  # the wrapper frees it
                 made._index.own_fields = True
             elif hasattr(ivf := faiss.downcast_index(made._ivf), "qb"):
@@ -49,12 +51,12 @@ class FaissIndex:
 
     @classmethod
     def load(cls, path: Path, *, mapped: bool) -> FaissIndex:
-        """Read a FAISS file, or map it: then only what a search touches is read, and it cannot change."""
-        with _told(f"{path} is no index that FAISS reads"):
+        """Read a FAISS file, or map it: a mapped one reads only what a search needs, and is read-only."""
+        with _indexing_errors(f"FAISS cannot read {path}", _REBUILD):
             return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0))
 
     def save(self, write: Callable[[bytes], None]) -> None:
-        """Hand the bytes of the FAISS file to `write`, piece by piece; what that raises comes out."""
+        """Pass the bytes of the FAISS file to `write`, piece by piece; errors from `write` propagate."""
         faiss.write_index(self._index, faiss.PyCallbackIOWriter(write, _BUFFER))
 
     def __len__(self) -> int:
@@ -67,38 +69,38 @@ class FaissIndex:
 
     @property
     def lists(self) -> int:
-        """How many inverted lists there are; 0 for an index without."""
+        """The number of inverted lists; 0 for an index without."""
         return 0 if self._ivf is None else int(self._ivf.nlist)
 
     @property
     def row_size(self) -> int:
-        """About how many bytes a row takes, its id included."""
+        """The approximate size of a row in bytes, including its id."""
         try:
             return int(self._index.sa_code_size()) + 8
-        except RuntimeError:  # not every kind tells
+        except RuntimeError:  # not every kind knows
             return 4 * WIDTH + 8
 
     def probe(self, lists: int) -> None:
-        """Look into so many lists for each query (nprobe); the file keeps that."""
+        """Probe this many lists per query (nprobe); the file stores the number."""
         self._ivf.nprobe = lists
 
     def train(self, vectors: NDArray[np.float32]) -> None:
         """Learn centroids and codes from `vectors`, (n, 2048)."""
-        with _told("this index cannot be trained"):
+        with _indexing_errors("FAISS cannot train this index", _OTHER_FACTORY):
             self._index.train(vectors)
 
     def add(self, ids: Rows, vectors: NDArray[np.float32]) -> None:
         """Add `vectors`, (n, 2048)."""
-        with _told("this index takes no rows with ids"):
+        with _indexing_errors("FAISS cannot add rows with ids to this index", _OTHER_FACTORY):
             self._index.add_with_ids(vectors, ids)
 
     def remove(self, ids: Rows, remedy: str) -> None:
-        """Remove the vectors of `ids`; `remedy` is what helps where this kind of index cannot do that."""
-        with _told("rows cannot be removed from an index of this kind", f": {remedy}"):
+        """Remove the vectors of `ids`; `remedy` is the fix to suggest if this kind of index does not support that."""
+        with _indexing_errors("rows cannot be removed from an index of this kind", remedy):
             self._index.remove_ids(ids)
 
     def ids(self) -> Rows:
-        """Return the ids of all rows, in no order."""
+        """Return the ids of all rows, unordered."""
         if self._ivf is None:
             return np.asarray(faiss.vector_to_array(self._index.id_map), np.int64)
         lists = self._ivf.invlists
@@ -109,18 +111,18 @@ class FaissIndex:
         return np.concatenate([np.empty(0, np.int64), *parts])
 
     def candidates(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        """Return the ids of the `count` likely nearest rows for each query, (m, count); -1 where there are no more."""
-        with _told("the index cannot be searched"):
+        """Find the ids of `count` likely neighbours for each query, (m, count); padded with -1."""
+        with _indexing_errors("FAISS cannot search the index", _REBUILD):
             return np.asarray(self._index.search(queries, count)[1], np.int64)
 
 
 @contextmanager
-def _told(fault: str, remedy: str = ": give another --factory") -> Iterator[None]:
-    """Tell of what FAISS raises, which is a RuntimeError or an AssertionError for almost everything."""
+def _indexing_errors(fault: str, remedy: str) -> Iterator[None]:
+    """Turn FAISS's errors into `IndexingError`; it raises RuntimeError or AssertionError for almost everything."""
     try:
         yield
     except (RuntimeError, AssertionError) as error:
         cause = str(error).rpartition(": ")[2].strip().splitlines()
-        raise IndexingError(f"{fault} ({cause[0] if cause else type(error).__name__}){remedy}") from error
+        raise IndexingError(f"{fault} ({cause[0] if cause else type(error).__name__}): {remedy}") from error
     except MemoryError as error:
-        raise IndexingError(f"{fault} (there is not enough memory){remedy}") from error
+        raise IndexingError(f"{fault} (not enough memory): {remedy}") from error

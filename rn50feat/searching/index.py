@@ -1,10 +1,10 @@
-"""Build the index of a store, or bring it up to date.
+"""Build a store's index, or bring it up to date.
 
-In: a store. Out: the FAISS file beside it, in step with the rows that the
-store had when the command began, and a `IndexSummary`. An index that is there costs
-the difference: the rows that are new are added, those that are gone removed,
-and nothing is trained or encoded again. When there is no difference nothing
-is written; else the file is written anew, which takes 0.1 s for 200,000 rows.
+In: a store. Out: the FAISS file next to it, which matches the rows that the
+store had when the command began, and an `IndexSummary`. Updating an index
+costs only the difference: new rows are added, removed ones are removed, and
+nothing is trained or encoded again. Without a difference nothing is written;
+otherwise the whole file is, which takes 0.1 s for 200,000 rows.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from rn50feat.store.reader import FeatureStore
 logger = logging.getLogger(__name__)
 
 TARGET_RECALL = 0.98
-STALE = 1 / 3  # of the rows new since the training: then the lists no longer fit them
-Tell = Callable[[str, int, int], None]
+STALE = 1 / 3  # the share of rows added since the training from which the lists no longer fit
+OnProgress = Callable[[str, int, int], None]
 
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What was done: rows added and removed, how the index is now, and whether building it anew would pay."""
+    """What `index` did: rows added and removed, the state of the index, and whether a rebuild is worthwhile."""
 
     facts: IndexFacts
     built: bool
@@ -55,42 +55,42 @@ def index(
     target_recall: float = TARGET_RECALL,
     rebuild: bool = False,
     on_plan: Callable[[Plan], None] = lambda plan: None,
-    on_progress: Tell = lambda stage, done, total: None,
+    on_progress: OnProgress = lambda stage, done, total: None,
 ) -> IndexSummary:
-    """Bring the index beside `store` up to date, or build it where there is none or when `rebuild` is set.
+    """Bring the index next to `store` up to date; build it if there is none or if `rebuild` is set.
 
-    `metric` (cosine unless said otherwise) and `factory`, a FAISS factory
-    string, are for building; what an index is built for does not change.
-    Building takes at most `max_ram` bytes. `on_plan` gets the kind of index
-    before it is built, `on_progress` (stage, rows done, rows in all).
+    `metric` (cosine by default) and `factory`, a FAISS factory string, apply
+    when an index is built; they cannot be changed later. Building takes at
+    most `max_ram` bytes. `on_plan` gets the kind of index before it is built,
+    `on_progress` (stage, rows done, rows in total).
 
-    An index of another history of the store, as a restored backup leaves it,
-    is built anew. Raises `IndexingError` for one that is damaged or of another store,
-    for a kind that cannot be built, and for a disk that is full;
-    `StoreLockedError` when another process is at it. The index that was there
-    is then as it was.
+    An index that belongs to another history of the store, as after restoring
+    a backup, is rebuilt. Raises `IndexingError` for an index that is damaged
+    or belongs to another store, for a kind that cannot be built, and for a
+    full disk; `StoreLockedError` if another process is writing the index. The
+    existing index is then left as it was.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     if metric not in (None, *METRICS):
-        raise IndexingError(f"there is no metric {metric}: give one of {', '.join(METRICS)}")
+        raise IndexingError(f"there is no metric {metric}: use one of {', '.join(METRICS)}")
     with lock.run_lock(index_file.faiss_path(store.path)):
         index_file.remove_leftovers(store.path)
-        found = None if rebuild else index_file.load(store.path, _whole, thorough=True)
-        if found is None:
+        loaded = None if rebuild else index_file.load(store.path, _in_memory, thorough=True)
+        if loaded is None:
             return _build(store, metric or "cosine", factory, max_ram, target_recall, on_plan, on_progress)
         try:
-            require_same(store, found[1])
+            require_same(store, loaded[1])
         except HistoryError:
             logger.warning(
-                "%s is of another history of %s: it is built anew", index_file.faiss_path(store.path), store.path
+                "%s belongs to another history of %s: rebuilding it", index_file.faiss_path(store.path), store.path
             )
-            metric, factory = metric or found[1].metric, factory or index_plan.asked_for(found[1].factory)
+            metric, factory = metric or loaded[1].metric, factory or index_plan.chosen_by_user(loaded[1].factory)
             return _build(store, metric, factory, max_ram, target_recall, on_plan, on_progress)
-        _require_kind(store, found[1], metric, factory)
-        return _update(store, *found, on_progress)
+        _require_kind(store, loaded[1], metric, factory)
+        return _update(store, *loaded, on_progress)
 
 
-def _whole(path: Path) -> FaissIndex:
+def _in_memory(path: Path) -> FaissIndex:
     return FaissIndex.load(path, mapped=False)
 
 
@@ -108,7 +108,7 @@ def _build(
     max_ram: int,
     target: float,
     on_plan: Callable[[Plan], None],
-    on_progress: Tell,
+    on_progress: OnProgress,
 ) -> IndexSummary:
     with store.reading():
         ids, next_id, mark = store.column("ids"), store.next_id, _last_mark(store)
@@ -133,7 +133,7 @@ def _build(
 
 
 def _plan(factory: str | None, metric: str, rows: int, max_ram: int) -> tuple[Plan, FaissIndex]:
-    """Return a plan, and the empty index that it is about."""
+    """Plan the index, and create it empty."""
     if factory is None:
         plan = index_plan.choose(rows, max_ram=max_ram)
         return plan, FaissIndex.make(plan.factory, metric)
@@ -153,7 +153,7 @@ def _facts_there(store: FeatureStore) -> IndexFacts | None:
 
 
 def _train(made: FaissIndex, store: FeatureStore, sample: Rows, metric: str) -> None:
-    """Train on the rows of the ids `sample`, or as many as are still there."""
+    """Train on the rows with the ids `sample`, as far as they still exist."""
     with store.reading():
         rows = np.flatnonzero(np.isin(store.column("ids"), sample))
     vectors = np.empty((len(rows), index_plan.VECTOR // 4), np.float32)
@@ -167,11 +167,11 @@ def _train(made: FaissIndex, store: FeatureStore, sample: Rows, metric: str) -> 
     made.train(vectors[:done])
 
 
-def _add(made: FaissIndex, store: FeatureStore, wanted: Rows, metric: str, on_progress: Tell) -> int:
-    """Add the rows of the ids `wanted`, ascending; return how many were still there.
+def _add(made: FaissIndex, store: FeatureStore, wanted: Rows, metric: str, on_progress: OnProgress) -> int:
+    """Add the rows with the ids `wanted`, ascending; return how many still existed.
 
-    The store may change between two blocks: rows may have gone, or taken the
-    places of others. What was passed over is looked for again.
+    The store may change between two blocks: rows may disappear or move to
+    another place. Rows that were missed are looked up again.
     """
     left = np.ones(len(wanted), bool)
     while left.any():
@@ -180,7 +180,7 @@ def _add(made: FaissIndex, store: FeatureStore, wanted: Rows, metric: str, on_pr
         if not len(rows):
             break
         for start in range(0, len(rows), BLOCK):
-            with store.reading():  # for each block anew, so that a run can commit in between
+            with store.reading():  # once per block, so that a run can commit in between
                 ids, part = store.column("ids"), rows[start : start + BLOCK]
                 part = part[part < len(ids)]
                 at = np.minimum(np.searchsorted(wanted, ids[part]), len(wanted) - 1)
@@ -192,27 +192,27 @@ def _add(made: FaissIndex, store: FeatureStore, wanted: Rows, metric: str, on_pr
     return len(left) - int(left.sum())
 
 
-def _update(store: FeatureStore, made: FaissIndex, before: IndexFacts, on_progress: Tell) -> IndexSummary:
+def _update(store: FeatureStore, made: FaissIndex, before: IndexFacts, on_progress: OnProgress) -> IndexSummary:
     with store.reading():
         ids, next_id, mark = store.column("ids"), store.next_id, _last_mark(store)
     held = made.ids()
     gone, fresh = np.setdiff1d(held, ids), np.setdiff1d(ids, held)
     if not len(gone) and not len(fresh) and (before.mark or not mark):
-        return IndexSummary(before, False, 0, 0, _rebuild_pays(before, ids))
+        return IndexSummary(before, False, 0, 0, _should_rebuild(before, ids))
     if len(gone):
         made.remove(gone, index_file.remedy(store.path))
     added = _add(made, store, fresh, before.metric, on_progress)
     facts = replace(before, rows=len(made), next_id=next_id, mark=mark)
     facts = index_file.save(store.path, made.save, facts, before)
-    return IndexSummary(facts, False, added, len(gone), _rebuild_pays(facts, ids))
+    return IndexSummary(facts, False, added, len(gone), _should_rebuild(facts, ids))
 
 
 def _last_mark(store: FeatureStore) -> str:
     return (store.history() or [""])[-1]
 
 
-def _rebuild_pays(facts: IndexFacts, ids: Rows) -> bool:
-    """Tell whether most lists are of other rows, or a scan of all has become too long."""
+def _should_rebuild(facts: IndexFacts, ids: Rows) -> bool:
+    """Check whether the lists no longer fit the rows, or the store has become too large for a full scan."""
     if not facts.trained_on:
         return facts.factory == index_plan.FLAT and len(ids) > index_plan.FLAT_ROWS
     return bool(len(ids)) and float((ids >= facts.trained_next_id).mean()) > STALE

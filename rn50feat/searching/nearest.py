@@ -1,9 +1,9 @@
-"""Find the nearest rows of a store, through its index where there is one.
+"""Find the nearest rows of a store, using its index if there is one.
 
 In: query vectors, a store and perhaps its index. Out: rows and exact scores.
-The index gives candidates, which are ranked by the rows in the store. What it
-has and the store has not is passed over; what the store has and the index has
-not is scanned. So results are right whatever is newer.
+The index finds candidates, which are re-ranked with the rows in the store.
+Rows that only the index has are dropped; rows that only the store has are
+scanned. So results are correct, whichever of the two is newer.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CANDIDATES = 100  # that are ranked exactly, for up to 10 hits; reading them takes 1.4 ms
-_TAIL = 8  # candidates: equal rows are at most a rounding apart in the index, so that others may stand between them
+CANDIDATES = 100  # ranked exactly, for up to 10 hits; reading them takes 1.4 ms
+_TAIL = 8  # candidates: equal rows may differ by a rounding in the index, so that other rows come between them
 
 
 @dataclass(frozen=True)
 class OpenIndex:
-    """An index and what is known of it."""
+    """An index and its facts."""
 
     faiss: FaissIndex
     facts: IndexFacts
 
 
 @dataclass(frozen=True)
-class Found:
-    """Candidates of a query, the best first; ``settled`` where no more rows can tie with the k-th."""
+class Ranked:
+    """A query's candidates with exact scores, best first; ``settled`` if no other row can tie with the k-th."""
 
     rows: Rows
     scores: Scores
@@ -49,18 +49,18 @@ class Found:
 
 
 @dataclass(frozen=True)
-class _Likely:
-    """Candidates as the index gives them, the best by its estimate first; ``all`` where it has no more."""
+class _Candidates:
+    """A query's candidates in the order of the index's own estimate; ``all`` if it has no more."""
 
     rows: Rows
     all: bool
 
 
 def open_index(store: FeatureStore) -> OpenIndex | None:
-    """Return the index beside `store`, None where there is none.
+    """Open the index next to `store`; None if there is none.
 
-    Raises `IndexingError` for an index that is damaged, or of another store
-    or provenance.
+    Raises `IndexingError` for an index that is damaged, or that belongs to
+    another store or provenance.
     """
 
     def mapped(path: Path) -> FaissIndex:
@@ -68,21 +68,21 @@ def open_index(store: FeatureStore) -> OpenIndex | None:
 
         return FaissIndex.load(path, mapped=True)
 
-    found = index_file.load(store.path, mapped)
-    if found is None:
+    loaded = index_file.load(store.path, mapped)
+    if loaded is None:
         return None
-    index_file.require_same(store, found[1])
-    return OpenIndex(*found)
+    index_file.require_same(store, loaded[1])
+    return OpenIndex(*loaded)
 
 
 class Nearest:
-    """The rows of a store, ready to be searched; use it inside one ``with store.reading():``."""
+    """A search over the rows of a store; use it inside a single ``with store.reading():``."""
 
     def __init__(self, store: FeatureStore, metric: str, index: OpenIndex | None) -> None:
-        """Search `store` by `metric`, through `index` unless that is for another metric."""
+        """Search `store` by `metric`, using `index` unless it is for another metric."""
         if index is not None and index.facts.metric != metric:
             path = index_file.faiss_path(store.path)
-            logger.warning("%s is for %s, not %s: every row is looked at", path, index.facts.metric, metric)
+            logger.warning("%s is for %s, not %s: scanning every row", path, index.facts.metric, metric)
             index = None
         self._store, self._metric, self._index = store, metric, index
         if index is not None:
@@ -92,36 +92,36 @@ class Nearest:
             self._recent = np.flatnonzero(self._ids >= index.facts.next_id)
 
     def find(self, queries: Vectors, own: Sequence[Rows], k: int) -> list[Ranking]:
-        """Return the rows and scores, the best first, of the `k` nearest rows for each of `queries`, (m, 2048).
+        """Find the `k` nearest rows for each of `queries`, (m, 2048): rows and scores, best first.
 
-        `own` rows are left out. Equal scores stand in the order of their ids, at the k-th place, too: where the index
-        may hold more of them than it gave candidates, it is asked for more.
+        `own` rows are left out. Equal scores are ordered by id, also at the k-th place: if the index may hold more
+        rows with that score than it returned, it is asked for more.
         """
         if self._index is None or not len(queries):
             return exact.scan(queries, own, self._store, k, self._metric)
         count = max(CANDIDATES, 10 * k)
-        found = self.among(queries, own, k, count)
+        ranked = self.among(queries, own, k, count)
         for i, excluded in enumerate(own):
             wanted = count
-            while not found[i].settled:
+            while not ranked[i].settled:
                 wanted *= 4
-                (found[i],) = self.among(queries[i : i + 1], [excluded], k, wanted)
-        return [(some.rows[:k], some.scores[:k]) for some in found]
+                (ranked[i],) = self.among(queries[i : i + 1], [excluded], k, wanted)
+        return [(some.rows[:k], some.scores[:k]) for some in ranked]
 
-    def among(self, queries: Vectors, own: Sequence[Rows], k: int, count: int) -> list[Found]:
-        """Rank about `count` candidates of the index, and all rows that it lacks; see that there are `k` at least."""
+    def among(self, queries: Vectors, own: Sequence[Rows], k: int, count: int) -> list[Ranked]:
+        """Rank about `count` candidates from the index, and all rows that it lacks; at least `k` if there are any."""
         assert self._index is not None
-        likely = self._likely(exact.prepared(queries, self._metric), own, count)
-        rows = [some.rows for some in likely]
+        candidates = self._candidates(exact.prepared(queries, self._metric), own, count)
+        rows = [some.rows for some in candidates]
         if len(self._recent):
             new = exact.best_of(queries, own, self._store, self._ids, k, self._metric, self._recent)
             rows = [np.union1d(old, best.rows) for old, best in zip(rows, new)]
         rankings = exact.rerank(queries, rows, self._store, self._ids, self._metric)
         results = []
-        for query, excluded, old, ranking in zip(queries, own, likely, rankings):
+        for query, excluded, old, ranking in zip(queries, own, candidates, rankings):
             indexed = len(self._ids) - len(self._recent) - len(np.setdiff1d(excluded, self._recent))
             settled = old.all or not _tied(ranking, old.rows[-_TAIL:], k)
-            # The lists that it looks into hold too few, or too few that are not damaged; or it is faster so.
+            # The probed lists have too few rows, or too few that are not damaged; or a full scan is faster.
             if (
                 len(old.rows) < min(k, indexed)
                 or len(ranking[0]) < min(k, len(old.rows))
@@ -129,13 +129,13 @@ class Nearest:
             ):
                 (best,) = exact.best_of(query[None], [excluded], self._store, self._ids, k, self._metric)
                 ranking, settled = best.ranking(), True
-            results.append(Found(*ranking, settled))
+            results.append(Ranked(*ranking, settled))
         return results
 
-    def _likely(self, queries: Vectors, own: Sequence[Rows], wanted: int) -> list[_Likely]:
-        """Return about `wanted` rows for each query, fewer only where the lists that it looks into hold no more."""
+    def _candidates(self, queries: Vectors, own: Sequence[Rows], wanted: int) -> list[_Candidates]:
+        """Find about `wanted` rows for each query, fewer only if the probed lists have no more."""
         assert self._index is not None
-        found = [_Likely(NO_ROWS, True)] * len(queries)
+        candidates = [_Candidates(NO_ROWS, True)] * len(queries)
         open_queries = np.arange(len(queries))
         count = wanted + max(map(len, own))
         while len(open_queries):
@@ -144,14 +144,14 @@ class Nearest:
             ids = self._index.faiss.candidates(queries[open_queries], count)
             for query, rows, last in zip(open_queries.tolist(), self._rows(ids), ids[:, -1]):
                 rows = rows[(rows >= 0) & ~np.isin(rows, own[query])]
-                found[query] = _Likely(rows, last < 0 or count >= len(self._index.faiss))
-                if len(rows) < wanted and not found[query].all:
-                    left.append(query)  # many of its candidates are gone from the store
+                candidates[query] = _Candidates(rows, last < 0 or count >= len(self._index.faiss))
+                if len(rows) < wanted and not candidates[query].all:
+                    left.append(query)  # the store no longer has many of its candidates
             open_queries, count = np.array(left, np.int64), count * 4
-        return found
+        return candidates
 
     def _rows(self, ids: Rows) -> Rows:
-        """Return the rows of ids, -1 for those that the store has not."""
+        """Look up the rows of ids; -1 for ids that the store does not have."""
         if not len(self._ids):
             return np.full(ids.shape, -1)
         at = np.minimum(np.searchsorted(self._sorted, ids), len(self._ids) - 1)
@@ -159,6 +159,6 @@ class Nearest:
 
 
 def _tied(ranking: Ranking, rows: Rows, k: int) -> bool:
-    """Tell whether some of `rows` have the score of the k-th."""
-    found, scores = ranking
-    return len(found) > k and bool(np.isin(found[scores == scores[k - 1]], rows).any())
+    """Check whether any of `rows` has the score of the k-th row."""
+    ranked, scores = ranking
+    return len(ranked) > k and bool(np.isin(ranked[scores == scores[k - 1]], rows).any())

@@ -1,7 +1,7 @@
-"""Measure what an index finds of what there is, and let it look into as many lists as that takes.
+"""Measure the recall of an index, and set how many lists it probes.
 
-In: a new index of a store, and rows that it was not trained on. Out: the
-recall of a search with these rows, and the number of lists.
+In: a store's new index, and rows that it was not trained on. Out: the recall
+of a search with these rows, and the number of lists (nprobe).
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ from rn50feat.searching.scores import Scores, tolerance
 from rn50feat.store.reader import FeatureStore
 
 AT = 10  # recall@10
-# Below 8 lists nothing is saved: looking into them takes 0.3 ms, reading the candidates' rows 1.4.
+# Fewer than 8 lists save nothing: probing 8 takes 0.3 ms, reading the candidates' rows 1.4.
 FIRST = 8
 
 
 @dataclass(frozen=True)
 class Recall:
-    """What was measured: recall@10, None where there was nothing to compare, by looking into so many lists."""
+    """The measured recall@10, None if there was nothing to compare, and the number of lists probed."""
 
     recall: float | None
     nprobe: int | None
 
 
 def tune(store: FeatureStore, index: FaissIndex, facts: IndexFacts, held_out: Rows, target: float) -> Recall:
-    """Search with the rows of the ids `held_out`, and let `index` probe as few lists as reach `target`.
+    """Search with the rows `held_out`, given by id, and let `index` probe as few lists as reach `target`.
 
-    Half of what the target leaves must be to spare, since another sample of
-    queries would have another recall. The truth is a scan of all rows.
+    The measured recall must lie halfway between the target and 1, because
+    another sample of queries would have another recall. The ground truth is
+    an exact scan of all rows.
     """
 
     def work() -> Recall:
@@ -47,8 +48,8 @@ def tune(store: FeatureStore, index: FaissIndex, facts: IndexFacts, held_out: Ro
         for probes in _steps(index.lists):
             if probes is not None:
                 index.probe(probes)
-            found = nearest.find(queries, own, AT)
-            recall = _recall([scores for _, scores in truth], [scores for _, scores in found], facts.metric)
+            hits = nearest.find(queries, own, AT)
+            recall = _recall([scores for _, scores in truth], [scores for _, scores in hits], facts.metric)
             if recall is None or recall >= (1 + target) / 2:
                 break
         return Recall(recall, probes)
@@ -57,7 +58,7 @@ def tune(store: FeatureStore, index: FaissIndex, facts: IndexFacts, held_out: Ro
 
 
 def _steps(lists: int) -> list[int | None]:
-    """Return how many lists to try to look into, ascending; None for an index without."""
+    """List the numbers of lists to try, ascending; None for an index without lists."""
     if not lists:
         return [None]
     steps: list[int | None] = [min(FIRST, lists)]
@@ -67,7 +68,7 @@ def _steps(lists: int) -> list[int | None]:
 
 
 def _recall(truth: list[Scores], found: list[Scores], metric: str) -> float | None:
-    """Return the part of the true neighbours that were found; those as near as the last true one count as true."""
+    """Compute the share of true neighbours that were found; any row as near as the last true one counts as true."""
     hits = total = 0
     sign = -1 if metric == "l2" else 1
     for true, given in zip(truth, found):

@@ -1,11 +1,11 @@
-"""Score rows, and order them by their scores: what every ranking of the program agrees on.
+"""Score rows and order them by score; every ranking of the program uses this.
 
 In: features. Out: cosines, inner products or Euclidean distances in float64,
-and the order of the hits. A score depends on the two vectors alone: equal rows
-have equal scores, in whatever block, position or batch they are computed, by
-every processor. Scores that differ by at most `tolerance` are equal: a cosine
-of 0.9999996 next to one of 0.9999999 says nothing about the images. Equal
-scores are ordered by id.
+and the order of the hits. A score depends on the two vectors only: equal rows
+have equal scores, whatever the block, position, batch or processor. Scores
+that differ by at most `tolerance` are equal: the difference between cosines
+of 0.9999996 and 0.9999999 says nothing about the images. Equal scores are
+ordered by id.
 """
 
 from __future__ import annotations
@@ -19,24 +19,24 @@ METRICS = ("cosine", "l2", "ip")
 TIE = 1e-6  # scores that differ by less are equal; for scores above 1, relative to the score
 Vectors = NDArray[np.floating[Any]]
 Scores = NDArray[np.float64]
-_PART = 256  # rows at once: 4 MB in float64 stay in the cache
+_PART = 256  # rows at once: 4 MB in float64 fit in the cache
 
 
 def tolerance(scores: ArrayLike) -> Scores:
-    """Return by how much scores may differ from `scores` and still be equal to them."""
+    """Return how far other scores may be from `scores` and still be equal to them; same shape."""
     allowed: Scores = TIE * np.maximum(1, np.abs(scores))
     return allowed
 
 
 def reaches(scores: Scores, threshold: float) -> NDArray[np.bool_]:
-    """Return which similarities are at least `threshold`, or equal to it."""
+    """Check which similarities are at least `threshold`, or equal to it within `tolerance`."""
     return scores >= threshold - tolerance(threshold)
 
 
 def score(query: Vectors, rows: Vectors, metric: str) -> Scores:
-    """Return the score of each of `rows`, (n, 2048), with `query`, (2048,); NaN or infinity for damaged rows.
+    """Score each of `rows`, (n, 2048), against `query`, (2048,): float64 (n,), NaN or infinity for damaged rows.
 
-    A BLAS product would compute the last rows of a block, and a single row, in another order than the others.
+    A BLAS product would sum the last rows of a block, or a single row, in another order than the rest.
     """
     vector = query.astype(np.float64)
     parts = [_score(vector, rows[i : i + _PART].astype(np.float64), metric) for i in range(0, len(rows), _PART)]
@@ -60,10 +60,10 @@ def _lengths(vectors: Scores) -> Scores:
 
 
 def in_order(scores: Scores, ids: NDArray[np.int64], metric: str) -> tuple[NDArray[np.int64], Scores]:
-    """Return the order of `scores`, the best first, equal ones by `ids`; and the scores in this order.
+    """Order `scores`, best first and equal ones by `ids`; return the order and the ordered scores.
 
-    From the best down, each score takes those below that are equal to it, and they all become that score: unlike
-    a fixed grid this parts no two that are near each other, unless there are others right above them.
+    From the best down, each score absorbs the lower ones that are equal to it, and all of them become that score.
+    Unlike a fixed grid, this separates two near scores only if another one lies right above them.
     """
     sign = 1 if metric == "l2" else -1
     costs = sign * scores
@@ -80,9 +80,9 @@ def in_order(scores: Scores, ids: NDArray[np.int64], metric: str) -> tuple[NDArr
 
 
 def contenders(scores: Scores, ids: NDArray[np.int64], k: int, metric: str) -> NDArray[np.int64]:
-    """Return the places in `scores` of all that can be among the `k` first by `in_order`, whatever else is added.
+    """Return the positions of all `scores` that can still be among the first `k` of `in_order` when more are added.
 
-    Of the same score only the `k` first ids can, so that a thousand copies cost no memory.
+    Only the first `k` ids of a score can, so a thousand copies take no memory.
     """
     costs = scores if metric == "l2" else -scores
     by_cost = np.lexsort((ids, costs))
@@ -91,5 +91,5 @@ def contenders(scores: Scores, ids: NDArray[np.int64], k: int, metric: str) -> N
         return by_cost
     last = costs[k - 1]
     kept = (costs <= last + 2 * tolerance(last)) & (np.arange(len(costs)) - np.searchsorted(costs, costs) < k)
-    found: NDArray[np.int64] = by_cost[kept]
-    return found
+    positions: NDArray[np.int64] = by_cost[kept]
+    return positions

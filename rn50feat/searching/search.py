@@ -1,8 +1,8 @@
-"""Rank the pictures of a store by their similarity to a query.
+"""Rank the images of a store by their similarity to a query.
 
-In: pictures, or stored paths, and a store. Out: `Hit`s, the best first, for
-each query. The queries are embedded by the same engine, weights and
-preprocessing as the store, and looked for by `nearest`.
+In: query images or stored paths, and a store. Out: for each query its `Hit`s,
+best first. Queries are embedded with the same engine, weights and
+preprocessing as the store; `nearest` finds the hits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import numpy as np
 from rn50feat.engines import local
 from rn50feat.engines.contract import EngineOptions, StartEngine
 from rn50feat.errors import QueryError, SourceError
-from rn50feat.model.download import Told
+from rn50feat.model.download import OnDownload
 from rn50feat.searching.embed import embed_like
 from rn50feat.searching.exact import NO_ROWS, Rows
 from rn50feat.searching.nearest import Nearest, open_index
@@ -28,24 +28,24 @@ from rn50feat.sources.presence import State, state
 from rn50feat.sources.sources import Reference
 from rn50feat.store.reader import FeatureStore, stored_path
 
-# Queries that are computed on the CPU unless a device is named: CUDA takes 6 s to start on an H100, more than a
-# CPU needs for them.
-FEW = 64
-ALIKE = 0.75  # of the letters of two file names, for one to be meant by the other
-SPELLED_ROWS = 100_000  # among which a path is looked for that is spelled like one that is not there
+# The number of queries that is embedded on the CPU unless a device is named: CUDA takes 6 s to start on an H100,
+# longer than a CPU needs for them.
+CPU_QUERIES = 64
+SUGGESTION_CUTOFF = 0.75  # similarity of two file names (difflib's ratio) for one to be suggested for the other
+SUGGESTION_ROWS = 100_000  # that are searched for a suggestion
 
 
 @dataclass(frozen=True)
 class Hit:
-    """One similar picture.
+    """A similar image.
 
-    ``score`` is a cosine or an inner product, where more is nearer, or for
-    l2 a Euclidean distance, where less is. Scores within 1e-6 of each other
-    are equal, and equal ones are ordered by ``id``. ``path`` is the stored one;
-    ``location`` opens the picture, and ``state`` tells whether a file of the
-    size and time that the row was made from is there now; for an object in
-    remote storage it is ``unchecked``, unless that was asked for. ``damage`` is what
-    was wrong with the image when the row was made, "" for nothing.
+    ``score`` is a cosine or an inner product (higher is nearer), or for l2 a
+    Euclidean distance (lower is nearer). Scores within 1e-6 of each other are
+    equal, and equal scores are ordered by ``id``. ``path`` is the stored path;
+    ``location`` opens the image. ``state`` says whether a file with the
+    extracted size and time is still there; objects in remote storage are
+    ``unchecked`` unless requested. ``damage`` is what was wrong with the image
+    when it was extracted, "" if nothing.
     """
 
     rank: int
@@ -59,7 +59,7 @@ class Hit:
 
 @dataclass(frozen=True)
 class Result:
-    """A query, as it was given, and its hits, the best first."""
+    """A query, as given, and its hits, best first."""
 
     query: str
     hits: tuple[Hit, ...]
@@ -78,19 +78,19 @@ def search(
     weights_file: str | None = None,
     options: EngineOptions = EngineOptions(),
     start: StartEngine = local.start,
-    on_download: Told = lambda done, total: None,
+    on_download: OnDownload = lambda done, total: None,
 ) -> list[Result]:
-    """Return the `k` most similar pictures of `store` for each picture in `queries`.
+    """Find the `k` most similar images in `store` for each image in `queries`.
 
     `metric` is cosine, l2 or ip; `min_score` drops hits below it (not for
     l2). `exclude_self` drops the query's own row: the one with its path or,
-    where there is none, those with its very bytes. `exact` looks at every row
-    even where there is an index. `check` asks remote storage about hits there.
+    if there is none, those with the same bytes. `exact` ignores the index and
+    scans every row. `check` also checks hits in remote storage.
 
-    `weights_file` says where the store's weights are when they have moved.
-    Raises `QueryError` for a query that cannot be read, `WeightsError` and
-    `ProvenanceError` when the store's weights cannot be had, `IndexingError`
-    for an index that is damaged or of another store.
+    `weights_file` is where the store's weights are if they have moved. Raises
+    `QueryError` for a query that cannot be read, `WeightsError` or
+    `ProvenanceError` if the store's weights are not available, and
+    `IndexingError` for an index that is damaged or belongs to another store.
     """
     _check(metric, min_score)
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
@@ -99,7 +99,7 @@ def search(
         return []
     references, vectors = _embed(names, store, weights_file, options, start, on_download)
 
-    def work() -> list[list[_Found]]:
+    def work() -> list[list[_HitFile]]:
         own = _own_rows(references, store) if exclude_self else [NO_ROWS] * len(references)
         return _rank(vectors, own, store, k, metric, min_score, exact)
 
@@ -117,15 +117,15 @@ def search_stored(
     exact: bool = False,
     check: bool = False,
 ) -> list[Result]:
-    """Return what `search` does for pictures that `store` holds, without touching their files.
+    """Search like `search`, but for images that `store` holds, without reading their files.
 
-    `paths` are stored ones, or the locations of hits. Raises `QueryError` for others, with those that may be meant.
+    `paths` are stored paths, or locations of hits. Raises `QueryError` for others, with suggestions.
     """
     _check(metric, min_score)
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     names = [paths] if isinstance(paths, str) else list(paths)
 
-    def work() -> list[list[_Found]]:
+    def work() -> list[list[_HitFile]]:
         rows = np.array(_rows_of(names, store), np.int64)
         own = [rows[i : i + 1] if exclude_self else NO_ROWS for i in range(len(rows))]
         return _rank(store.features(rows), own, store, k, metric, min_score, exact)
@@ -134,45 +134,45 @@ def search_stored(
 
 
 def _check(metric: str, min_score: float | None) -> None:
-    """Raise `QueryError` for a metric that is none, and for a least score that no hit can have."""
+    """Raise `QueryError` for an unknown metric, and for a minimum score that no hit can reach."""
     if metric not in METRICS:
-        raise QueryError(f"there is no metric {metric}: give one of {', '.join(METRICS)}")
+        raise QueryError(f"there is no metric {metric}: use one of {', '.join(METRICS)}")
     if min_score is None:
         return
     if metric == "l2":
-        raise QueryError("--min-score is for similarities, and l2 is a distance: use --metric cosine or ip")
+        raise QueryError("--min-score needs a similarity, but l2 is a distance: use --metric cosine or ip")
     if not math.isfinite(min_score):
-        raise QueryError(f"--min-score {min_score:g} is no number: give one, 0.9 say")
+        raise QueryError(f"--min-score {min_score:g} is not a finite number: use one such as 0.9")
     if metric == "cosine" and min_score > 1:
-        raise QueryError(f"--min-score {min_score:g} is more than any cosine: give at most 1, or use --metric ip")
+        raise QueryError(f"--min-score {min_score:g} is more than any cosine: use at most 1, or --metric ip")
 
 
 def _rows_of(names: Sequence[str], store: FeatureStore) -> list[int]:
-    """Return the rows of stored paths, or of locations where a name is no stored path."""
+    """Look up the rows of stored paths, or of locations if a name is not a stored path."""
     rows = store.rows_of(names)
     if None in rows:
         others = store.rows_of([stored_path(store.path, name) for name in names])
         rows = [other if row is None else row for row, other in zip(rows, others)]
     for name, row in zip(names, rows):
         if row is None:
-            remedy = "give a path as rn50feat search shows it"
-            if alike := _alike(name, store):
-                remedy = f"did you mean {' or '.join(alike)}?"
-            raise QueryError(f"{store.path} holds no picture {name}: {remedy}")
+            remedy = "use a path as rn50feat search shows it"
+            if suggestions := _suggestions(name, store):
+                remedy = f"did you mean {' or '.join(suggestions)}?"
+            raise QueryError(f"{store.path} has no image {name}: {remedy}")
     return [row for row in rows if row is not None]
 
 
-def _alike(name: str, store: FeatureStore) -> list[str]:
-    """Return up to three stored paths that may be meant: by the same file name, else by one that is spelled alike."""
+def _suggestions(name: str, store: FeatureStore) -> list[str]:
+    """Suggest up to three stored paths: with the same file name, or else with a similar one."""
     last = os.path.basename(name)
-    found: dict[str, str] = {}  # file name -> a path
-    for first in range(0, min(len(store), SPELLED_ROWS), 8192):
+    similar: dict[str, str] = {}  # file name -> a path
+    for first in range(0, min(len(store), SUGGESTION_ROWS), 8192):
         paths = store.paths(first, first + 8192)
         if same := [path for path in paths if os.path.basename(path) == last]:
             return same[:3]
         names = {os.path.basename(path): path for path in paths}
-        found |= {other: names[other] for other in get_close_matches(last, names, 3, ALIKE)}
-    return [found[other] for other in get_close_matches(last, found, 3, ALIKE)]
+        similar |= {other: names[other] for other in get_close_matches(last, names, 3, SUGGESTION_CUTOFF)}
+    return [similar[other] for other in get_close_matches(last, similar, 3, SUGGESTION_CUTOFF)]
 
 
 def _embed(
@@ -181,19 +181,19 @@ def _embed(
     weights_file: str | None,
     options: EngineOptions,
     start: StartEngine,
-    on_download: Told,
+    on_download: OnDownload,
 ) -> tuple[list[Reference], Vectors]:
-    """Return the references and features, (m, 2048), of query pictures."""
+    """Embed the query images; return their references and features, (m, 2048)."""
     references = [_reference(name) for name in names]
-    if options.device == "auto" and len(references) <= FEW:
+    if options.device == "auto" and len(references) <= CPU_QUERIES:
         options = replace(options, device="cpu")
-    found: dict[str, tuple[Reference, Vectors]] = {}
+    embedded: dict[str, tuple[Reference, Vectors]] = {}
     for batch in embed_like(store, references, weights_file, options, start, on_download=on_download):
         for failure in batch.failures:
-            raise QueryError(f"{failure.reference.location} {failure.reason}: give another picture")
-        found.update((ref.location, (ref, row)) for ref, row in zip(batch.references, batch.features))
-    read = [found[reference.location] for reference in references]
-    return [reference for reference, _ in read], np.stack([row for _, row in read])
+            raise QueryError(f"{failure.reference.location} {failure.reason}: use another image")
+        embedded.update((ref.location, (ref, row)) for ref, row in zip(batch.references, batch.features))
+    in_order = [embedded[reference.location] for reference in references]
+    return [reference for reference, _ in in_order], np.stack([row for _, row in in_order])
 
 
 def _reference(name: str) -> Reference:
@@ -201,7 +201,7 @@ def _reference(name: str) -> Reference:
     try:
         return sources.find(location)
     except SourceError as error:
-        raise QueryError(f"{name} {error}: name an existing picture") from error
+        raise QueryError(f"{name} {error}: name an existing image") from error
 
 
 def _own_rows(references: Sequence[Reference], store: FeatureStore) -> list[Rows]:
@@ -215,7 +215,7 @@ def _own_rows(references: Sequence[Reference], store: FeatureStore) -> list[Rows
     ]
 
 
-_Found = tuple[Hit, Reference]  # a hit, and its file as its row knows it
+_HitFile = tuple[Hit, Reference]  # a hit, and its file as it was when it was extracted
 
 
 def _rank(
@@ -226,8 +226,8 @@ def _rank(
     metric: str,
     min_score: float | None,
     exact: bool,
-) -> list[list[_Found]]:
-    """Return the hits of `queries`, (m, 2048), without their `own` rows."""
+) -> list[list[_HitFile]]:
+    """Find the hits of `queries`, (m, 2048), without their `own` rows."""
     nearest = Nearest(store, metric, None if exact else open_index(store))
     facts = {name: store.column(name) for name in ("ids", "size", "mtime_ns")}
     damage = store.damage()
@@ -245,9 +245,9 @@ def _rank(
     return results
 
 
-def _results(names: Sequence[str], found: Sequence[Sequence[_Found]], check: bool) -> list[Result]:
-    """Return results with the states of all files: a slow disk is asked when the store is no longer held."""
+def _results(names: Sequence[str], ranked: Sequence[Sequence[_HitFile]], check: bool) -> list[Result]:
+    """Add the state of each hit's file: the disk may be slow, so this happens after the store is released."""
     return [
         Result(name, tuple(replace(hit, state=state(known, check=check)) for hit, known in hits))
-        for name, hits in zip(names, found)
+        for name, hits in zip(names, ranked)
     ]

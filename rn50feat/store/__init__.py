@@ -1,4 +1,4 @@
-"""The HDF5 file: rows in, a file that is never torn out.
+"""Keep features in one HDF5 file that is never half-written.
 
 In: arrays, references and a provenance record. Out: one HDF5 file, read as
 arrays and frozen records. Order: `damage`, `rows`, `layout`, `storable`,

@@ -1,9 +1,8 @@
-"""Write a store anew, without the holes that years of changes leave in its file.
+"""Rewrite a store without the holes that years of changes leave in its file.
 
-HDF5 does not return the space of what was replaced or removed once the file
-is closed: the rows of removed images, and old paths. A copy holds what the
-store holds, under the same ids and with the same history, and nothing else.
-It also serves as a backup, since it is consistent while a run is in progress.
+Once a file is closed, HDF5 never reuses the space of removed rows and replaced
+paths. A copy has the same rows, ids and history, and nothing else. It also
+serves as a backup, because it is consistent even while a run is in progress.
 """
 
 from __future__ import annotations
@@ -22,18 +21,18 @@ from rn50feat.durable.disk import DISK, Disk
 from rn50feat.durable.hdf5_storage import link_fault, storage_fault
 from rn50feat.errors import StoreError
 from rn50feat.store import layout
-from rn50feat.store.damage import damage_told
+from rn50feat.store.damage import reporting_damage
 from rn50feat.store.opening import opened, shared
 from rn50feat.store.reader import FeatureStore, locate_output, locate_store
 from rn50feat.store.writer import VERSION, disk_errors
 
 WASTE = 1 / 8  # of a file that may be holes: a run that leaves more compacts its store
-_SAMPLE = 1000  # paths whose length stands for that of all
+_SAMPLE = 1000  # paths that the average length is estimated from
 
 
 @dataclass(frozen=True)
 class Compacted:
-    """A store that was written anew: its path, its size before and after in bytes, and its number of rows."""
+    """A rewritten store: its path, its size before and after in bytes, and its number of rows."""
 
     path: Path
     before: int
@@ -48,29 +47,29 @@ def compact(
     overwrite: bool = False,
     disk: Disk = DISK,
 ) -> Compacted:
-    """Write `store` anew in its place, or a copy of it `to` another file, which `overwrite` allows to exist.
+    """Rewrite `store` in place, or copy it `to` another file; `overwrite` allows that file to exist.
 
-    In its place needs room for a second copy meanwhile, and no run in
-    progress; a copy needs neither, and holds the last commit. Raises
-    `StoreError` for a store that is damaged, `StoreLockedError` while a run
-    is in progress.
+    Rewriting in place temporarily needs space for a second copy, and no run
+    may be in progress. A copy needs neither, and holds the last commit.
+    Raises `StoreError` for a damaged store, `StoreLockedError` while a run is
+    in progress.
     """
     source = locate_store(store)
     target = source if to is None else locate_output(to)
-    FeatureStore(source)  # raises for what is not there, or no store
+    FeatureStore(source)  # raises if there is no store
     if to is not None and target == source:
         raise StoreError(f"{to} is the store itself: leave out --to to compact it, or name another file")
     if target != source and target.exists() and not overwrite:
-        raise StoreError(f"{to} exists: name another file, or give --overwrite")
+        raise StoreError(f"{to} exists: name another file, or use --overwrite")
     with lock.run_lock(target):
         return rewrite(source, target, disk=disk)
 
 
 def rewrite(source: Path, target: Path, *, disk: Disk = DISK) -> Compacted:
-    """Write `source` anew as `target`, whose run lock the caller holds."""
+    """Rewrite `source` as `target`, whose run lock the caller holds."""
     with shared(source, disk), opened(source) as old, _created(target, disk) as (new, journaled):
         before = os.path.getsize(source)
-        with damage_told(source):
+        with reporting_damage(source):
             layout.check(old)
             rows = int(layout.dataset(old, "ids").shape[0])
             for name, value in old.attrs.items():
@@ -98,7 +97,7 @@ def _keep_access(source: Path, handle: int) -> None:
 
 @contextmanager
 def _created(path: Path, disk: Disk) -> Iterator[tuple[h5py.File, journal.JournaledFile]]:
-    """Open a new file that takes the place of `path` when it is committed, and leaves nothing otherwise."""
+    """Open a new file that replaces `path` when it is committed, and vanishes otherwise."""
     with disk_errors(path):
         journaled = journal.JournaledFile(path, create=True, disk=disk)
     file = h5py.File(journaled, "w", libver=VERSION)
@@ -111,7 +110,7 @@ def _created(path: Path, disk: Disk) -> Iterator[tuple[h5py.File, journal.Journa
 
 
 def _is_plain(group: h5py.Group, name: str) -> bool:
-    """Check whether all that a member of a group holds is in this file: only that is copied."""
+    """Check whether a group's member is stored in this file entirely; nothing else is copied."""
     if link_fault(group, name) is not None:
         return False
     member = group[name]
@@ -121,15 +120,15 @@ def _is_plain(group: h5py.Group, name: str) -> bool:
 
 
 def is_wasteful(path: Path) -> bool:
-    """Check whether more than `WASTE` of a store's file is holes, by the lengths of some of its paths."""
-    with shared(path), opened(path) as file, damage_told(path):
+    """Check whether more than `WASTE` of a store's file is holes, estimated from some of its paths."""
+    with shared(path), opened(path) as file, reporting_damage(path):
         held = sum(_space(layout.dataset(file, name)) for table in layout.TABLES for name in table if name in file)
         size = os.path.getsize(path)
     return size - held > WASTE * size
 
 
 def _space(dataset: h5py.Dataset) -> int:
-    """Return about how many bytes of its file a dataset takes, its texts included."""
+    """Estimate how many bytes a dataset takes in its file, including its texts."""
     texts = 0
     if h5py.check_string_dtype(dataset.dtype) and len(dataset):
         step = max(1, len(dataset) // _SAMPLE)

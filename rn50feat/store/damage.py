@@ -1,9 +1,9 @@
-"""Separate a damaged store from everything else that can go wrong with one.
+"""Tell a damaged store from everything else that can go wrong with one.
 
-In: a block that calls HDF5 with arguments known to be good. Out: a
-`StoreError` for a file that HDF5 cannot read, or that lacks what the layout
-says; a lack of memory or of file handles is reported as such, and a bug of
-this program stays what it is.
+In: a block that calls HDF5 with valid arguments. Out: a `StoreError` for a
+file that HDF5 cannot read or that does not match the layout. Too little
+memory and too few file handles are reported as such, and this program's own
+bugs keep their traceback.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from rn50feat.durable.disk import advice
 from rn50feat.errors import DamagedStoreError, OutOfMemoryError, StoreError
 
 REMEDY = (
-    "restore it from a backup; without one, move it away and extract again, which computes every image anew, but cannot"
+    "restore it from a backup; without one, move it away and extract again, which recomputes every image but cannot"
     " bring back rows that were imported or whose images are gone"
 )
 
 
 class Malformed(Exception):
-    """A file holds something else than the layout says; for use inside `damage_told`."""
+    """A file does not match the layout; to be raised inside `reporting_damage`."""
 
 
 @contextmanager
-def damage_told(path: Path) -> Iterator[None]:
-    """Report what HDF5 raises on a broken file, and `Malformed`, as damage; leave all other errors alone."""
+def reporting_damage(path: Path) -> Iterator[None]:
+    """Turn HDF5's errors on a broken file, and `Malformed`, into `DamagedStoreError`; leave other errors alone."""
     try:
         yield
     except MemoryError as error:
@@ -38,7 +38,7 @@ def damage_told(path: Path) -> Iterator[None]:
     except (OSError, RuntimeError, LookupError, ValueError) as error:
         if not _raised_by_h5py(error):
             raise
-        reason = " ".join(str(error).split()).strip("'\"") or type(error).__name__  # a KeyError comes in quotes
+        reason = " ".join(str(error).split()).strip("'\"") or type(error).__name__  # str(KeyError) has quotes
         if "memory allocation failed" in reason:
             raise _out_of_memory(path) from error
         if isinstance(error, OSError) and error.errno:
@@ -47,16 +47,16 @@ def damage_told(path: Path) -> Iterator[None]:
 
 
 def damaged(path: Path, reason: str) -> DamagedStoreError:
-    """Return the error for a store that is damaged in some way."""
+    """Build the error for a store that is damaged for `reason`."""
     return DamagedStoreError(f"{path} is damaged ({reason}): {REMEDY}")
 
 
 def _out_of_memory(path: Path) -> OutOfMemoryError:
-    return OutOfMemoryError(f"there is not enough memory for {path}: close other programs, or raise the limit")
+    return OutOfMemoryError(f"not enough memory for {path}: close other programs, or raise the limit")
 
 
 def _raised_by_h5py(error: BaseException) -> bool:
-    """Check whether an error was raised inside h5py: the same types from anywhere else are bugs."""
+    """Check whether an error was raised inside h5py; errors of the same types from elsewhere are bugs."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -1,9 +1,9 @@
-"""The layout of a store's HDF5 file, and the door to what is in it.
+"""Define the layout of a store's HDF5 file, and check what is read from it.
 
-In: an open file. Out: its attributes and datasets, each of which is what the
-layout says; inside `damage_told`, anything else is reported as damage. Row i
-of every dataset in `ROWS` belongs to one image, entry i of `LEDGER` to one
-failure, of `ARCHIVES` to one archive, of `DAMAGED` to one damaged image.
+In: an open file. Out: attributes and datasets that match the layout; inside
+`reporting_damage`, anything else is reported as damage. Row i of every
+dataset in `ROWS` belongs to one image, entry i of `LEDGER` to one failure, of
+`ARCHIVES` to one archive, of `DAMAGED` to one damaged image.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ TEXT = h5py.string_dtype()
 # name -> dtype, shape of one entry, entries per chunk
 Table = Mapping[str, tuple[Any, tuple[int, ...], int]]
 
-# Chunks of features are small, so that a few rows can be read or appended without touching many others.
+# Chunks of features are small, so that reading or appending a few rows does not touch many others.
 ROWS: Table = {
     "features": (None, (WIDTH,), 32),
     "paths": (TEXT, (), 1024),
@@ -45,15 +45,15 @@ LEDGER: Table = {
 }
 RUNS: Table = {"runs": (TEXT, (), 64)}
 ARCHIVES: Table = {
-    "archives/path": (TEXT, (), 256),  # stores from before archives were read lack these: they are listed anew
+    "archives/path": (TEXT, (), 256),  # stores of versions that did not read archives lack these
     **{f"archives/{name}": (np.int64, (), 256) for name in ("size", "mtime_ns", "pictures", "others")},
 }
-_MOST_COMPRESSED = 1032  # bytes out of one, by the deflate filter: h5repack may have put it on a store
+_MOST_COMPRESSED = 1032  # bytes out of one, with the deflate filter: h5repack may have applied it to a store
 DAMAGED: Table = {"damaged/id": (np.int64, (), 256), "damaged/reason": (TEXT, (), 256)}
-# A random mark for each commit: what has seen the last of one store means the same rows by its ids.
+# A random mark for each commit: two copies of a store with the same last mark have the same rows and ids.
 HISTORY: Table = {"history": (np.uint8, (16,), 64)}
 TABLES = (ROWS, LEDGER, RUNS, ARCHIVES, DAMAGED, HISTORY)
-YOUNGER = {"archives": ARCHIVES, "damaged": DAMAGED, "history": HISTORY}  # by group: older stores lack these
+OPTIONAL = {"archives": ARCHIVES, "damaged": DAMAGED, "history": HISTORY}  # by group: older stores lack these
 _TABLE_OF = {name: table for table in TABLES for name in table}
 _ATTRIBUTES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("format", "store_id", "provenance"), (str, bytes)),
@@ -70,29 +70,29 @@ class Column:
 
 
 def decode_text(value: bytes) -> str:
-    """Return a stored string; bytes that are not UTF-8 become surrogate escapes."""
+    """Decode a stored string; bytes that are not UTF-8 become surrogate escapes."""
     return value.decode("utf-8", "surrogateescape")
 
 
-def encoded(value: Any) -> Any:
-    """Return a text as it is stored, and anything else as it is."""
+def encode_text(value: Any) -> Any:
+    """Encode a text for storage; return anything else unchanged."""
     return value.encode("utf-8", "surrogateescape") if isinstance(value, str) else value
 
 
 def committed_length(path: Path) -> int:
-    """Return where the HDF5 file at `path` ends, by its own superblock, in bytes."""
+    """Read the length of the HDF5 file at `path` from its superblock, in bytes."""
     with open(path, "rb") as file:
         head = file.read(36)
         length = int.from_bytes(head[28:36], "little")  # superblock version 2, as `writer` makes it
         if head[8:9] != b"\x02" or length > os.fstat(file.fileno()).st_size:
             raise StoreError(
-                f"{path} was rewritten by another program: rn50feat reads it, but writes only its own files"
+                f"{path} was rewritten by another program, so rn50feat can only read it: extract into another store"
             )
         return length
 
 
 def attribute(file: h5py.File, name: str) -> Any:
-    """Return an attribute: a str, or an int; raise `Malformed` for anything else."""
+    """Read an attribute, a str or an int; raise `Malformed` for anything else."""
     value = file.attrs[name]
     if not isinstance(value, _ATTRIBUTES[name]):
         raise Malformed(f"the attribute {name} is {value!r}"[:200])
@@ -100,71 +100,73 @@ def attribute(file: h5py.File, name: str) -> Any:
 
 
 def column(file: h5py.File, name: str) -> Column | None:
-    """Return the shape and dtype of a dataset, None where there is none of that name."""
-    found = file
+    """Read the shape and dtype of a dataset; None if there is no dataset of that name."""
+    item = file
     for step in name.split("/"):
-        if not isinstance(found, h5py.Group) or step not in found:
+        if not isinstance(item, h5py.Group) or step not in item:
             return None
-        if (wrong := link_fault(found, step)) is not None:  # which would open another file
+        if (wrong := link_fault(item, step)) is not None:  # which would open another file
             raise Malformed(f"{name} is {wrong}")
-        found = found[step]
-    if not isinstance(found, h5py.Dataset):
+        item = item[step]
+    if not isinstance(item, h5py.Dataset):
         return None
-    if (wrong := storage_fault(found)) is not None:
+    if (wrong := storage_fault(item)) is not None:
         raise Malformed(f"{name} is {wrong}")
     try:
-        return Column(found.shape, found.dtype)
-    except TypeError as error:  # HDF5 has kinds of numbers that numpy has not
-        raise Malformed(f"{name} holds no numbers that numpy has") from error
+        return Column(item.shape, item.dtype)
+    except TypeError as error:  # numpy does not have all of HDF5's number types
+        raise Malformed(f"{name} has a number type that numpy does not support") from error
 
 
-def fault(name: str, found: Column) -> str | None:
-    """Return what is wrong with the shape or dtype of a dataset, None for one as the layout says."""
+def fault(name: str, actual: Column) -> str | None:
+    """Describe how the shape or dtype of a dataset differs from the layout; None if it does not."""
     kind, entry, _ = _TABLE_OF[name][name]
-    if found.shape[1:] != entry or not found.shape:
-        return f"{name} has shape {found.shape}, not ({', '.join(['N', *map(str, entry)])})"
-    text = h5py.check_string_dtype(found.dtype) is not None
-    if found.dtype not in ((np.float16, np.float32) if kind is None else (np.dtype(kind),)) or text != (kind is TEXT):
-        return f"{name} holds {found.dtype}"
+    if actual.shape[1:] != entry or not actual.shape:
+        return f"{name} has shape {actual.shape}, not ({', '.join(['N', *map(str, entry)])})"
+    text = h5py.check_string_dtype(actual.dtype) is not None
+    if actual.dtype not in ((np.float16, np.float32) if kind is None else (np.dtype(kind),)) or text != (kind is TEXT):
+        return f"{name} has dtype {actual.dtype}"
     return None
 
 
 def dataset(file: h5py.File, name: str) -> h5py.Dataset:
-    """Return a dataset of the shape and dtype that it should have, and as long as the others of its table.
+    """Return a dataset after checking its shape and dtype, and that it is as long as the others of its table.
 
-    Raises `Malformed` for any other: arguments can then be checked against
-    it, and what h5py raises on it is damage.
+    Raises `Malformed` if it is not. Arguments can then be checked against it,
+    and any error that h5py raises on it means damage.
     """
-    found = column(file, name)
-    if found is None:
+    actual = column(file, name)
+    if actual is None:
         raise Malformed(f"{name} is missing")
-    if (wrong := fault(name, found)) is not None:
+    if (wrong := fault(name, actual)) is not None:
         raise Malformed(wrong)
     room = file.id.get_filesize() * (_MOST_COMPRESSED if file[name].compression else 1)
-    if math.prod(found.shape) * found.dtype.itemsize > room:  # reading zeros for what is not there takes all memory
-        raise Malformed(f"{name} has {found.shape[0]} entries, more than the file has room for")
+    if math.prod(actual.shape) * actual.dtype.itemsize > room:  # HDF5 would fill all memory with zeros
+        raise Malformed(f"{name} has {actual.shape[0]} entries, more than fit in the file")
     first = "ids" if name in ROWS else next(iter(_TABLE_OF[name]))
-    if name != first and ((other := column(file, first)) is None or other.shape[:1] != found.shape[:1]):
-        raise Malformed(f"{name} has {found.shape[0]} entries, {first} {'none' if other is None else other.shape[0]}")
+    if name != first and ((other := column(file, first)) is None or other.shape[:1] != actual.shape[:1]):
+        raise Malformed(
+            f"{name} has {actual.shape[0]} entries, but {first} has {'none' if other is None else other.shape[0]}"
+        )
     return file[name]
 
 
 def entries(file: h5py.File, table: Table) -> Iterator[list[Any]]:
-    """Yield the entries of a table of texts and ints: the values in a list, in the order of its names."""
+    """Yield each entry of a table of texts and ints as a list, in the order of the table's names."""
     for entry in zip(*(dataset(file, name)[:] for name in table)):
         yield [decode_text(value) if isinstance(value, bytes) else int(value) for value in entry]
 
 
 def history(file: h5py.File) -> list[str]:
-    """Return the mark of each commit, in hexadecimal digits, oldest first."""
+    """Read the mark of each commit, in hexadecimal, oldest first."""
     return [bytes(mark).hex() for mark in dataset(file, "history")[:]] if "history" in file else []
 
 
 def check(file: h5py.File) -> None:
-    """Raise `Malformed` unless all datasets and attributes are what they should be."""
+    """Raise `Malformed` unless all datasets and attributes match the layout."""
     for name in _ATTRIBUTES:
         attribute(file, name)
     for table in TABLES:
-        if not any(table is other and group not in file for group, other in YOUNGER.items()):
+        if not any(table is other and group not in file for group, other in OPTIONAL.items()):
             for name in table:
                 dataset(file, name)

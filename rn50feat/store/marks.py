@@ -1,9 +1,9 @@
-"""Keep note of which rows come from damaged images.
+"""Record which rows come from damaged images.
 
 In: a store, or its file open for writing; ids, and references that say what
-is wrong with their images. Out: the reasons, by id. An id belongs to one state of one
-image: when that is repaired and computed anew, or removed, its note is gone
-too, and a program that knows of no notes leaves stale ones that harm nothing.
+is wrong with their images. Out: the reasons, by id. An id belongs to one
+state of one image: when the image is repaired and recomputed, or removed, its
+note goes too. An older program leaves stale notes behind, which do no harm.
 """
 
 from __future__ import annotations
@@ -16,63 +16,63 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.sources.sources import Reference
-from rn50feat.store.layout import DAMAGED, decode_text, encoded
+from rn50feat.store.layout import DAMAGED, decode_text, encode_text
 from rn50feat.store.reader import FeatureStore
 from rn50feat.store.storable import text_for_ledger
 
 
 @dataclass(frozen=True)
 class DamageRecord:
-    """An image that has a row though it is damaged, and what is wrong with it."""
+    """A damaged image that has a row, and what is wrong with it."""
 
     path: str
     reason: str
 
 
 def damaged(store: FeatureStore) -> list[DamageRecord]:
-    """Return the damaged images that have rows, in the order of the rows."""
+    """List the damaged images that have rows, in the order of the rows."""
     with store.reading():
-        found, ids = store.damage(), store.column("ids")
-        rows = np.flatnonzero(np.isin(ids, list(found))).tolist()
-        return [DamageRecord(store.path_of(row), found[int(ids[row])]) for row in rows]
+        reasons, ids = store.damage(), store.column("ids")
+        rows = np.flatnonzero(np.isin(ids, list(reasons))).tolist()
+        return [DamageRecord(store.path_of(row), reasons[int(ids[row])]) for row in rows]
 
 
 def refusal(reference: Reference, damaged: str) -> str:
-    """Return why an image gets no row, "" where it does; `damaged` is what becomes of those: keep or skip."""
+    """Explain why an image gets no row, "" if it does; `damaged` is keep or skip, what to do with damaged images."""
     if reference.damage and damaged == "skip":
         return f"is damaged: {reference.damage}: --damaged keep gives it a row"
     return ""
 
 
-class Marks:
-    """The notes of one store, in its datasets ``damaged/id`` and ``damaged/reason``."""
+class DamageNotes:
+    """A store's notes, in its datasets ``damaged/id`` and ``damaged/reason``."""
 
     def __init__(self, file: Any) -> None:
-        """Read and write the notes in `file`, an open HDF5 file; it may have none so far."""
+        """Read and write the notes in `file`, an open HDF5 file that may have none yet."""
         self._file = file
         self._entries: dict[int, int] = {}
         if "damaged" in file:
             self._entries = {number: i for i, number in enumerate(file["damaged/id"][:].tolist())}
 
-    def of(self, number: int) -> str:
-        """Return what was wrong with the image of a row, by its id; "" for nothing."""
+    def reason(self, number: int) -> str:
+        """Look up what was wrong with the image of a row, by the row's id; "" if nothing."""
         entry = self._entries.get(number)
         return "" if entry is None else decode_text(self._file["damaged/reason"][entry])
 
     def add(self, ids: NDArray[np.int64], references: Sequence[Reference]) -> None:
-        """Note what is wrong with the images of new rows, where something is."""
+        """Add notes for new rows whose images are damaged."""
         for number, reference in zip(ids.tolist(), references):
             if reference.damage:
                 if "damaged" not in self._file:
                     for name, (kind, _, chunk) in DAMAGED.items():
                         self._file.create_dataset(name, (0,), kind, maxshape=(None,), chunks=(chunk,))
                 entry = self._entries[number] = len(self._entries)
-                for name, value in (("id", number), ("reason", encoded(text_for_ledger(reference.damage)))):
+                for name, value in (("id", number), ("reason", encode_text(text_for_ledger(reference.damage)))):
                     self._file[f"damaged/{name}"].resize(entry + 1, axis=0)
                     self._file[f"damaged/{name}"][entry] = value
 
     def drop(self, ids: Iterable[int]) -> None:
-        """Forget the notes of rows that are no more; the last notes take their places."""
+        """Remove the notes of removed rows; the last notes take their places."""
         for number in ids:
             if (entry := self._entries.pop(number, None)) is not None:
                 last = len(self._entries)

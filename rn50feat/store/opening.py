@@ -1,7 +1,8 @@
-"""Open a store's file: apart from commits, after undoing an interrupted one, and only if it is laid out as a store.
+"""Open a store's file for reading: outside of commits, after undoing an interrupted one.
 
-In: the path of a store. Out: an open HDF5 file, to read. The file may come
-from anywhere: nothing of it is read before it is known to hold its data itself.
+In: the path of a store. Out: an open HDF5 file that has the format of a store.
+The file may come from anywhere, so nothing is read before it is known not to
+refer to other files.
 """
 
 from __future__ import annotations
@@ -19,42 +20,43 @@ from rn50feat.durable import lock, rollback
 from rn50feat.durable.disk import DISK, Disk, advice, close
 from rn50feat.errors import DamagedStoreError, StoreBusyError, StoreError, StoreLockedError
 from rn50feat.store import layout
-from rn50feat.store.damage import REMEDY, damage_told
+from rn50feat.store.damage import REMEDY, reporting_damage
 from rn50feat.store.layout import FORMAT, SCHEMA
 
 logger = logging.getLogger(__name__)
 
-MOVED = "it or its folder was renamed, replaced or removed meanwhile: run again with its path as it is now"
-JOURNAL_SECONDS = 5.0  # where there are no locks: a journal that is there for longer is not that of a commit going on
+MOVED = "it or its folder was renamed, replaced or removed in the meantime: run again with its current path"
+JOURNAL_SECONDS = 5.0  # without locks: a journal that exists for longer does not belong to a running commit
 
 
 def is_store(path: Path) -> bool:
-    """Tell whether `path` is an HDF5 file of this program's format."""
+    """Check whether `path` is an HDF5 file in this program's format."""
     try:
         with h5py.File(path, "r", locking=False) as file:
             kind = file.attrs.get("format")
             return isinstance(kind, str) and kind == FORMAT
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError):  # HDF5 raises any of them on a damaged file
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError):  # HDF5 raises any of these on a damaged file
         return False
 
 
 @contextmanager
 def shared(path: Path, disk: Disk = DISK, *, remedy: str = "") -> Iterator[None]:
-    """Hold a store against commits, after undoing one that was interrupted.
+    """Hold off commits to a store, after undoing an interrupted one.
 
-    `remedy` is what to do about a file that is not there.
+    `remedy` is the fix to suggest if the file does not exist. Raises
+    `StoreError` if it cannot be opened.
     """
     while True:
         handle = _opened(path, remedy)
         try:
             with lock.shared(handle, path) as locked:
                 if not rollback.left(path):
-                    if not _at_its_path(handle, path):  # replaced since it was opened: that lock guards nothing
+                    if not _at_its_path(handle, path):  # replaced since it was opened: that lock protects nothing
                         continue
                     yield
                     return
             if locked:
-                _recover(path, disk)  # whoever wrote that journal has died
+                _recover(path, disk)  # the process that wrote the journal is dead
             else:
                 _recover_unlocked(path, disk)
         finally:
@@ -66,7 +68,7 @@ def _opened(path: Path, remedy: str) -> int:
         return os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         if isinstance(error, (FileNotFoundError, NotADirectoryError)):
-            remedy = remedy or "name an existing store, or make one with rn50feat extract"
+            remedy = remedy or "name an existing store, or create one with rn50feat extract"
         else:
             remedy = advice(error)
         raise StoreError(f"{path}: {error.strerror}: {remedy}") from error
@@ -82,7 +84,7 @@ def _at_its_path(handle: int, path: Path) -> bool:
 def _recover(path: Path, disk: Disk) -> None:
     """Undo an interrupted commit, if there still is one."""
     try:
-        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS gives an exclusive lock to those who may write
+        handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)  # NFS grants exclusive locks only on writable files
         try:
             with lock.alone(handle, path):
                 undone = rollback.recover(path, disk)
@@ -91,17 +93,17 @@ def _recover(path: Path, disk: Disk) -> None:
     except OSError as error:
         raise StoreError(
             f"{path} was interrupted in the middle of a commit and cannot be restored here ({error.strerror}):"
-            " open it once where it can be written"
+            " open it once where it is writable"
         ) from error
     if undone:
-        logger.warning("%s was interrupted in the middle of a commit: restored as of the commit before", path)
+        logger.warning("%s was interrupted in the middle of a commit: restored the previous commit", path)
 
 
 def _recover_unlocked(path: Path, disk: Disk) -> None:
-    """Undo an interrupted commit where no lock tells it from one that goes on.
+    """Undo an interrupted commit where no file lock tells it from a running one.
 
-    A run that goes on has its run lock, where that is to be had; elsewhere
-    the user states that there is none.
+    A running commit has its run lock if the file system allows; otherwise the
+    user has stated that no run is active.
     """
     if lock.held_by_this_thread(path):
         _recover(path, disk)
@@ -122,33 +124,33 @@ def _recover_unlocked(path: Path, disk: Disk) -> None:
 
 @contextmanager
 def opened(path: Path) -> Iterator[h5py.File]:
-    """Open the store at `path`, which is `shared`, to read it; raise `StoreError` if it is none, or damaged."""
+    """Open the store at `path`, held by `shared`, for reading; raise `StoreError` if it is not a store or damaged."""
     try:
-        # rdcc_nbytes=0: a cache of chunks reads the whole 128 kB chunk for one row (100 rows: 4.1 ms, without it 1.4).
+        # rdcc_nbytes=0: a chunk cache reads the whole 128 kB chunk for one row (100 rows: 4.1 ms, without it 1.4).
         try:
-            file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)  # its own lock would be a second one
+            file = h5py.File(path, "r", locking=False, rdcc_nbytes=0)  # there is a lock already
         except OSError:
-            # HDF5 wants it all the same where this very process has the file open with it, as notebooks do.
+            # HDF5 insists on its own lock if this process already has the file open with one, as notebooks do.
             file = h5py.File(path, "r", rdcc_nbytes=0)
     except OSError as error:
-        if error.errno:  # not of the content: too many open files, say, or a disk that cannot be read
+        if error.errno:  # not the content's fault: too many open files or a failing disk, for example
             raise StoreError(f"{path} cannot be read ({os.strerror(error.errno)}): {advice(error)}") from error
         if path.is_file() and h5py.is_hdf5(path):
             raise DamagedStoreError(f"{path} is a damaged HDF5 file: {REMEDY}") from error
-        raise StoreError(f"{path} is no HDF5 file: name another store") from error
+        raise StoreError(f"{path} is not an HDF5 file: name another store") from error
     try:
         _require_store(file, path)
         yield file
     finally:
-        with suppress(OSError, RuntimeError):  # all was read by now
+        with suppress(OSError, RuntimeError):  # everything has been read
             file.close()
 
 
 def _require_store(file: h5py.File, path: Path) -> None:
-    with damage_told(path):
+    with reporting_damage(path):
         kind = layout.attribute(file, "format") if "format" in file.attrs else None
         schema = layout.attribute(file, "schema") if kind == FORMAT else SCHEMA
     if kind != FORMAT:
-        raise StoreError(f"{path} is an HDF5 file, but not a store of rn50feat: name another file")
+        raise StoreError(f"{path} is an HDF5 file, but not an rn50feat store: name another file")
     if schema != SCHEMA:
-        raise StoreError(f"{path} has schema {schema}, this version reads {SCHEMA}: upgrade rn50feat")
+        raise StoreError(f"{path} has schema {schema}, but this version reads {SCHEMA}: upgrade rn50feat")

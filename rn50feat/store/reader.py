@@ -1,9 +1,8 @@
-"""Read a store: features and what is known of their pictures, in one HDF5 file.
+"""Read a store: the features of images, and their records, from one HDF5 file.
 
 In: the path of a store. Out: its rows as numpy arrays and frozen records. The
-file is plain HDF5, dense: row i of every dataset belongs to one picture. Its
-layout is in `layout`; `writer` is the only module that changes one. Needs no
-torch.
+file is plain, dense HDF5: row i of every dataset belongs to one image.
+`layout` defines the datasets; only `writer` changes them. Needs no torch.
 """
 
 from __future__ import annotations
@@ -30,7 +29,7 @@ from rn50feat.sources.archives import ArchiveRecord
 from rn50feat.sources.remote import is_url
 from rn50feat.sources.sources import Reference
 from rn50feat.store import layout
-from rn50feat.store.damage import Malformed, damage_told
+from rn50feat.store.damage import Malformed, reporting_damage
 from rn50feat.store.layout import ARCHIVES, DAMAGED, LEDGER, TABLES, Column, decode_text
 from rn50feat.store.opening import MOVED, opened, shared
 from rn50feat.store.rows import row_number, row_numbers, span
@@ -42,7 +41,7 @@ NUMBERS = ("ids", "size", "mtime_ns", "digest")
 
 @dataclass(frozen=True)
 class FailureRecord:
-    """A picture that could not be read, with the file's size and time at that attempt."""
+    """An image that could not be read, with its file's size and time at that attempt."""
 
     path: str
     reason: str
@@ -52,90 +51,90 @@ class FailureRecord:
 
 
 def locate_store(path: str | os.PathLike[str]) -> Path:
-    """Return the absolute path of a store that is there, or could be; raise `StoreError` for one that cannot."""
+    """Resolve the absolute path of a store that exists or could; raise `StoreError` for an impossible one."""
     try:
-        located, mode = Path(os.path.realpath(path)), stat.S_IFREG  # Path.resolve knows no circles since Python 3.13
+        located, mode = Path(os.path.realpath(path)), stat.S_IFREG  # Path.resolve ignores loops since Python 3.13
         with suppress(FileNotFoundError, NotADirectoryError):
             mode = located.stat().st_mode
-    except (OSError, ValueError) as error:  # a circle of links; a name too long, or with a NUL
+    except (OSError, ValueError) as error:  # a loop of links; a name that is too long or has a NUL
         reason = getattr(error, "strerror", error)
         raise StoreError(f"{path} cannot be found ({reason}): name a file for the store") from error
     if not stat.S_ISREG(mode):
-        kind = "a folder" if stat.S_ISDIR(mode) else "no regular file"
-        raise StoreError(f"{path} is {kind}: name a file for the store, out.h5 say")
+        kind = "a folder" if stat.S_ISDIR(mode) else "not a regular file"
+        raise StoreError(f"{path} is {kind}: name a file for the store, for example out.h5")
     return located
 
 
 def locate_output(path: str | os.PathLike[str]) -> Path:
-    """Return what `locate_store` does for a store to write to; a new one must have a name that commands know it by."""
+    """Resolve a store to write to, like `locate_store`; a new one needs a suffix that commands recognise."""
     if not (located := locate_store(path)).exists():
         if Path(path).parts[0].endswith(":"):
-            raise StoreError(f"{path} looks like a URL, and a store is a file of this machine: name one, out.h5 say")
+            raise StoreError(f"{path} looks like a URL, but a store must be a local file: name one, for example out.h5")
         if not os.fspath(path).endswith(SUFFIXES):
-            raise StoreError(f"{path} ends in neither .h5 nor .hdf5, as a new store must: name it out.h5, say")
+            raise StoreError(f"{path} does not end in .h5 or .hdf5, as a new store must: name it out.h5, for example")
     return located
 
 
 def stored_path(store: Path, location: str) -> str:
-    """Return under which path a store holds the picture at an absolute location."""
+    """Return the path under which a store holds the image at an absolute location."""
     folder = _folder(store)
     return location[len(folder) :] if location.startswith(folder) else location
 
 
 @lru_cache(64)
 def _folder(store: Path) -> str:
-    """Return the folder of a store, ended by a slash: 10 µs to find, for each of millions of paths."""
+    """Return a store's folder with a slash at the end; cached, since it takes 10 µs for each of millions of paths."""
     return os.path.join(store.parent, "")
 
 
 class _MovedError(Exception):
-    """Rows were replaced or removed while a reader gave way."""
+    """Rows were replaced or removed while a reader let a commit go first."""
 
 
 class FeatureStore:
-    """A store to read from. Every call sees the last commit, also while a run goes on.
+    """A store to read from. Every call sees the last commit, even while a run is writing.
 
-    The file is open, and shared with other readers, only during a call; a
-    ``with store.reading():`` block makes several calls see the same commit.
-    Raises `StoreError` when there is no store at `path` or it cannot be read.
+    The file is open, and shared with other readers, only during a call; in a
+    ``with store.reading():`` block, all calls see the same commit. Raises
+    `StoreError` if there is no store at `path` or it cannot be read.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = locate_store(path)
         self._file: h5py.File | None = None
         self._steady: NDArray[np.int64] | None = None  # the ids of rows that must not move
-        self._seen = False  # it was there once
+        self._seen = False  # whether it has been opened before
         with self._access() as file:
             self.id = str(layout.attribute(file, "store_id"))
             self.provenance = Provenance.from_json(layout.attribute(file, "provenance"))
 
     @contextmanager
     def reading(self) -> Iterator[None]:
-        """Hold the store open, at one commit."""
+        """Keep the store open at one commit."""
         if self._file is not None:
             yield
             return
         with ExitStack() as self._held:
             try:
-                self._take()
+                self._open()
                 yield
             finally:
                 self._file = None
 
-    def _take(self) -> None:
+    def _open(self) -> None:
         self._held.enter_context(shared(self.path, remedy=MOVED if self._seen else ""))
         self._file = self._held.enter_context(opened(self.path))
         self._seen = True
 
     def steadily(self, work: Callable[[], T]) -> T:
-        """Return what `work` does with rows that do not move meanwhile.
+        """Call `work` while no rows move, and return its result.
 
-        The store is held open as in a ``with store.reading():`` block, but
-        where the work calls `give_way`, a commit that waits goes first. Rows
-        may be added then; if rows move, the work begins again, and the third
-        time commits wait for its end.
+        The store is kept open as in a ``with store.reading():`` block, but
+        whenever `work` calls `give_way`, a waiting commit goes first. That
+        may add rows; if it moves rows, `work` starts again, and at the third
+        try commits wait until it ends.
         """
-        if self._file is not None:  # the caller holds one commit
+        if self._file is not None:  # the caller keeps one commit open
             return work()
         for last in (False, False, True):
             with self.reading():
@@ -146,23 +145,23 @@ class FeatureStore:
                     continue
                 finally:
                     self._steady = None
-        raise AssertionError  # the last time, nothing moves
+        raise AssertionError  # at the last try, nothing moves
 
     def give_way(self) -> None:
-        """Let a commit go first that waits for this reader, in the midst of work that `steadily` does."""
+        """Let a commit that waits for this reader go first; to be called by work inside `steadily`."""
         known = self._steady
         if known is None or not lock.awaited(self.path):
             return
         self._file = None
         self._held.close()
-        self._take()
+        self._open()
         if not np.array_equal(self.column("ids", 0, len(known)), known):
             raise _MovedError
 
     @contextmanager
     def _access(self) -> Iterator[h5py.File]:
-        """Yield the open file to a block that reads what `layout` has checked, by arguments that are checked, too."""
-        with self.reading(), damage_told(self.path):
+        """Yield the open file to a block that reads only checked datasets with checked arguments."""
+        with self.reading(), reporting_damage(self.path):
             assert self._file is not None
             yield self._file
 
@@ -179,70 +178,70 @@ class FeatureStore:
     def blocks(self, rows: int = 4096) -> Iterator[tuple[int, NDArray[np.floating[Any]]]]:
         """Yield (first row, features of shape (n, 2048)) for all rows, `rows` at a time."""
         if span(0, rows).stop == 0:
-            raise ArgumentError("blocks of 0 rows have no end: give at least 1")
+            raise ArgumentError("blocks cannot have 0 rows: use at least 1")
         with self.reading():
             for start in range(0, len(self), rows):
                 yield start, self.block(start, rows)
 
     def block(self, first: int, rows: int) -> NDArray[np.floating[Any]]:
-        """Return the features of at most `rows` rows from `first` on, of shape (n, 2048)."""
+        """Read the features of at most `rows` rows from `first` on, shape (n, 2048)."""
         part = span(first, rows)
         with self._access() as file:
             return np.asarray(layout.dataset(file, "features")[part])
 
     def features(self, rows: Any) -> NDArray[np.floating[Any]]:
-        """Return what ``features[rows]`` would for an array of all features, of shape (N, 2048).
+        """Read rows as ``features[rows]`` would from an array of all features, shape (N, 2048).
 
-        `rows` is a list or array of row numbers (in any order, negative ones
-        counted from the end), a slice, a mask of N bools, or one number, for
-        shape (2048,). Raises `RowError` for rows that are not there.
+        `rows` is a list or array of row numbers (in any order; negative ones
+        count from the end), a slice, a mask of N bools, or a single number,
+        which gives shape (2048,). Raises `RowError` for rows that do not exist.
         """
         with self._access() as file:
             features = layout.dataset(file, "features")
             selected = row_numbers(rows, features.shape[0], self.path)
             numbers = selected.reshape(-1)
             if len(numbers) and (np.diff(numbers) == 1).all():  # 4096 rows: 5 ms, not 60
-                found = np.asarray(features[numbers[0] : numbers[-1] + 1])
+                values = np.asarray(features[numbers[0] : numbers[-1] + 1])
             else:
-                found = np.empty((len(numbers), layout.WIDTH), features.dtype)
+                values = np.empty((len(numbers), layout.WIDTH), features.dtype)
                 for i, row in enumerate(numbers.tolist()):
-                    found[i] = features[row]
-            return found.reshape(*selected.shape, layout.WIDTH)
+                    values[i] = features[row]
+            return values.reshape(*selected.shape, layout.WIDTH)
 
     def column(self, name: str, start: int | None = 0, stop: int | None = None) -> NDArray[Any]:
-        """Return ids, size, mtime_ns or digest of the rows ``start:stop``, as numpy slices."""
+        """Read ids, size, mtime_ns (int64, (n,)) or digest (uint8, (n, 16)) of the rows ``start:stop``."""
         if name not in NUMBERS:
             raise ArgumentError(
-                f"{self.path} has no column {name}: give one of {', '.join(NUMBERS)}, or call paths() or features()"
+                f"{self.path} has no column {name}: use one of {', '.join(NUMBERS)}, or call paths() or features()"
             )
         with self._access() as file:
             return np.asarray(layout.dataset(file, name)[_part(file, start, stop)])
 
     def paths(self, start: int | None = 0, stop: int | None = None) -> list[str]:
-        """Return the stored paths of the rows ``start:stop``, as Python slices."""
+        """Read the stored paths of the rows ``start:stop``."""
         with self._access() as file:
             return [decode_text(path) for path in layout.dataset(file, "paths")[_part(file, start, stop)]]
 
     def path_of(self, row: int) -> str:
-        """Return the stored path of one row, which may be negative; raise `RowError` for one that is not there."""
+        """Read the stored path of one row, which may be negative; raise `RowError` if it does not exist."""
         with self._access() as file:
             paths = layout.dataset(file, "paths")
             return decode_text(paths[row_number(row, paths.shape[0], self.path)])
 
     def rows_of(self, paths: Sequence[str]) -> list[int | None]:
-        """Return the rows of stored paths, None for those that the store lacks."""
+        """Look up the rows of stored paths; None for paths that the store does not have."""
         if isinstance(paths, str):
-            raise ArgumentError(f"{paths} is one path: give a list of paths")
-        found: dict[str, int] = {}
+            raise ArgumentError(f"{paths} is a single path: pass a list of paths")
+        rows: dict[str, int] = {}
         wanted = set(paths)
         with self.reading():
             for start in range(0, len(self), 8192):
                 block = enumerate(self.paths(start, start + 8192), start)
-                found.update((path, row) for row, path in block if path in wanted)
-        return [found.get(path) for path in paths]
+                rows.update((path, row) for row, path in block if path in wanted)
+        return [rows.get(path) for path in paths]
 
     def references(self, first: int, rows: int) -> list[Reference]:
-        """Return the files of at most `rows` rows from `first` on, as they were when their rows were made."""
+        """Read the files of at most `rows` rows from `first` on, as they were when they were extracted."""
         part = span(first, rows)
         with self._access() as file:
             columns = [layout.dataset(file, name)[part] for name in ("paths", "size", "mtime_ns", "digest")]
@@ -252,44 +251,44 @@ class FeatureStore:
         ]
 
     def layout(self) -> dict[str, Column]:
-        """Return the shape and dtype of each dataset that a store should have, and has."""
+        """Read the shape and dtype of each dataset of the layout that this store has."""
         with self._access() as file:
-            found = {name: layout.column(file, name) for table in TABLES for name in table}
-            return {name: column for name, column in found.items() if column is not None}
+            columns = {name: layout.column(file, name) for table in TABLES for name in table}
+            return {name: column for name, column in columns.items() if column is not None}
 
     @property
     def next_id(self) -> int:
-        """The id that the next new row will have."""
+        """The id of the next new row."""
         with self._access() as file:
             return int(layout.attribute(file, "next_id"))
 
     def history(self) -> list[str]:
-        """Return the mark of each commit, oldest first: what has seen the last of them knows the store as it is."""
+        """Read the mark of each commit, oldest first; the last one identifies the store's current state."""
         with self._access() as file:
             return layout.history(file)
 
     def failures(self) -> list[FailureRecord]:
-        """Return the ledger of pictures that could not be read."""
+        """Read the ledger of images that could not be read."""
         with self._access() as file:
             return [FailureRecord(*entry) for entry in layout.entries(file, LEDGER)]
 
     def damage(self) -> dict[int, str]:
-        """Return what is wrong with the images of rows, by id, for those with which something is."""
+        """Read what is wrong with the images of damaged rows, by id."""
         with self._access() as file:
             return dict(map(tuple, layout.entries(file, DAMAGED))) if "damaged" in file else {}
 
     def archives(self) -> list[ArchiveRecord]:
-        """Return the archives that were listed to their ends."""
+        """Read the archives that have been listed completely."""
         with self._access() as file:
             return [ArchiveRecord(*entry) for entry in layout.entries(file, ARCHIVES)] if "archives" in file else []
 
     def runs(self) -> list[dict[str, Any]]:
-        """Return the record of each run, oldest first; see `summary.record`."""
+        """Read the record of each run, oldest first; see `summary.record`."""
         with self._access() as file:
             return [_run(text) for text in layout.dataset(file, "runs")[:]]
 
     def locate(self, path: str) -> str:
-        """Return the absolute location of the picture with a stored path."""
+        """Return the absolute location of the image with a stored path."""
         return path if path.startswith("/") or is_url(path) else _folder(self.path) + path
 
 
@@ -298,22 +297,22 @@ def _count(file: h5py.File) -> int:
 
 
 def _part(file: h5py.File, start: int | None, stop: int | None) -> slice:
-    """Return ``start:stop`` of the rows, without negative numbers."""
+    """Resolve ``start:stop`` to a slice of the rows without negative numbers."""
     first, last, _ = slice(start, stop).indices(_count(file))
     return slice(first, max(first, last))
 
 
 def _run(text: bytes) -> dict[str, Any]:
-    """Return the record of a run; raise `Malformed` for one of another shape."""
+    """Parse the record of a run; raise `Malformed` if it lacks values or has wrong types."""
     try:
         record: dict[str, Any] = json.loads(text)
         fits = all(isinstance(record[name], kinds) for name, kinds in _RUN.items())
         fits = fits and isinstance(record.get("command", ""), str)
         fits = fits and isinstance(record["counts"].get("images_per_second", 0), (int, float, NoneType))
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise Malformed("a record of a run is none, or incomplete") from error
+        raise Malformed("a run's record is malformed or incomplete") from error
     if not fits:
-        raise Malformed("a record of a run holds values of other types")
+        raise Malformed("a run's record has values of the wrong type")
     return record
 
 

@@ -1,10 +1,10 @@
-"""Read a store block by block while runs go on, and notice when its rows have moved.
+"""Read a store block by block while runs may write to it, and detect moved rows.
 
-In: a store. Out: its rows as they were when the pass began. A reader that
-held the store for a whole pass would put off the commits of a run as long, so
-it is held for one block at a time. Rows that are appended meanwhile are left
-out; where rows were replaced or removed (the last ones take the places of
-those) the pass ends with an error.
+In: a store. Out: its rows as they were at the start. Keeping the store open
+all the time would delay a run's commits, so it is open for one block at a
+time. Rows that are appended in the meantime are left out; if rows are
+replaced or removed (the last rows then take their places), reading ends with
+an error.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from rn50feat.errors import StoreError
 from rn50feat.sources.sources import Reference
 from rn50feat.store.reader import FeatureStore
 
-BLOCK = 1024  # rows that are in memory at once: 8 MB of float32
+BLOCK = 1024  # rows in memory at once: 8 MB of float32
 
 
 @dataclass(frozen=True)
 class Block:
-    """Some rows: ids, int64 of shape (n,), stored paths, files, and features of shape (n, 2048)."""
+    """A block of n rows: ids, int64 (n,), stored paths, files, and features (n, 2048)."""
 
     ids: NDArray[np.int64]
     paths: list[str]
@@ -34,7 +34,7 @@ class Block:
 
 
 class Snapshot:
-    """The rows of a store as they are now, to be read later."""
+    """The rows of a store at one moment, to be read later."""
 
     def __init__(self, store: FeatureStore) -> None:
         self.store = store
@@ -46,9 +46,9 @@ class Snapshot:
         return len(self.ids)
 
     def blocks(self, wanted: NDArray[np.bool_] | None = None) -> Iterator[Block]:
-        """Yield the rows in their order, or those that are `wanted`, a mask of shape (N,).
+        """Yield all rows in order, or those `wanted` by a mask of shape (N,).
 
-        Raises `StoreError` when rows have moved since the snapshot.
+        Raises `StoreError` if rows have moved since the snapshot.
         """
         wanted = np.ones(len(self), bool) if wanted is None else wanted
         for first in range(0, len(self), BLOCK):
@@ -62,7 +62,7 @@ class Snapshot:
             if not np.array_equal(store.column("ids", first, first + len(ids)), ids):
                 raise StoreError(
                     f"{store.path} changed while it was read (rows were replaced or removed):"
-                    " try again when the run that writes to it has ended"
+                    " wait until the run that writes to it ends, then try again"
                 )
             paths, references = store.paths(first, first + len(ids)), store.references(first, len(ids))
             features, damage = store.block(first, len(ids))[rows], store.damage()

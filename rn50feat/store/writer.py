@@ -1,8 +1,8 @@
-"""Write a store: the one place that changes a store's file.
+"""Write a store: the only module that changes a store's file.
 
-In: features with the references of their pictures, failures, and the record
-of the run. Out: the same in the store, all of it or nothing at each commit,
-through `journal`. Needs no torch.
+In: features with the references of their images, failures, and the run's
+record. Out: all of them in the store; each commit is atomic, through
+`journal`. Needs no torch.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from rn50feat.images.provenance import Provenance
 from rn50feat.sources.archives import ArchiveRecord
 from rn50feat.sources.sources import UNKNOWN, Reference
 from rn50feat.store import layout
-from rn50feat.store.damage import damage_told
-from rn50feat.store.marks import Marks
+from rn50feat.store.damage import reporting_damage
+from rn50feat.store.marks import DamageNotes
 from rn50feat.store.opening import MOVED, shared
 from rn50feat.store.reader import stored_path
 from rn50feat.store.rows import row_number, row_numbers
@@ -38,28 +38,28 @@ from rn50feat.store.storable import for_ledger, require_storable, text_for_ledge
 
 logger = logging.getLogger(__name__)
 
-READER_SECONDS = 2.0  # what a commit waits for readers; then it is put off
-LAST_READER_SECONDS = 600.0  # the last one cannot be put off
+READER_SECONDS = 2.0  # that a commit waits for readers before it is postponed
+LAST_READER_SECONDS = 600.0  # the last commit cannot be postponed
 
-# The file format of HDF5 1.8: read everywhere, and without the marks of later
-# ones that call a file open for writing after its writer was killed.
+# The file format of HDF5 1.8: it can be read everywhere, and unlike later ones
+# does not mark a file as open for writing after its writer was killed.
 VERSION = ("v108", "v108")
 
 
 def open_store(path: Path, *, disk: Disk = DISK) -> StoreWriter:
-    """Open the store at `path` for writing, after undoing a commit that was interrupted."""
+    """Open the store at `path` for writing, after undoing an interrupted commit; raise `StoreError` if it cannot."""
     with disk_errors(path), shared(path, disk, remedy=MOVED):
         journaled = journal.JournaledFile(path, length=layout.committed_length(path), disk=disk)
-    with damage_told(path):
+    with reporting_damage(path):
         file = h5py.File(journaled, "r+", libver=VERSION)
         layout.check(file)
         return StoreWriter(journaled, file)
 
 
 def create_store(path: Path, provenance: Provenance, dtype: np.dtype[Any], *, disk: Disk = DISK) -> StoreWriter:
-    """Begin a store with features of `dtype`, float16 or float32; it appears at its first commit."""
+    """Create a store for features of `dtype`, float16 or float32; it appears with its first commit."""
     if dtype not in (np.float16, np.float32):
-        raise ArgumentError(f"{path} cannot hold {dtype}: give float16 or float32")
+        raise ArgumentError(f"{path} cannot hold {dtype}: use float16 or float32")
     with disk_errors(path):
         journaled = journal.JournaledFile(path, create=True, disk=disk)
         file = h5py.File(journaled, "w", libver=VERSION)
@@ -78,16 +78,16 @@ def _create(file: h5py.File, table: layout.Table, dtype: np.dtype[Any]) -> None:
 
 
 class StoreWriter:
-    """A store that one run writes to: a context manager that commits, or undoes on an error.
+    """A store that one run writes to: a context manager that commits, or rolls back on an error.
 
-    The caller holds the `lock.run_lock` of the store. Every method raises
-    `ArgumentError` or `RowError` for arguments that do not fit, before it
-    changes anything, and `StoreError` when the disk does not take what is
-    written; the store then stays as of the last commit.
+    The caller holds the store's `lock.run_lock`. Every method raises
+    `ArgumentError` or `RowError` for invalid arguments before it changes
+    anything, and `StoreError` if the disk cannot be written; the store then
+    stays at the last commit.
     """
 
     def __init__(self, journaled: journal.JournaledFile, file: h5py.File) -> None:
-        """Write to `file`, which is HDF5 over `journaled`."""
+        """Write to `file`, an HDF5 file opened through `journaled`."""
         self.path = journaled.path
         self.dtype: np.dtype[Any] = np.dtype(file["features"].dtype)
         self._journal = journaled
@@ -95,8 +95,8 @@ class StoreWriter:
         self._next_id = int(layout.attribute(file, "next_id"))
         self._ledger = {layout.decode_text(name): i for i, name in enumerate(file["failures/path"][:])}
         self._archives: dict[str, int] | None = None
-        self._marks = Marks(file)
-        self._recorded, self._changed, self._put_off = False, True, False
+        self._damage_notes = DamageNotes(file)
+        self._recorded, self._changed, self._postponed = False, True, False
 
     def append(self, references: Sequence[Reference], features: NDArray[np.floating[Any]]) -> None:
         """Add one row for each of `references`, with features of shape (n, 2048)."""
@@ -105,38 +105,38 @@ class StoreWriter:
             return
         paths = [stored_path(self.path, reference.location) for reference in references]
         facts = self._facts(references)
-        with self._told():
+        with self._writing():
             self._append(layout.ROWS, {"paths": paths, "features": np.asarray(features, self.dtype), **facts})
-            self._marks.add(facts["ids"], references)
+            self._damage_notes.add(facts["ids"], references)
         self.clear_failures(paths)
 
     def replace(self, row: int, reference: Reference, features: NDArray[np.floating[Any]]) -> None:
-        """Give `row`, whose picture has changed, new features of shape (2048,) and a new id."""
+        """Give `row`, whose image has changed, new features of shape (2048,) and a new id."""
         _require([reference], features, (layout.WIDTH,))
         row, facts = self._row(row), self._facts([reference])
-        with self._told():
-            self._marks.drop([int(self._file["ids"][row])])
+        with self._writing():
+            self._damage_notes.drop([int(self._file["ids"][row])])
             self._file["features"][row] = features
             for name, values in facts.items():
                 self._file[name][row] = values[0]
-            self._marks.add(facts["ids"], [reference])
+            self._damage_notes.add(facts["ids"], [reference])
         self.clear_failures([stored_path(self.path, reference.location)])
 
     def damage(self, row: int) -> str:
-        """Return what was wrong with the image of a row, "" for nothing."""
-        return self._marks.of(int(self._file["ids"][row]))
+        """Look up what was wrong with the image of a row; "" if nothing."""
+        return self._damage_notes.reason(int(self._file["ids"][row]))
 
     def touch(self, row: int, reference: Reference) -> None:
-        """Note the new time of a file whose bytes are those of its row."""
+        """Update the time of a file whose bytes have not changed."""
         require_storable([reference])
         row = self._row(row)
-        with self._told():
+        with self._writing():
             self._file["mtime_ns"][row] = reference.mtime_ns
 
     def features_of_copy(self, row: int, reference: Reference) -> NDArray[np.floating[Any]] | None:
-        """Return the features of `row` if they are those of the file's digest, else None."""
+        """Return the features of `row` if it has the digest of `reference`, else None."""
         row = self._row(row)
-        with damage_told(self.path):
+        with reporting_damage(self.path):
             if reference.digest == UNKNOWN or bytes(self._file["digest"][row]) != reference.digest:
                 return None
             return np.asarray(self._file["features"][row])
@@ -154,15 +154,15 @@ class StoreWriter:
         }
 
     def fail(self, reference: Reference, reason: str, *, attempts: int = 1) -> None:
-        """Enter a picture in the ledger, after so many attempts, or count one more attempt at it."""
+        """Add an image to the ledger, after `attempts` attempts, or count another attempt if it is there."""
         reference = for_ledger(reference)
         path = stored_path(self.path, reference.location)
         facts = {"reason": text_for_ledger(reason), "size": reference.size, "mtime_ns": reference.mtime_ns}
-        with self._told():
+        with self._writing():
             if path in self._ledger:
                 entry = self._ledger[path]
                 for name, value in facts.items():
-                    self._file[f"failures/{name}"][entry] = layout.encoded(value)
+                    self._file[f"failures/{name}"][entry] = layout.encode_text(value)
                 self._file["failures/attempts"][entry] += 1
             else:
                 self._ledger[path] = len(self._ledger)
@@ -172,13 +172,13 @@ class StoreWriter:
     def remove(self, rows: NDArray[np.int64]) -> None:
         """Remove rows, given in ascending order; rows from the end take their places.
 
-        No row before the first removed one moves.
+        Rows before the first removed one do not move.
         """
         rows = row_numbers(rows, self._file["ids"].shape[0], self.path)
         if rows.ndim != 1 or (np.diff(rows) <= 0).any():
-            raise ArgumentError("rows to remove must be a list in ascending order, each row once")
-        with self._told():
-            self._marks.drop(self._file["ids"][:][rows].tolist())
+            raise ArgumentError("rows to remove must be a list in ascending order, with each row once")
+        with self._writing():
+            self._damage_notes.drop(self._file["ids"][:][rows].tolist())
             count = self._file["ids"].shape[0] - len(rows)
             holes = rows[rows < count]
             movers = np.setdiff1d(np.arange(count, count + len(rows)), rows)
@@ -189,8 +189,8 @@ class StoreWriter:
                 dataset.resize(count, axis=0)
 
     def clear_failures(self, paths: Sequence[str]) -> None:
-        """Take pictures out of the ledger."""
-        with self._told():
+        """Remove images from the ledger."""
+        with self._writing():
             for path in paths:
                 if path in self._ledger:
                     entry = self._ledger.pop(path)
@@ -200,8 +200,8 @@ class StoreWriter:
                     self._remove(layout.LEDGER, entry)
 
     def note_archive(self, archive: ArchiveRecord) -> None:
-        """Note what an archive holds, in place of what was known of it."""
-        with self._told():
+        """Record what an archive holds, replacing its earlier record."""
+        with self._writing():
             if "archives" not in self._file:
                 _create(self._file, layout.ARCHIVES, self.dtype)
             if self._archives is None:
@@ -212,19 +212,19 @@ class StoreWriter:
                 self._append(layout.ARCHIVES, {name: [value] for name, value in facts.items()})
             else:
                 for name, value in facts.items():
-                    self._file[name][entry] = layout.encoded(value)
+                    self._file[name][entry] = layout.encode_text(value)
 
     def record(self, run: Mapping[str, Any]) -> None:
-        """Write this run's record; a later call of the same run replaces it."""
-        with self._told():
+        """Write this run's record; a later call in the same run replaces it."""
+        with self._writing():
             if not self._recorded:
                 self._append(layout.RUNS, {"runs": [""]})
                 self._recorded = True
             self._file["runs"][-1] = json.dumps(run)
 
     def update_provenance(self, provenance: Provenance) -> None:
-        """Note where the weights lie now."""
-        with self._told():
+        """Update the provenance, whose path of the weights may change."""
+        with self._writing():
             self._file.attrs["provenance"] = provenance.to_json()
 
     def _append(self, table: Mapping[str, Any], columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
@@ -233,11 +233,11 @@ class StoreWriter:
             count = dataset.shape[0]
             dataset.resize(count + len(values), axis=0)
             if h5py.check_string_dtype(dataset.dtype):
-                values = np.array([layout.encoded(value) for value in values], dtype=object)
+                values = np.array([layout.encode_text(value) for value in values], dtype=object)
             dataset[count:] = values
 
     def _remove(self, table: Mapping[str, Any], entry: int) -> None:
-        """Remove one entry: the last one takes its place."""
+        """Remove one entry; the last one takes its place."""
         for name in table:
             dataset = self._file[name]
             last = dataset.shape[0] - 1
@@ -248,11 +248,11 @@ class StoreWriter:
     def commit(self, *, last: bool = True) -> None:
         """Make everything written so far durable and visible to readers.
 
-        While another program keeps the store open, a commit that is not the
-        `last` is put off to the next one. The last one waits, and raises
-        `StoreBusyError` when it has waited for `LAST_READER_SECONDS`.
+        While another program keeps the store open, a commit is postponed to
+        the next one, unless it is the `last`. The last one waits, and raises
+        `StoreBusyError` after `LAST_READER_SECONDS`.
         """
-        with self._told():
+        with self._writing():
             self._file.attrs["next_id"] = self._next_id
             if "history" not in self._file:
                 _create(self._file, layout.HISTORY, self.dtype)
@@ -261,8 +261,8 @@ class StoreWriter:
         try:
             self._commit(READER_SECONDS)
         except StoreBusyError:
-            if last or not self._put_off:
-                self._put_off = True
+            if last or not self._postponed:
+                self._postponed = True
                 wait = f"waiting up to {LAST_READER_SECONDS / 60:.0f} minutes" if last else "commits wait"
                 logger.warning(
                     "%s is kept open by another program (a notebook?): %s until it is closed", self.path, wait
@@ -276,12 +276,12 @@ class StoreWriter:
         self._changed = False
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
-        """Tell of an error that the file has kept, or of damage that HDF5 met."""
+    def _writing(self) -> Iterator[None]:
+        """Change the file; raise the errors that the journal has kept, and report damage."""
         self._changed = True
         with disk_errors(self.path), _uninterrupted():
             try:
-                with damage_told(self.path):
+                with reporting_damage(self.path):
                     yield
             finally:
                 if self._journal.error is not None:
@@ -296,25 +296,25 @@ class StoreWriter:
                 self.commit()
         finally:
             with _uninterrupted():
-                self._journal.abandon()  # what HDF5 writes from here on, nobody needs
+                self._journal.abandon()  # nobody needs what HDF5 writes when it closes the file
                 self._file.close()
                 self._journal.close()
 
 
 def _require(references: Sequence[Reference], features: NDArray[np.floating[Any]], shape: tuple[int, ...]) -> None:
     """Raise `ArgumentError` for features of another shape, and for files that a store cannot hold."""
-    found = np.asarray(features)
-    if found.shape != shape or found.dtype.kind not in "fiu":
+    given = np.asarray(features)
+    if given.shape != shape or given.dtype.kind not in "fiu":
         raise ArgumentError(
-            f"features of shape {found.shape} and dtype {found.dtype} are no row for each of"
-            f" {len(references)} images: give numbers of shape {shape}"
+            f"features of shape {given.shape} and dtype {given.dtype} do not fit {len(references)} images:"
+            f" use numbers of shape {shape}"
         )
     require_storable(references)
 
 
 @contextmanager
 def disk_errors(path: Path) -> Iterator[None]:
-    """Tell of a disk that does not take what is written."""
+    """Turn a disk's errors into `StoreError`."""
     try:
         yield
     except OSError as error:
@@ -326,7 +326,7 @@ def disk_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def _uninterrupted() -> Iterator[None]:
-    """Keep Ctrl-C back: an exception inside one of HDF5's calls for bytes would crash it."""
+    """Delay Ctrl-C: an exception while HDF5 is calling back for bytes would crash it."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

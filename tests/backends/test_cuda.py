@@ -159,7 +159,7 @@ def test_a_batch_that_is_too_large_goes_through_in_parts_and_the_size_recovers(
         in_parts(lane, crops(100), size)
     assert toy.sizes[-1] == 100
     told = [record.getMessage() for record in caplog.records]
-    assert told == [f"cuda:0 has too little memory for {n} images: going on with {n // 2}" for n in (11, 5, 4)]
+    assert told == [f"cuda:0 has too little memory for {n} images: continuing with {n // 2}" for n in (11, 5, 4)]
 
 
 def test_a_small_batch_that_fails_does_not_slow_the_next_ones_for_long(player: Player) -> None:
@@ -297,7 +297,7 @@ def test_of_several_devices_auto_uses_those_that_work(
     whole = cuda.working
     monkeypatch.setattr(cuda, "working", lambda c, device, *rest: whole(c if device == good else [], device, *rest))
     assert on_card(device="auto").device == "cpu"
-    assert "going on without a device: cpu:0" in caplog.text
+    assert "continuing without a device: cpu:0" in caplog.text
     with pytest.raises(DeviceError, match="cpu:0"):
         on_card()
 
@@ -314,7 +314,7 @@ def test_the_precision_is_one_that_the_card_is_good_at(player: Player) -> None:
         player.capability = capability
         assert cuda.precision(name, device) == dtype
     player.capability = (7, 5)
-    with pytest.raises(DeviceError, match=r"capability 7.5\) does not compute in bf16.*use --precision fp16"):
+    with pytest.raises(DeviceError, match=r"capability 7.5\) does not support bf16.*use --precision fp16"):
         cuda.precision("bf16", device)
 
 
@@ -333,7 +333,7 @@ def test_cuda_means_all_devices_and_a_number_one(monkeypatch: pytest.MonkeyPatch
     assert [str(each) for each in cuda.devices("cuda")] == ["cuda:0", "cuda:1", "cuda:2"]
     assert cuda.devices("auto") == cuda.devices("cuda")
     assert [str(each) for each in cuda.devices("cuda:1")] == ["cuda:1"]
-    for name, message in (("cuda:3", "only cuda:0 to cuda:2 are"), ("gpu", "there is no device gpu: use auto, cpu")):
+    for name, message in (("cuda:3", "only cuda:0 to cuda:2"), ("gpu", "there is no device gpu: use auto, cpu")):
         with pytest.raises(DeviceError, match=message):
             cuda.devices(name)
 

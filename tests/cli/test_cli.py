@@ -119,7 +119,7 @@ def test_a_printed_path_is_one_to_search_by(rn50feat: Run, store: Path) -> None:
     assert [line.split("\t")[0] for line in again.stdout.splitlines()] == printed
     done = rn50feat("search", "--stored", r"none\n\\.png")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert r"holds no picture none\n\\.png: give a path" in done.stderr
+    assert r"has no image none\n\\.png: use a path" in done.stderr
 
 
 def test_a_terminal_gets_a_table(store: Path) -> None:
@@ -134,7 +134,7 @@ def test_a_terminal_gets_a_table(store: Path) -> None:
     [
         (["extract", "missing", "new.h5"], 1, "Error: missing: No such file or directory: name an existing"),
         (["extract", "pictures", "no/such/folder/new.h5"], 1, "new.h5 cannot be written (No such file or directory)"),
-        (["extract", "pictures", "text.h5"], 1, "text.h5 is no HDF5 file"),
+        (["extract", "pictures", "text.h5"], 1, "text.h5 is not an HDF5 file"),
         (
             ["extract", "pictures", "out.h5", "--weights", "random:1"],
             1,
@@ -143,7 +143,7 @@ def test_a_terminal_gets_a_table(store: Path) -> None:
         (
             ["extract", "pictures", "new.h5", "--weights", "nowhere.pth"],
             1,
-            "nowhere.pth: no such file: give imagenet-v1",
+            "nowhere.pth: no such file: use imagenet-v1",
         ),
         (["extract", "empty", "new.h5", "--weights", "random"], 1, "no picture in the sources of"),
         (["extract", "pictures", "new.h5", "--weights", "random", "--device", "tpu"], 1, "there is no device tpu"),
@@ -164,15 +164,15 @@ def test_a_terminal_gets_a_table(store: Path) -> None:
         (
             ["search", "--stored", "pictures/plain.png", "--min-score", "nan"],
             1,
-            "--min-score nan is no number: give one",
+            "--min-score nan is not a finite number: use one",
         ),
         (["duplicates", "--csv", "--json"], 2, "--json and --csv cannot be combined: choose one"),
         (["search"], 2, "Usage"),
         (["search", "out.h5"], 2, "Give a QUERY image, or --stored PATH"),
-        (["search", "none.jpg"], 1, "none.jpg cannot be found: No such file or directory: name an existing picture"),
-        (["search", "text.h5", "pictures/plain.png"], 1, "text.h5 is no HDF5 file"),
+        (["search", "none.jpg"], 1, "none.jpg cannot be found: No such file or directory: name an existing image"),
+        (["search", "text.h5", "pictures/plain.png"], 1, "text.h5 is not an HDF5 file"),
         (["search", "a.h5", "b.h5", "pictures/plain.png"], 2, "More than one STORE (a.h5, b.h5): name one"),
-        (["search", "--stored", "none"], 1, "holds no picture none"),
+        (["search", "--stored", "none"], 1, "has no image none"),
         (["search", "--stored", "pictures/plain.png", "--metric", "l2", "--min-score", "1"], 1, "l2 is a distance"),
         (["info", "missing.h5"], 1, "missing.h5: No such file or directory"),
     ],
@@ -238,9 +238,9 @@ def shell(folder: Path, redirected: str, *arguments: str) -> subprocess.Complete
 @pytest.mark.parametrize(
     ("name", "reason"),
     [
-        ("x.txt", "x.txt ends in neither .h5 nor .hdf5"),
-        ("out", "out ends in neither .h5 nor .hdf5"),
-        ("s3://b/out.h5", "s3:/b/out.h5 looks like a URL, and a store is a file of this machine"),
+        ("x.txt", "x.txt does not end in .h5 or .hdf5"),
+        ("out", "out does not end in .h5 or .hdf5"),
+        ("s3://b/out.h5", "s3:/b/out.h5 looks like a URL, but a store must be a local file"),
     ],
 )
 @pytest.mark.parametrize(

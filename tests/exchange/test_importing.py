@@ -85,7 +85,9 @@ def test_features_of_which_there_are_only_words_are_searched_by_path_alone(
     claims = json.loads(opened.provenance.to_json())["preprocessing"].values()
     assert all(claim in ("unstated", 0, []) for claim in claims)
     assert search_stored(["pictures/gone.png"], "out.h5", k=1)[0].hits[0].path == "pictures/gone.png"
-    message = "imported, made by our caffe model of 2016, and no picture can be computed alike: search by --stored"
+    message = (
+        "imported, made by our caffe model of 2016, and no image can be embedded the same way: search with --stored"
+    )
     for attempt in (
         lambda: search("pictures/red.png", "out.h5", start=start),
         lambda: extract("pictures", "out.h5", start=start),

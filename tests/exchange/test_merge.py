@@ -157,7 +157,7 @@ def test_rows_that_float16_cannot_hold_are_failures(tmp_path: Path) -> None:
     assert (summary.new, summary.failed) == (1, 2)
     reasons = {failure.path: failure.reason for failure in FeatureStore(tmp_path / "out.h5").failures()}
     assert reasons == {
-        "2.jpg": "has features that are not finite in float16: a new store with --dtype float32 holds them",
+        "2.jpg": "has features that are not finite in float16: use a new store with --dtype float32",
         "3.jpg": "has features that are all zero",
     }
 

@@ -189,7 +189,7 @@ def test_half_precision_that_cannot_hold_a_value_is_a_failure(pictures: Path, st
         summary = extract(pictures, start, dtype="float16")
     assert (summary.new, summary.failed) == (3, 2)
     store = FeatureStore(pictures.parent / "out.h5")
-    assert "not finite in float16: a new store with --dtype float32 holds them" in store.failures()[0].reason
+    assert "not finite in float16: use a new store with --dtype float32" in store.failures()[0].reason
     assert store.dtype == np.float16
 
 
@@ -241,7 +241,7 @@ def test_a_file_that_is_no_store_is_left_alone(pictures: Path, start: FakeStart)
     store = pictures.parent / "out.h5"
     store.write_text("my notes")
     for overwrite in (False, True):
-        with pytest.raises(StoreError, match="no HDF5 file"):
+        with pytest.raises(StoreError, match="not an HDF5 file"):
             extract(pictures, start, overwrite=overwrite)
     assert store.read_text() == "my notes"
 

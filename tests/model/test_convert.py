@@ -60,7 +60,7 @@ def test_what_the_user_knows_better_is_written_down(tmp_path: Path) -> None:
     provenance = weights.provenance(weights.find(str(target)))
     assert provenance.network == "keras-old-pad0 resnet50"
     assert provenance.preprocessing == PREPROCESSINGS["slim-pillow"]
-    with pytest.raises(WeightsError, match="those of the variant keras-old-pad0, not of keras-old"):
+    with pytest.raises(WeightsError, match="for the variant keras-old-pad0, not keras-old"):
         network.load(weights.find(str(target)), variants.VARIANTS["keras-old"])
     with safe_open(target, "numpy") as file:
         assert file.metadata()["rn50feat.source"].startswith("weights.safetensors (SHA-256 ")
@@ -81,14 +81,14 @@ def test_nothing_is_replaced_by_mistake(tmp_path: Path, here: Callable[..., Resu
     target.write_bytes(b"another's")
     (tmp_path / "link.safetensors").symlink_to(source)
     for arguments, reason in (
-        ((source, target), "exists: name another, or give --force"),
-        ((source, source, "--force"), "is the very file"),
-        ((source, "link.safetensors", "--force"), "is the very file"),
+        ((source, target), "exists: name another file, or use --force"),
+        ((source, source, "--force"), "is the file to convert"),
+        ((source, "link.safetensors", "--force"), "is the file to convert"),
         ((source, "one.h5"), "does not end in .safetensors"),
-        (("random", "one.safetensors"), "nothing to convert"),
+        (("random", "one.safetensors"), "is generated from its seed"),
         (("no-such-file", "other.safetensors"), "no such file"),
         ((source, "missing/other.safetensors"), "cannot be written (No such file or directory)"),
-        ((target, "other.safetensors"), "is no file of weights"),
+        ((target, "other.safetensors"), "is not a weights file"),
     ):
         done = here("convert", *arguments)
         assert (done.exit_code, done.stdout, len(done.stderr.splitlines())) == (1, "", 1), done.stderr
@@ -123,5 +123,5 @@ def test_a_record_that_is_not_known_is_refused(tmp_path: Path) -> None:
         {"rn50feat.variant": "keras", "rn50feat.preprocessing": "["},
     ):
         save_file({"conv1.weight": torch.zeros(1)}, path, metadata)
-        with pytest.raises(WeightsError, match="does not know .*: upgrade rn50feat, or convert it again"):
+        with pytest.raises(WeightsError, match="does not understand .*: upgrade rn50feat, or convert it again"):
             tensors.claims(path)

@@ -88,7 +88,7 @@ def test_a_server_that_says_nothing_more_is_given_up(
     server.answer, server.ends = answer, False
     chosen = weights.find("imagenet-v1")
     with pytest.raises(
-        WeightsError, match=r"weights.pth cannot be downloaded \(nothing came for 0 s\): fetch it by hand"
+        WeightsError, match=r"weights.pth cannot be downloaded \(no data for 0 s\): download it yourself"
     ):
         weights.fetch(chosen)
     assert chosen.missing
@@ -97,7 +97,7 @@ def test_a_server_that_says_nothing_more_is_given_up(
 def test_a_download_that_is_cut_off_leaves_nothing(server: Server) -> None:
     server.whole(CONTENT[:100_000], len(CONTENT))
     chosen = weights.find("imagenet-v1")
-    with pytest.raises(WeightsError, match=r"\(it was cut off after 100,000 of 256,000 bytes\)"):
+    with pytest.raises(WeightsError, match=r"\(the server sent only 100,000 of 256,000 bytes\)"):
         weights.fetch(chosen)
     assert list(chosen.path.parent.iterdir()) == []
 
@@ -107,7 +107,9 @@ def test_a_folder_that_cannot_be_written_is_named(
 ) -> None:
     (tmp_path / "file").write_text("no folder")
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "file"))
-    with pytest.raises(WeightsError, match=r"cannot be written \(Not a directory\): set TORCH_HOME to a folder"):
+    with pytest.raises(
+        WeightsError, match=r"cannot be written \(Not a directory\): set TORCH_HOME to a writable folder"
+    ):
         weights.fetch(weights.find("imagenet-v1"))
 
 

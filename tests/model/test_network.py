@@ -147,10 +147,10 @@ def state_without(name: str) -> Callable[[State], State]:
     ("spoil", "reason"),
     [
         (lambda state: torchvision.models.resnet18().state_dict(), "layer1.0.conv1.weight has shape .64, 64, 3, 3."),
-        (lambda state: torchvision.models.resnet101().state_dict(), "layer3.6.conv1.weight is one too many"),
+        (lambda state: torchvision.models.resnet101().state_dict(), "layer3.6.conv1.weight is unexpected"),
         (lambda state: torchvision.models.wide_resnet50_2().state_dict(), "layer1.0.conv1.weight has shape"),
         (state_without("layer2.1.bn3.running_var"), "layer2.1.bn3.running_var is missing"),
-        (lambda state: {**state, "bn1.bias": torch.full((64,), torch.nan)}, "bn1.bias holds values that are not fin"),
+        (lambda state: {**state, "bn1.bias": torch.full((64,), torch.nan)}, "bn1.bias has NaN or infinite"),
         (lambda state: [1, 2], "holds list, not named tensors"),
         (lambda state: {"epoch": 3}, "holds no tensors"),
     ],
@@ -180,11 +180,11 @@ def test_nothing_in_a_weights_file_is_executed(tmp_path: Path, monkeypatch: pyte
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "is empty: fetch it again$"),
-        (b"just a text", "is no file of weights: give a ResNet50's state dict, .*weights$"),
-        (b"root:x:0:0", "is no file of weights: give"),
-        (b"\xff\xd8\xff\xe0" + bytes(range(256)), "is no file of weights: give a ResNet50's state dict, .*weights$"),
-        (b"PK\3\4" + bytes(300), "is damaged or cut off: fetch it again$"),
+        (b"", "is empty: download it again$"),
+        (b"just a text", "is not a weights file: use a ResNet50 state dict, .*weights$"),
+        (b"root:x:0:0", "is not a weights file: use"),
+        (b"\xff\xd8\xff\xe0" + bytes(range(256)), "is not a weights file: use a ResNet50 state dict, .*weights$"),
+        (b"PK\3\4" + bytes(300), "is damaged or truncated: download it again$"),
         ((20).to_bytes(8, "little") + b'{"broken": ' + bytes(20), "damaged safetensors"),
         (bytes(257) + b"ustar" + bytes(250), "tar form of torch 0.1.*resnet50-0676ba61.pth instead"),
     ],
@@ -200,7 +200,7 @@ def test_a_state_dict_that_is_cut_off_is_told_as_that(tmp_path: Path, zipped: bo
     path = tmp_path / "cut.pth"
     torch.save({"conv1.weight": torch.zeros(1000)}, path, _use_new_zipfile_serialization=zipped)
     path.write_bytes(path.read_bytes()[:2000])
-    with pytest.raises(WeightsError, match=r"cut.pth is damaged or cut off: fetch it again$"):
+    with pytest.raises(WeightsError, match=r"cut.pth is damaged or truncated: download it again$"):
         network.load(weights.find(str(path)))
 
 
@@ -253,7 +253,7 @@ def test_published_weights_are_downloaded_once_and_checked(published: Callable[.
     with pytest.raises(MissingWeightsError):
         network.load(chosen)
     told: list[tuple[int, int]] = []
-    weights.fetch(chosen, told=lambda done, total: told.append((done, total)))
+    weights.fetch(chosen, on_download=lambda done, total: told.append((done, total)))
     size = chosen.path.stat().st_size
     assert told == [(min(at + (1 << 16), size), size) for at in range(0, size, 1 << 16)]
     loaded = network.load(chosen)
@@ -274,7 +274,8 @@ def test_a_file_known_by_its_hash_gets_its_own_preprocessing(published: Callable
 def test_a_download_of_other_content_is_refused(published: Callable[..., Weights]) -> None:
     chosen = published(b"something else")
     with pytest.raises(
-        WeightsError, match="its SHA-256 begins with f41f3fa6.*fetch it by hand and put it at .*/checkpoints/resnet50"
+        WeightsError,
+        match="its SHA-256 begins with f41f3fa6.*download it yourself and put it at .*/resnet50",
     ):
         weights.fetch(chosen)
     assert list(chosen.path.parent.iterdir()) == []
@@ -284,7 +285,7 @@ def test_a_downloaded_file_that_was_damaged_later_is_refused(published: Callable
     chosen = published()
     weights.fetch(chosen)
     chosen.path.write_bytes(b"damaged")
-    with pytest.raises(WeightsError, match="is damaged.*remove it"):
+    with pytest.raises(WeightsError, match="is damaged.*delete it"):
         weights.provenance(chosen)
 
 
@@ -313,7 +314,7 @@ def test_published_weights_are_torchvisions() -> None:
 
 @pytest.mark.parametrize("spec", ["imagenet-v3", "random:x", "no/such/file.pth"])
 def test_weights_that_do_not_exist_are_named(spec: str) -> None:
-    with pytest.raises(WeightsError, match=f"{spec}: no such file: give imagenet-v1, imagenet-v2, random"):
+    with pytest.raises(WeightsError, match=f"{spec}: no such file: use imagenet-v1, imagenet-v2, random"):
         weights.find(spec)
 
 
@@ -335,7 +336,7 @@ def test_bf16_rows_point_the_same_way_as_fp32_rows() -> None:
     ("precision", "device", "reason"),
     [
         ("fp16", "cpu", "fp16 needs a CUDA device"),
-        ("fp32", "cuda:99", "there is no device cuda:99 here" if torch.cuda.is_available() else "finds no CUDA device"),
+        ("fp32", "cuda:99", "there is no device cuda:99" if torch.cuda.is_available() else "finds no CUDA device"),
         ("fp32", "tpu", "there is no device tpu"),
     ],
 )

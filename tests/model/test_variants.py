@@ -178,7 +178,7 @@ def test_both_older_generations_of_keras(
     chosen = weights.find(str(path))
     assert weights.provenance(chosen).network == "keras-old resnet50"
     assert caplog.messages == [
-        "old.h5 may be for keras-old-pad0 as well, and is taken for keras-old: --variant says otherwise"
+        "old.h5 may also be for keras-old-pad0; assuming keras-old: choose another with --variant"
     ]
     provenance = weights.provenance(chosen, Choices(variant=name))
     assert (provenance.network, provenance.preprocessing) == (f"{name} resnet50", PREPROCESSINGS["keras"])
@@ -205,17 +205,17 @@ def test_both_placements_of_slims_strides_are_one_function() -> None:
 def test_weights_are_not_used_as_another_variants(
     keras: Path, tmp_path: Path, name: str, fitting: str, asked: str
 ) -> None:
-    with pytest.raises(WeightsError, match=f"{name} are those of the variant {fitting}, not of {asked}: leave --var"):
+    with pytest.raises(WeightsError, match=f"{name} are for the variant {fitting}, not {asked}: leave --var"):
         rn50feat.extract(keras, tmp_path / "out.h5", weights=str(keras / name), variant=asked)
-    with pytest.raises(WeightsError, match=f"those of the variant {fitting}, not of {asked}"):
+    with pytest.raises(WeightsError, match=f"for the variant {fitting}, not {asked}"):
         network.load(weights.find(str(keras / name)), VARIANTS[asked])
     assert not (tmp_path / "out.h5").exists()
 
 
 def test_published_weights_are_torchvisions_alone() -> None:
-    with pytest.raises(WeightsError, match="imagenet-v1 are those of the variant torchvision, not of keras"):
+    with pytest.raises(WeightsError, match="imagenet-v1 are for the variant torchvision, not keras"):
         weights.settle(Choices("imagenet-v1", "keras"), None)
-    with pytest.raises(WeightsError, match="there is no variant resnet18: give one of torchvision, keras"):
+    with pytest.raises(WeightsError, match="there is no variant resnet18: use one of torchvision, keras"):
         weights.settle(Choices("random", "resnet18"), None)
 
 
@@ -257,7 +257,7 @@ def test_a_record_of_before_means_what_it_meant() -> None:
     old = Provenance.from_json(json.dumps({**record, "layer": "avgpool", "preprocessing": picture}))
     assert old == Provenance("imagenet-v1", "0676ba61")
     assert variants.recorded(old.network) is variants.TORCHVISION
-    with pytest.raises(ProvenanceError, match="knows no network resnet18: upgrade"):
+    with pytest.raises(ProvenanceError, match="does not know the network resnet18: upgrade"):
         variants.recorded("resnet18")
     later = {**asdict(Preprocessing()), "name": "clip"}
     with pytest.raises(ProvenanceError, match="there is no preprocessing clip: .*: upgrade"):

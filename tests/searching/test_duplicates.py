@@ -208,13 +208,13 @@ def test_what_is_gone_or_has_changed_is_no_copy_and_leads_no_group(tmp_path: Pat
 def test_a_run_that_changes_rows_meanwhile_is_told_of(tmp_path: Path) -> None:
     store = filled(tmp_path / "out.h5", clusters(100))
     rn50feat.duplicates(store, threshold=0.9, on_progress=lambda *_: append(store, 100, clusters(5, seed=1)))
-    with pytest.raises(StoreError, match="had rows replaced or removed meanwhile: wait for that run to end"):
+    with pytest.raises(StoreError, match="another run replaced or removed rows of .*: wait until it ends"):
         rn50feat.duplicates(store, threshold=0.9, on_progress=lambda *_: remove(store, [0]))
 
 
 @pytest.mark.parametrize("threshold", [0, -1, 1.1])
 def test_a_threshold_is_a_cosine(planted: Path, threshold: float) -> None:
-    with pytest.raises(QueryError, match="is no similarity: give one above 0 and at most 1"):
+    with pytest.raises(QueryError, match="is not a similarity: use one above 0 and at most 1"):
         rn50feat.duplicates(planted, threshold=threshold)
 
 

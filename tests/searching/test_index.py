@@ -155,7 +155,7 @@ def test_tiny_stores(tmp_path: Path, rows: int) -> None:
 def test_another_metric_is_scanned_and_said(store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:
     rn50feat.index(store)
     check(store, "l2")
-    assert "out.faiss is for cosine, not l2: every row is looked at" in caplog.text
+    assert "out.faiss is for cosine, not l2: scanning every row" in caplog.text
 
 
 def overwrite(store: FeatureStore) -> None:
@@ -246,10 +246,10 @@ def test_a_copied_index_is_as_good_and_flipped_bits_are_found_by_verify(store: F
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"factory": "nonsense"}, "nonsense is no index that FAISS makes"),
-        ({"factory": "IVF1000,SQ8"}, "cannot be trained|training points"),
-        ({"max_ram": 1000}, "takes about 200 MB of memory, and --max-ram allows 1 kB: raise it"),
-        ({"metric": "hamming"}, "there is no metric hamming: give one of cosine, l2, ip"),
+        ({"factory": "nonsense"}, "FAISS cannot make the index nonsense \\("),
+        ({"factory": "IVF1000,SQ8"}, "cannot train|training points"),
+        ({"max_ram": 1000}, "takes about 200 MB of memory, but --max-ram allows 1 kB: raise it"),
+        ({"metric": "hamming"}, "there is no metric hamming: use one of cosine, l2, ip"),
     ],
 )
 def test_what_cannot_be_built_leaves_what_was(store: FeatureStore, settings: dict[str, str], message: str) -> None:
@@ -368,7 +368,7 @@ def test_the_command(rn50feat: Run, store: FeatureStore) -> None:
     done = rn50feat("index", "--json")
     facts = json.loads(done.stdout)
     assert (facts["rows"], facts["factory"], facts["recall"], facts["built"]) == (400, "IDMap2,Flat", 1.0, True)
-    assert "building IDMap2,Flat (up to 50000 rows a scan of all is fast and exact), about 3.28 MB" in done.stderr
+    assert "building IDMap2,Flat (a full scan is fast and exact up to 50000 rows), about 3.28 MB" in done.stderr
     assert "out.faiss: 400 rows, recall@10 1.000\n" in done.stderr
     assert rn50feat("index", "out.h5", "--quiet").stderr == ""
     assert "400 rows, nothing to do" in rn50feat("index").stderr
@@ -376,7 +376,7 @@ def test_the_command(rn50feat: Run, store: FeatureStore) -> None:
     assert "400 rows, 2 newer ones are not in it" in rn50feat("info").stdout
     assert "402 rows, 2 added" in rn50feat("index").stderr
     done = rn50feat("index", "--rebuild", "--factory", "IVF8,RaBitQ", "--max-ram", "500M")
-    assert "building IVF8,RaBitQ (as you asked)" in done.stderr
+    assert "building IVF8,RaBitQ (as requested)" in done.stderr
     assert "scans 8 lists" in done.stderr
     assert "out.faiss is whole: 402 rows" in rn50feat("verify").stderr
     flip(store)
@@ -485,7 +485,7 @@ def test_an_index_of_another_history_is_refused_and_built_anew(
     report = rn50feat.index(store)
     assert (report.built, report.facts.metric) == (True, "l2")
     assert report.facts.factory == (factory or index_plan.FLAT)
-    assert "out.faiss is of another history of" in caplog.text
+    assert "out.faiss belongs to another history of" in caplog.text
     assert search_stored(name, store, metric="l2")[0].hits[0].path == name  # one path is no list of letters
     check(store, "l2")
     assert rn50feat.verify(store).findings == []

@@ -37,7 +37,7 @@ def test_what_does_not_fit_whole_is_compressed_and_less_memory_means_fewer_lists
 
 def test_a_kind_of_the_users_choice_is_trained_on_what_fits() -> None:
     plan = custom("IVF64,SQ8", 200_000, row_size=2056, lists=64, trained=False)
-    assert plan == Plan("IVF64,SQ8", "as you asked", 50_000, 200_000 * 2056 + 64 * 8192, plan.memory)
+    assert plan == Plan("IVF64,SQ8", "as requested", 50_000, 200_000 * 2056 + 64 * 8192, plan.memory)
     assert custom("Flat", 200_000, row_size=8200, lists=0, trained=True).sample == 0
     assert custom("IVF64,SQ8", 100, row_size=2056, lists=64, trained=False).sample == 75
     assert custom("x", 10**5, row_size=100, lists=64, trained=False, max_ram=3 * 10**8).sample < 12_500

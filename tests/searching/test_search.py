@@ -19,7 +19,7 @@ from rn50feat.engines.contract import Engine, EngineOptions
 from rn50feat.errors import DeviceError, ProvenanceError, QueryError, WeightsError
 from rn50feat.extraction.verify import verify
 from rn50feat.searching.exact import scan
-from rn50feat.searching.search import FEW, Result, search_stored
+from rn50feat.searching.search import CPU_QUERIES, Result, search_stored
 from rn50feat.store.writer import create_store, open_store
 
 
@@ -78,7 +78,7 @@ def test_a_stored_picture_is_not_touched(store: FeatureStore, pictures: Path) ->
     (result,) = search_stored(["pictures/red.png"], store, k=2)
     assert names(result)[0] == "red"
     assert result.hits[0].score == pytest.approx(1)
-    with pytest.raises(QueryError, match="holds no picture red.png"):
+    with pytest.raises(QueryError, match="has no image red.png"):
         search_stored(["red.png"], store)
 
 
@@ -215,7 +215,7 @@ def test_a_few_queries_are_computed_on_the_cpu_and_many_where_a_run_would_be(sto
         asked.append(options.device)
         raise DeviceError("seen")
 
-    many = [pink] * (FEW + 1)
+    many = [pink] * (CPU_QUERIES + 1)
     for queries, device in (([pink], "auto"), ([pink], "cuda"), (many, "auto")):
         with pytest.raises(DeviceError, match="seen"):
             rn50feat.search(queries, store, options=EngineOptions(device=device), start=start)

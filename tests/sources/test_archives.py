@@ -558,7 +558,7 @@ def test_a_member_is_a_query_and_a_stored_path(tmp_path: Path, start: FakeStart)
     assert by_picture.hits[0].state == "present"
     os.utime(tmp_path / "a.zip", (3, 3))
     assert search_stored(["a.zip::2.png"], store, k=1)[0].hits[0].state == "changed"
-    with pytest.raises(QueryError, match="a.zip::9.png has vanished from its archive: name an existing picture"):
+    with pytest.raises(QueryError, match="a.zip::9.png has vanished from its archive: name an existing image"):
         rn50feat.search(f"{tmp_path}/a.zip::9.png", store, start=start)
 
 

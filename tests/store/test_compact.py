@@ -69,7 +69,7 @@ def test_a_copy_is_a_backup(churned: Path, tmp_path: Path) -> None:
         compact(churned, tmp_path / "copy.h5")
     assert churned.read_bytes() == before
     assert contents(tmp_path / "copy.h5") == contents(churned)
-    with pytest.raises(StoreError, match="copy.h5 exists: name another file, or give --overwrite"):
+    with pytest.raises(StoreError, match="copy.h5 exists: name another file, or use --overwrite"):
         compact(churned, tmp_path / "copy.h5")
     store(churned, [("more.png", 1, 7)])
     compact(churned, tmp_path / "copy.h5", overwrite=True)
@@ -122,7 +122,7 @@ def test_what_is_no_store_or_damaged_is_refused(churned: Path, tmp_path: Path) -
     with pytest.raises(StoreError, match="is the store itself"):
         compact(churned, churned)
     (tmp_path / "text.h5").write_text("text")
-    with pytest.raises(StoreError, match="text.h5 is no HDF5 file"):
+    with pytest.raises(StoreError, match="text.h5 is not an HDF5 file"):
         compact(tmp_path / "text.h5")
     with h5py.File(churned, "r+") as file:
         del file["size"]

@@ -160,11 +160,11 @@ def test_a_file_that_is_no_store_says_so(tmp_path: Path, path: Path, name: str) 
     reason = {
         "cut.h5": "is a damaged HDF5 file: restore it from a backup; without one, move it away and extract again",
         "nothing.h5": "No such file or directory: name an existing store",
-        "text.h5": "is no HDF5 file: name another store",
-        "other.h5": "not a store of rn50feat",
-        "newer.h5": "has schema 2, this version reads 1: upgrade",
+        "text.h5": "is not an HDF5 file: name another store",
+        "other.h5": "not an rn50feat store",
+        "newer.h5": "has schema 2, but this version reads 1: upgrade",
         "folder.h5": "is a folder: name a file for the store",
-        "pipe.h5": "is no regular file: name a file for the store",
+        "pipe.h5": "is not a regular file: name a file for the store",
         "loop.h5": r"cannot be found \(Too many levels of symbolic links\): name a file for the store",
     }[name]
     with pytest.raises(StoreError, match=f"{name}.*{reason}"):
@@ -198,9 +198,7 @@ def test_an_interrupted_commit_is_undone_by_whoever_opens_the_store_and_told_in_
     assert len(FeatureStore(path)) == 100
     assert path.read_bytes() == before
     (record,) = caplog.records
-    assert record.getMessage() == (
-        f"{path} was interrupted in the middle of a commit: restored as of the commit before"
-    )
+    assert record.getMessage() == (f"{path} was interrupted in the middle of a commit: restored the previous commit")
 
 
 def test_a_journal_undoes_nothing_in_another_file(path: Path) -> None:
@@ -317,10 +315,10 @@ def test_features_follows_the_rules_of_numpy(path: Path, selection: object) -> N
         ([3, 100], "out.h5 has no row 100: it has 100 rows, 0 to 99"),
         (-101, "out.h5 has no row -101"),
         (np.array([2**63], np.uint64), "out.h5 has no row 9223372036854775808"),
-        (np.zeros(99, bool), r"out.h5 has 100 rows, the mask has shape \(99,\): give one value a row"),
-        ([1.0], r"\[1.0\] selects no rows: give integers, a slice or a mask"),
-        ([[1], [2, 3]], "selects no rows"),
-        (None, "None selects no rows"),
+        (np.zeros(99, bool), r"out.h5 has 100 rows, the mask has shape \(99,\): use one value per row"),
+        ([1.0], r"\[1.0\] cannot select rows: use integers, a slice or a mask"),
+        ([[1], [2, 3]], "cannot select rows"),
+        (None, "None cannot select rows"),
     ],
 )
 def test_rows_that_are_not_there_are_an_index_error(path: Path, selection: object, message: str) -> None:
@@ -340,9 +338,7 @@ def test_paths_and_columns_follow_the_rules_of_numpy(path: Path) -> None:
     assert store.column("ids", 50, 20).tolist() == []
     assert store.paths(-2) == ["98.jpg", "99.jpg"]
     for name in ("foo", "features", "failures/path"):
-        with pytest.raises(
-            ArgumentError, match=f"out.h5 has no column {name}: give one of ids, size, mtime_ns, digest"
-        ):
+        with pytest.raises(ArgumentError, match=f"out.h5 has no column {name}: use one of ids, size, mtime_ns, digest"):
             store.column(name)
     for attempt in (
         lambda: store.block(-1, 3),
@@ -358,8 +354,8 @@ def test_arguments_that_do_not_fit_change_nothing(path: Path) -> None:
     (one,), row, before = references(path.parent, 100, 1), features(100, 1), path.read_bytes()
     with open_store(path) as writer:
         for attempt, message in (
-            (lambda: writer.append([one], np.ones((1, 1000))), r"shape \(1, 1000\) .* give numbers of shape \(1, 2048"),
-            (lambda: writer.append([one, one], row), r"give numbers of shape \(2, 2048\)"),
+            (lambda: writer.append([one], np.ones((1, 1000))), r"shape \(1, 1000\) .* use numbers of shape \(1, 2048"),
+            (lambda: writer.append([one, one], row), r"use numbers of shape \(2, 2048\)"),
             (lambda: writer.append([one], np.full((1, 2048), "a")), "dtype <U1"),
             (lambda: writer.append([replace(one, mtime_ns=1 << 63)], row), "a modification time outside"),
             (lambda: writer.append([replace(one, size=1 << 63)], row), "a size of 9223372036854775808 bytes"),
@@ -394,8 +390,8 @@ def test_the_ledger_takes_every_name_number_and_reason(path: Path) -> None:
 @pytest.mark.parametrize(
     ("error", "kind", "message"),
     [
-        (MemoryError("Unable to allocate 9 GiB"), OutOfMemoryError, "there is not enough memory for .*out.h5: close"),
-        (MemoryError(), MemoryError, "there is not enough memory"),
+        (MemoryError("Unable to allocate 9 GiB"), OutOfMemoryError, "not enough memory for .*out.h5: close"),
+        (MemoryError(), MemoryError, "not enough memory"),
         (TypeError("a bug"), TypeError, "a bug"),
         (KeyError("a bug"), KeyError, "a bug"),
         (OSError(errno.EMFILE, "Too many open files"), OSError, "Too many open files"),
@@ -435,7 +431,7 @@ def test_too_few_handles_are_told_as_such(path: Path) -> None:
 def test_advice_on_damage_says_what_would_be_lost(path: Path) -> None:
     with h5py.File(path, "r+") as file:
         file["size"].resize(7, axis=0)
-    with pytest.raises(StoreError, match=r"size has 7 entries, ids 100\): restore .* but cannot bring back rows that"):
+    with pytest.raises(StoreError, match=r"size has 7 entries, but ids has 100\): .* cannot bring back rows"):
         FeatureStore(path).column("size")
     with pytest.raises(StoreError, match="out.h5 is damaged"):
         open_store(path)
