@@ -1,11 +1,11 @@
-# The one door for every check. All targets make their own environment first.
+# Every check starts here. All targets create their own environment first.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
 .PHONY: demo test check bench readme clean
 
-demo: $(VENV)/installed  ## extract the example pictures and search them
+demo: $(VENV)/installed  ## extract the example images and search them
 	rm -f demo.h5
 	$(BIN)/rn50feat extract examples/images demo.h5 --weights random
 	$(BIN)/rn50feat search examples/images/coast-cropped.jpg demo.h5 -k 3
@@ -23,7 +23,7 @@ check: $(VENV)/installed  ## style, types and packaging
 	$(BIN)/python -m build --quiet
 	$(BIN)/twine check --strict dist/*
 
-bench: $(VENV)/installed  ## speed against the loop that most people write
+bench: $(VENV)/installed  ## compare the speed with the loop that most people write
 	$(BIN)/python tests/benchmarks/extract.py
 
 $(VENV)/installed: setup.py

@@ -1,4 +1,4 @@
-"""Put the features of a store into scikit-learn: group the pictures by k-means.
+"""Use the features of a store in scikit-learn: group the images by k-means.
 
 python examples/cluster_with_scikit_learn.py STORE GROUPS
 """
@@ -17,8 +17,8 @@ def main(path: str, groups: int) -> None:
     # Features are stored as the network gives them; of unit length, k-means groups by cosine.
     features = normalize(np.concatenate([block for _, block in store.blocks()]).astype(np.float32))
     labels = KMeans(groups, n_init=10, random_state=0).fit_predict(features)
-    for label, picture in sorted(zip(labels, store.paths())):
-        print(f"{label}  {picture!r}")
+    for label, image in sorted(zip(labels, store.paths())):
+        print(f"{label}  {image!r}")
 
 
 if __name__ == "__main__":

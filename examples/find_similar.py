@@ -1,9 +1,9 @@
-"""Find the pictures of a folder that are most similar to one picture.
+"""Find the images in a folder that are most similar to one image.
 
     python examples/find_similar.py FOLDER QUERY [WEIGHTS]
 
-The first run computes the features into FOLDER/features.h5; later runs only
-those of new pictures.
+The first run writes the features to FOLDER/features.h5. Later runs compute only
+those of new images.
 """
 
 import sys

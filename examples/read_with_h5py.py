@@ -10,6 +10,6 @@ import h5py
 with h5py.File(sys.argv[1], "r") as file:
     features, paths = file["features"][:], file["paths"].asstr(errors="surrogateescape")[:]
 
-print(f"{len(paths)} pictures, {features.shape[1]} features each, {features.dtype}")
+print(f"{len(paths)} images, {features.shape[1]} features each, {features.dtype}")
 for path, feature in zip(paths, features):
     print(f"{path!r}: mean {feature.mean():.4f}")

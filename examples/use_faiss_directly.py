@@ -3,8 +3,8 @@
     rn50feat index STORE
     python examples/use_faiss_directly.py STORE
 
-Prints for each picture its nearest neighbour, by the index's own estimate of
-the cosine; rn50feat ranks such candidates once more by the rows in the store.
+Prints the nearest neighbour of each image, by the index's own estimate of
+the cosine; rn50feat ranks such candidates again by their rows in the store.
 """
 
 import sys

@@ -76,7 +76,7 @@ def plain(text: str, folder: Path | None = None) -> str:
         text = text.replace(str(folder), "/…")
     text = re.sub(r"\d{4}-\d\d-\d\d \d\d:\d\d", "DATE", text)
     text = re.sub(r"in \d+\.\d s", "in SECONDS", text)
-    text = re.sub(r"\(\d+(\.\d+)? kB\)", "(SIZE)", text)
+    text = re.sub(r"\d+(\.\d+)? kB", "SIZE", text)
     text = re.sub(r"SHA-256 [0-9a-f]{8}…", "SHA-256 …", text)  # the last digits of what torch draws are the processor's
     text = re.sub(r"^cache  .*", "cache", text, flags=re.MULTILINE)  # of this machine
     text = re.sub(r"\d\.\de-\d\d|0\.0e\+00", "ROUNDING", text)
@@ -97,12 +97,13 @@ def run_examples(folder: Path) -> None:
 
 
 def take_screenshot(page: Path, profile: Path) -> None:
-    """Save the README's screenshot of a page of results."""
+    """Save the README's screenshot of a page of results, without the name of its folder."""
     from chromium import Chromium
 
     browser = Chromium(profile)
     try:
-        browser.open(page, width=1000, height=560)
+        browser.open(page, width=1000, height=620)
+        browser.evaluate(f"document.body.innerHTML = document.body.innerHTML.replaceAll('{page.parent}', '/…')")
         browser.screenshot(profile / "page.png", whole=False)
     finally:
         browser.close()

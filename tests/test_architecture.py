@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import rn50feat
 
 PACKAGE = Path(rn50feat.__file__).parent
+ARCHITECTURE = PACKAGE.parent / "docs/architecture.md"
 # The path of one image, from the top: a package imports only from those below it. Its docstring says in which order
 # its modules build on each other. `store` and `model` never import each other.
 PACKAGES = (
@@ -70,6 +72,32 @@ def test_imports_run_down_the_packages() -> None:
             if other.startswith("rn50feat.") and below in PACKAGES and below != package:
                 assert PACKAGES.index(below) > PACKAGES.index(package), f"{name} imports {other}"
                 assert (package, below) != ("model", "store"), f"{name} imports {other}"
+
+
+def arrows() -> list[str]:
+    """Return the imports between packages as the lines of a diagram, without those that follow from others."""
+    used = {package: set[str]() for package in PACKAGES}
+    for name in MODULES:
+        package = name.partition(".")[0]
+        below = {other.removeprefix("rn50feat.").partition(".")[0] for other in imports(name) if "rn50feat." in other}
+        used[package] |= below & set(PACKAGES) - {package}
+
+    def reached(package: str) -> set[str]:
+        return used[package].union(*map(reached, used[package]))
+
+    packages = PACKAGES[1:]  # without __main__
+    far = {package: set[str]().union(*map(reached, used[package])) for package in packages}
+    return [f"    {one} --> {other}" for one in packages for other in packages if other in used[one] - far[one]]
+
+
+def test_the_diagram_and_the_files_of_the_architecture_page_are_those_of_the_code() -> None:
+    text = ARCHITECTURE.read_text(encoding="utf-8")
+    assert "```mermaid\nflowchart TD\n" + "\n".join(arrows()) + "\n```" in text, "\n".join(arrows())
+    assert re.findall(r"^\| `(\w+)/`", text, re.MULTILINE) == [name for name in PACKAGES if (PACKAGE / name).is_dir()]
+    for name in re.findall(r"\b(?:[a-z_]+/)?[a-z_]+\.py\b", text.replace("tests/test_architecture.py", "")):
+        assert (PACKAGE / name).is_file(), name
+    for name, known in re.findall(r"`([a-z_/]+\.py)`: `(\w+)`", text):
+        assert re.search(rf"\b(?:def|class) {known}\b", (PACKAGE / name).read_text(encoding="utf-8")), (name, known)
 
 
 def test_modules_of_a_package_do_not_import_each_other_in_circles() -> None:

@@ -19,7 +19,7 @@ TEXT = README.read_text(encoding="utf-8")
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with the example pictures, as the README has it."""
+    """A folder with the example images, as the README assumes."""
     folder = tmp_path_factory.mktemp("desk")
     shutil.copytree(ROOT / "examples/images", folder / "images")
     return folder
@@ -106,7 +106,7 @@ def test_the_two_commands_are_targets_of_the_makefile() -> None:
         (("find_similar.py", "images", "images/ridge.jpg", "random"), r"1\.0000  'ridge\.jpg'\n.* 'ridge-low"),
         (
             ("read_with_h5py.py", "out.h5"),
-            r"13 pictures, 2048 features each, float(16|32)\n'images/coast-cropped\.jpg': mean",
+            r"13 images, 2048 features each, float(16|32)\n'images/coast-cropped\.jpg': mean",
         ),
         (("use_faiss_directly.py", "out.h5"), r"1\.0000  'images/again\.jpg'  'images/coast\.jpg'"),
         (("cluster_with_scikit_learn.py", "out.h5", "3"), r"(?s)0  'images/.*1  'images/.*2  'images/"),
