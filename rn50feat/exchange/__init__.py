@@ -1,7 +1,7 @@
-"""Exchange rows with other programs: import, export and merge.
+"""Exchange rows with other programs and stores: import, export and merge.
 
-In: stores, files and databases of others. Out: the same rows there, or here.
-What is taken in goes through the store's write session, as in an extraction.
-An order within: `npy`, `parquet`, `export`, then `qdrant`; `merge` and
-`importing`. Never computes features.
+Takes rows from a store to a file or database, or from files and other stores
+into a store, through the same write session as an extraction. Order: `npy`,
+`parquet`, `export`, then `qdrant`; `merge` and `importing`. Never computes
+features.
 """

@@ -1,8 +1,8 @@
-"""Write the rows of a store as a file that other programs read.
+"""Write a store's rows to a file that other programs can read.
 
-In: a store, and a file name whose suffix says what is wanted. Out: ``.npy``
-with a list of paths beside it, ``.csv``, or ``.parquet``. A block of rows is
-in memory at once, and the file takes its place when it is whole.
+Takes a store and a file name, whose suffix chooses the format: ``.npy`` with a
+list of paths next to it, ``.csv``, or ``.parquet``. One block of rows at a time
+is in memory, and the file appears when it is complete.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from rn50feat.store.layout import WIDTH
 from rn50feat.store.reader import FeatureStore
 from rn50feat.store.snapshot import Block, Snapshot
 
-DIGITS = {"float16": "%.5g", "float32": "%.9g"}  # what gives back every number
+DIGITS = {"float16": "%.5g", "float32": "%.9g"}  # enough to restore every number
 
 
 def export(
@@ -36,18 +36,18 @@ def export(
     overwrite: bool = False,
     on_stage: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> int:
-    """Write the rows of `store` to `out`, by its suffix, and return their number.
+    """Write the rows of `store` to `out`, in the format of its suffix, and return their number.
 
-    - ``.npy``: the features, (N, 2048) in the dtype of the store, and beside
-      them ``<name>.paths.txt`` with the stored path of each row in a line, or
-      ended by a NUL where `null` is given.
+    - ``.npy``: the features, (N, 2048) in the store's dtype, and next to them
+      ``<name>.paths.txt`` with the stored path of each row, followed by a
+      newline or, with `null`, a NUL.
     - ``.csv``: id, path, location, digest, f0 to f2047, with a header.
     - ``.parquet``: id, path, location, size, mtime_ns, digest and features,
       float32 lists of 2048.
 
-    `normalize` gives each row the length 1. Raises `ExchangeError` when `out`
-    exists, unless `overwrite` is given, and when it cannot be written, and
-    `StoreError` when rows of the store move meanwhile.
+    `normalize` scales each row to length 1. Raises `ExchangeError` if `out`
+    exists, unless `overwrite` is set, or cannot be written, and `StoreError` if
+    rows of the store move meanwhile.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     path = Path(out)
@@ -58,12 +58,10 @@ def export(
     }
     if path.suffix not in writers:
         name = os.fspath(out)  # a path has lost a slash of a URL
-        database = ", or give --to qdrant" if "://" in name else ""
-        raise ExchangeError(
-            f"{name} does not say what to write: name a file that ends in {', '.join(writers)}{database}"
-        )
+        database = ", or use --to qdrant" if "://" in name else ""
+        raise ExchangeError(f"{name} has no known suffix: name a file that ends in {', '.join(writers)}{database}")
     if null and path.suffix != ".npy":
-        raise ExchangeError(f"--null is about the list of paths beside a .npy file: {path} has none")
+        raise ExchangeError(f"--null requires a .npy file, which has a list of paths: {path} has none")
     places = [path, npy.path_list(path)] if path.suffix == ".npy" else [path]
     if not overwrite:
         atomic.refuse_existing(places)
@@ -75,7 +73,7 @@ def export(
 
 
 def watched(blocks: Iterable[Block], total: int, on_stage: Callable[[str, int, int], None]) -> Iterator[Block]:
-    """Yield `blocks`, and tell how far they are."""
+    """Yield `blocks`, and report progress."""
     done = 0
     for block in blocks:
         yield block
@@ -95,5 +93,5 @@ def _write_csv(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iter
         for number, path, reference, row in zip(block.ids, block.paths, block.references, block.features):
             line = io.StringIO()
             facts = [number, path, reference.location, reference.known_digest.hex()]
-            csv.writer(line).writerow(facts)  # ended by \r\n: then names with either in them are quoted
+            csv.writer(line).writerow(facts)  # ends with \r\n, so that names with either character are quoted
             files[0].write(os.fsencode(line.getvalue()[:-2] + "," + numbers % tuple(row.tolist()) + "\n"))

@@ -1,9 +1,8 @@
 """Write and read Parquet files of features; the only module that imports pyarrow.
 
-In: blocks of rows, or a file. Out: a file that pandas, Spark and vector
-databases read, whose ``features`` are lists of 2048 float32; or the blocks of
-rows in one. A file that was written here says which store and provenance its
-rows are of.
+Takes blocks of rows and writes a file that pandas, Spark and vector databases
+can read, whose ``features`` are lists of 2048 float32; or reads the blocks of
+rows in one. A file written here records the store and provenance of its rows.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from rn50feat.store.snapshot import Block, Snapshot
 
 logger = logging.getLogger(__name__)
 
-MARK = b"rn50feat"  # the name of our record among the file's own
+MARK = b"rn50feat"  # the key of our record in the file's metadata
 
 
 def _pyarrow() -> tuple[ModuleType, ModuleType]:
@@ -41,7 +40,7 @@ def _pyarrow() -> tuple[ModuleType, ModuleType]:
 def write(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[Block], *, normalized: bool) -> None:
     """Write `blocks` as row groups of one file.
 
-    Names that are not UTF-8, which Parquet cannot hold, are spelled out, and warned of.
+    Names that are not UTF-8, which Parquet cannot hold, are escaped, with a warning.
     """
     arrow, parquet = _pyarrow()
     store = snapshot.store
@@ -74,13 +73,13 @@ def write(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[
             arrays.append(arrow.FixedSizeListArray.from_arrays(values, WIDTH))
             writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
     if spelled_out:
-        logger.warning("%d names are not UTF-8: in the file their bytes are spelled out, \\xff for one", spelled_out)
+        logger.warning("%d names are not UTF-8: the file has their bytes as escapes such as \\xff", spelled_out)
 
 
 class ParquetFile:
-    """A Parquet file with a column ``path`` and one of features, lists of 2048 numbers.
+    """A Parquet file with a column ``path`` and a column of features, lists of 2048 numbers.
 
-    Raises `ExchangeError` for a file that has not these.
+    Raises `ExchangeError` for a file without them.
     """
 
     def __init__(self, path: Path, column: str) -> None:
@@ -91,14 +90,14 @@ class ParquetFile:
             self._file: Any = parquet.ParquetFile(path)
         except self._errors as error:
             raise ExchangeError(
-                f"{path} is no Parquet that can be read ({_first_line(error)}): name another file"
+                f"{path} cannot be read as Parquet ({_first_line(error)}): name another file"
             ) from error
         for name in ("path", column):
             if name not in self._file.schema_arrow.names:
                 names = ", ".join(self._file.schema_arrow.names)
-                raise ExchangeError(f"{path} has no column {name}, but {names}: say which holds what with --column")
+                raise ExchangeError(f"{path} has no column {name}, but {names}: name the features' with --column")
         if (kind := self._file.schema_arrow.field("path").type) not in (arrow.string(), arrow.large_string()):
-            raise ExchangeError(f"{path}: its column path holds {kind}: write the paths as strings")
+            raise ExchangeError(f"{path} has {kind} in its column path: write the paths as strings")
         metadata = self._file.schema_arrow.metadata or {}
         self.about: dict[str, Any] = json.loads(metadata.get(MARK, b"{}"))
 
@@ -107,18 +106,21 @@ class ParquetFile:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the features; raises `ExchangeError` for a column that holds no lists of floats."""
+        """The features' dtype; raises `ExchangeError` for a column without lists of floats."""
         kind = self._file.schema_arrow.field(self._column).type
         widths = {"halffloat": "float16", "float": "float32", "double": "float64"}
         if (width := widths.get(str(getattr(kind, "value_type", kind)))) is None or not hasattr(kind, "value_type"):
-            raise ExchangeError(f"{self.path}: {self._column} holds {kind}, not lists of {WIDTH} floats")
+            raise ExchangeError(
+                f"{self.path} has {kind} in its column {self._column}, not lists of {WIDTH} floats: name another with"
+                " --column"
+            )
         return np.dtype(width)
 
     def paths(self) -> Iterator[str]:
         """Yield the path of each row."""
         for batch in self._batches(8192, "path"):
             if batch.column(0).null_count:
-                raise ExchangeError(f"{self.path} has rows without a path: leave them out")
+                raise ExchangeError(f"{self.path} has rows without a path: remove them")
             yield from batch.column(0).to_pylist()
 
     def blocks(self, rows: int) -> Iterator[NDArray[np.floating[Any]]]:
@@ -127,7 +129,9 @@ class ParquetFile:
             values = batch.column(0)
             flat = values.flatten().to_numpy(zero_copy_only=False)
             if len(flat) != WIDTH * len(values):
-                raise ExchangeError(f"{self.path}: {self._column} holds lists that are not of {WIDTH} floats")
+                raise ExchangeError(
+                    f"{self.path} has lists in its column {self._column} that are not of {WIDTH} floats: remove them"
+                )
             yield flat.reshape(-1, WIDTH)
 
     def _batches(self, rows: int, column: str) -> Iterator[Any]:

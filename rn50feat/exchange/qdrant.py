@@ -1,13 +1,13 @@
-"""Keep a collection of Qdrant in step with a store; the only module that imports its client.
+"""Keep a Qdrant collection in step with a store; the only module that imports its client.
 
-In: a store, and where Qdrant is. Out: a collection with a point for each row,
-under the row's id. Ids are never used twice, and a changed picture gets a new
-one: what the collection lacks and what it has too much is the difference of
-two sets of ids, asked of the collection itself. So nothing has to be
-remembered beside it, and a sync that was killed is gone on with by the next.
-The points say which store they are of, and the last commit that it had when
-they were sent: ids of another store, or of another history of this one (a
-backup that was restored, say), mean other pictures.
+Takes a store and the location of Qdrant, and gives the collection a point for
+each row, under the row's id. Ids are never reused, and a changed image gets a
+new one, so that the points to add and to delete are the difference of two sets
+of ids, one read from the collection itself. Nothing has to be remembered
+elsewhere, and the next sync completes one that was killed. Each point records
+its store, and the store's last commit when the point was sent: ids of another
+store, or of another history of this one (after a backup was restored, for
+example), mean other images.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from rn50feat.store.snapshot import Snapshot
 
 logger = logging.getLogger(__name__)
 
-PAGE = 10_000  # ids that are asked for, or deleted, at once
-UPSERT = 128  # points that are sent at once: 3 MB of JSON; a server takes 32 MB
+PAGE = 10_000  # ids to list or delete in one request
+UPSERT = 128  # points to send in one request: 3 MB of JSON; a server accepts 32 MB
 TIMEOUT = 60  # seconds for one request
-_NOT_IN_NAMES = '/\\<>:"|?*'  # what a server takes in no name of a collection
+_NOT_IN_NAMES = '/\\<>:"|?*'  # characters that a server rejects in a collection's name
 
 
 @dataclass(frozen=True)
@@ -56,16 +56,16 @@ def sync(
     overwrite: bool = False,
     on_stage: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Sync:
-    """Give a collection of Qdrant the rows of `store`, and no others.
+    """Give a Qdrant collection the rows of `store`, and no others.
 
-    `url` is that of a server, whose key is in ``QDRANT_API_KEY``, or a folder
-    for the client's local mode, for trying things out. `collection` is named
-    as the store's file unless given, and made where there is none, for
-    cosines. A point has the id of its store, the stored path, the digest and
-    the store's last commit for payload. Points of another history of the store
-    are replaced. Points of another store are an error, unless `overwrite` is
-    given: then they go. Raises `ExchangeError`, and `StoreError` when rows of
-    the store move meanwhile; a second sync goes on from there.
+    `url` is a server, whose key is in ``QDRANT_API_KEY``, or a folder for the
+    client's local mode, for trying things out. `collection` is the name of the
+    store's file unless given; it is created if needed, with cosine distance. A
+    point's payload is the store's id, the stored path, the digest and the
+    store's last commit. Points of another history of the store are replaced.
+    Points of another store are an error, or deleted if `overwrite` is set.
+    Raises `ExchangeError`, and `StoreError` if rows of the store move
+    meanwhile; the next sync continues from there.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     name = collection or store.path.stem
@@ -94,25 +94,25 @@ def sync(
 
 
 def _check(url: str, name: str) -> None:
-    """Raise `ExchangeError` for a place that is none, and for a name that no collection can have."""
+    """Raise `ExchangeError` if `url` cannot be Qdrant's, or `name` cannot be a collection's."""
     if not url:
-        raise ExchangeError("the place of Qdrant is empty: give the URL of a server, or a folder")
+        raise ExchangeError("the location of Qdrant is empty: give a server's URL, or a folder")
     if re.fullmatch(r"[^/]+:\d{1,5}/?", url) and not os.path.isdir(url):
         server = shown(f"http://{url}")
         raise ExchangeError(f"{server.removeprefix('http://')} looks like a server: give {server}")
     if os.path.isfile(url):
-        raise ExchangeError(f"{url} is a file: give the URL of a Qdrant server, or a folder")
+        raise ExchangeError(f"{url} is a file: give a Qdrant server's URL, or a folder")
     if "://" not in url and url.endswith((".npy", ".csv", ".parquet", ".h5", ".hdf5")):
-        raise ExchangeError(f"{url} is named like a file: leave --to out, or give the URL of a server or a folder")
+        raise ExchangeError(f"{url} is named like a file: leave out --to, or give a server's URL or a folder")
     if name in (".", "..") or any(sign in name for sign in _NOT_IN_NAMES):
         raise ExchangeError(
-            f"{name} cannot be the name of a collection: give one without any of {_NOT_IN_NAMES} with --collection"
+            f"{name} cannot be a collection's name: use --collection with a name without any of {_NOT_IN_NAMES}"
         )
 
 
 @contextmanager
 def _connected(url: str) -> Iterator[tuple[Any, ModuleType]]:
-    """Yield a client and its models; tell in one line of what it raises, which is of many kinds."""
+    """Yield a client and its models; report its errors, of many kinds, in one line."""
     try:
         from qdrant_client import QdrantClient, models
         from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
@@ -123,39 +123,39 @@ def _connected(url: str) -> Iterator[tuple[Any, ModuleType]]:
             key = os.environ.get("QDRANT_API_KEY")
             client = QdrantClient(url=url, api_key=key, timeout=TIMEOUT, check_compatibility=False)
         else:
-            # To find out whether threads may share its database the client opens another, and never closes it;
-            # no thread but this one uses it.
+            # To find out whether threads may share its database, the client opens another one and never closes it.
+            # Only this thread uses it.
             client = QdrantClient(path=url, force_disable_check_same_thread=True)
         with closing(client):
             yield client, models
     except (ApiException, OSError, RuntimeError, ValueError) as error:
-        # An unexpected response has the whole page that a server answered with in its text.
-        told = f"{error.status_code} {error.reason_phrase}" if isinstance(error, UnexpectedResponse) else str(error)
-        reason = " ".join(told.split())[:300] or type(error).__name__
-        raise ExchangeError(f"{shown(url)}: {reason}: is this where Qdrant is, and does it take the key?") from error
+        # The text of an unexpected response is the whole page that a server sent.
+        text = f"{error.status_code} {error.reason_phrase}" if isinstance(error, UnexpectedResponse) else str(error)
+        reason = " ".join(text.split())[:300] or type(error).__name__
+        raise ExchangeError(f"{shown(url)}: {reason}: check Qdrant's URL and QDRANT_API_KEY") from error
 
 
 def shown(url: str) -> str:
-    """Return a URL without the user and password in it."""
+    """Remove user and password from a URL."""
     return re.sub(r"(?<=://)[^/@]*@", "", url)
 
 
 def _prepare(client: Any, models: ModuleType, name: str, store: str, overwrite: bool) -> None:
-    """Make the collection, or look whether it is one for this store."""
+    """Create the collection, or check whether it belongs to this store."""
     if not client.collection_exists(name):
         vectors = models.VectorParams(size=WIDTH, distance=models.Distance.COSINE)
         client.create_collection(name, vectors_config=vectors)
         return
     vectors = client.get_collection(name).config.params.vectors
     if not isinstance(vectors, models.VectorParams) or vectors.size != WIDTH:
-        raise ExchangeError(f"collection {name} is not one of vectors of {WIDTH}: name another with --collection")
+        raise ExchangeError(f"collection {name} does not hold vectors of {WIDTH}: name another with --collection")
     own = models.FieldCondition(key="store", match=models.MatchValue(value=store))
     others = models.Filter(must_not=[own])
     if not client.count(name, count_filter=others, exact=True).count:
         return
     if not overwrite:
         raise ExchangeError(
-            f"collection {name} has points of another store: name another with --collection, or give"
+            f"collection {name} has points of another store: name another with --collection, or use"
             " --overwrite, which deletes them"
         )
     client.delete(name, models.FilterSelector(filter=others), wait=True)
@@ -164,14 +164,14 @@ def _prepare(client: Any, models: ModuleType, name: str, store: str, overwrite: 
 def _settle_history(client: Any, models: ModuleType, name: str, snapshot: Snapshot) -> int:
     """Delete the points that were sent after a commit that the store does not have, and return their number.
 
-    Points from before there were marks are taken for the store's own, and get its last one.
+    Points from versions without marks are taken to be the store's own, and get its last mark.
     """
     unmarked = models.IsEmptyCondition(is_empty=models.PayloadField(key="mark"))
     known = [models.FieldCondition(key="mark", match=models.MatchAny(any=snapshot.history))] if snapshot.history else []
     strangers = models.Filter(must_not=[unmarked, *known])
     if count := int(client.count(name, count_filter=strangers, exact=True).count):
         logger.warning(
-            "%d points in %s are of another history of %s: they are replaced", count, name, snapshot.store.path
+            "%d points in %s are from another history of %s and are replaced", count, name, snapshot.store.path
         )
         client.delete(name, models.FilterSelector(filter=strangers), wait=True)
     old = models.Filter(must=[unmarked])
@@ -181,7 +181,7 @@ def _settle_history(client: Any, models: ModuleType, name: str, snapshot: Snapsh
 
 
 def _ids(client: Any, name: str) -> NDArray[np.int64]:
-    """Return the ids of all points."""
+    """List the ids of all points."""
     pages, offset = [np.empty(0, np.int64)], None
     while True:
         points, offset = client.scroll(name, limit=PAGE, offset=offset, with_payload=False, with_vectors=False)

@@ -1,6 +1,6 @@
-"""Show results to people, as HTML pages in one file.
+"""Show results to people, as self-contained HTML pages.
 
-In: hits, groups, or the structure of the network. Out: one file that needs no
-network and no script. Order: `page`, then `figures` and `thumbnails`, then
-`diagram` and `gallery`. Never searches or computes features.
+Takes hits, groups, or the structure of the network, and writes one file that
+needs no network and no script. Order: `page`, then `figures` and `thumbnails`,
+then `diagram` and `gallery`. Never searches or computes features.
 """

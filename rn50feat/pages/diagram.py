@@ -1,7 +1,7 @@
 """Show the network as a page: figures of its stages and blocks, and a table for each stage.
 
-In: a `Structure`. Out: the pieces of an HTML page, which needs no script and
-no network.
+Takes a `Structure` and yields the pieces of an HTML page, which needs no script
+and no network.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from rn50feat.pages.figures import Alike, bottleneck, tower
 from rn50feat.pages.page import page, style
 
 ROLES = {
-    "reduce": "Stands first in every block and brings the channels down, so that the 3×3 in the middle is cheap."
-    " In the very first, 64 come in already.",
-    "restore": "Stands last in every block and brings the channels up again, to those of the shortcut.",
-    "match": "Stands on the projection shortcut of a stage's first block, and gives it the channels of the sum.",
+    "reduce": "Comes first in every block and reduces the channels, so that the 3×3 in the middle is cheap."
+    " In the very first block there are only 64 to begin with.",
+    "restore": "Comes last in every block and raises the channels again, to match the shortcut.",
+    "match": "Is on the projection shortcut of a stage's first block, and gives it as many channels as the sum.",
     "downsample": "Has a stride of 2, so that it reads every second row and column, and halves the map.",
 }
 HEADINGS = ("layer", "kernel", "stride", "channels", "output", "parameters", "multiply-adds", "role of a 1×1")
@@ -26,7 +26,7 @@ HEADINGS = ("layer", "kernel", "stride", "channels", "output", "parameters", "mu
 def pieces(network: Structure, facts: Iterable[tuple[str, str]] = ()) -> Iterator[str]:
     """Yield the pieces of the page; `facts` (name, value) go above it, such as the weights."""
     totals = (
-        ("Picture", f"{network.side}×{network.side}"),
+        ("Image", f"{network.side}×{network.side}"),
         ("Features", f"{network.features}"),
         ("Parameters", f"{network.parameters:,} ({network.parameters_with_fc:,} with fc)"),
         ("Multiply-adds", f"{_count(network.multiply_adds)} ({_count(network.multiply_adds_with_fc)} with fc)"),
@@ -37,8 +37,8 @@ def pieces(network: Structure, facts: Iterable[tuple[str, str]] = ()) -> Iterato
 
 
 def _body(network: Structure) -> Iterator[str]:
-    yield '<div class="opening">\n<section aria-labelledby="whole"><h2 id="whole">From picture to features</h2>\n'
-    yield "<p>A bar is as wide as the map, and the thicker the more channels it has.</p>\n"
+    yield '<div class="opening">\n<section aria-labelledby="whole"><h2 id="whole">From image to features</h2>\n'
+    yield "<p>Each bar is as wide as its map, and thicker the more channels it has.</p>\n"
     yield f"<figure>{tower(network)}</figure></section>\n"
     yield '<section aria-labelledby="roles"><h2 id="roles">What the 1×1 convolutions do</h2>\n'
     yield f'<dl class="roles">{"".join(_role(name, network) for name in ROLES)}</dl></section>\n</div>\n'
@@ -52,7 +52,7 @@ def _body(network: Structure) -> Iterator[str]:
 def _stage(stage: str, blocks: tuple[Block, ...], channels: int, side: int) -> Iterator[str]:
     last = blocks[-1].convolutions[-1]
     yield f'<section aria-labelledby="{stage}"><h2 id="{stage}">{stage}</h2>\n'
-    yield f"<p>{len(blocks)} blocks; out come {last.channels_out} channels of {last.side}×{last.side}.</p>\n"
+    yield f"<p>{len(blocks)} blocks; the output has {last.channels_out} channels of {last.side}×{last.side}.</p>\n"
     yield '<div class="blocks">\n'
     for drawn in _alike(blocks, channels, side):
         yield f"<figure>{bottleneck(drawn)}<figcaption>{_caption(drawn)}</figcaption></figure>\n"
@@ -82,12 +82,12 @@ def _role(name: str, network: Structure) -> str:
     parameters, adds = (sum(getattr(layer, what) for layer in layers) for what in ("parameters", "multiply_adds"))
     cost = f"{len(layers)} of them: {parameters:,} parameters, {_count(adds)} multiply-adds"
     if not layers:
-        cost = "None in this network, whose 3×3 convolutions do that."
+        cost = "None in this network: its 3×3 convolutions do that."
     return f'<div><dt><span class="swatch {name}"></span>{name}</dt><dd>{ROLES[name]} <span>{cost}</span></dd></div>\n'
 
 
 def _alike(blocks: tuple[Block, ...], channels: int, side: int) -> Iterator[Alike]:
-    """Yield the blocks of a stage, those that differ by nothing but their number together."""
+    """Group the blocks of a stage that differ only by their number."""
 
     def look(block: Block) -> tuple[object, ...]:
         return block.shortcut_stride, *((layer.stride, layer.channels_in, layer.side) for layer in block.layers)

@@ -1,9 +1,9 @@
-"""Draw the network as figures in SVG, that need no script.
+"""Draw the network as SVG figures, without scripts.
 
-In: blocks, or the whole `Structure`. Out: SVG elements. A tensor is a bar, the
-taller the more channels; a convolution is the wedge between two of them; a
-shortcut is the line above. What a figure shows stands in its description too,
-for readers that do not see it. Colours are those of diagram.css, by class.
+Takes blocks, or the whole `Structure`, and returns SVG elements. A tensor is a
+bar, taller the more channels it has; a convolution is the wedge between two of
+them; a shortcut is the line above. Each figure is also described in words, for
+readers who cannot see it. Colours come from diagram.css, by class.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ POOLS = {"all sides": "padded on all sides", "end": "padded at the right and bel
 
 @dataclass(frozen=True)
 class Alike:
-    """Blocks in a row that look alike, and what goes into the first of them: channels, and the side of the map."""
+    """Consecutive blocks that look alike, and the first one's input: its channels, and the side of its map."""
 
     blocks: tuple[Block, ...]
     channels: int
     side: int
 
 
-# Where things stand in the figure of a block: four tensors, and the sum before the last of them.
+# Positions in the figure of a block: four tensors, and the sum before the last one.
 _BARS, _BAR, _SUM, _MIDDLE, _SHORTCUT = (18, 116, 214, 350), 8, 326, 138, 34
 
 
 def bottleneck(drawn: Alike) -> str:
-    """Return the figure of a bottleneck."""
+    """Draw a bottleneck block."""
     block, name = drawn.blocks[0], f"{drawn.blocks[0].stage}-{drawn.blocks[0].number}"
     sizes = [(drawn.channels, drawn.side), *((layer.channels_out, layer.side) for layer in block.convolutions)]
     bars = "".join(_bar(x, channels, side) for x, (channels, side) in zip(_BARS, sizes))
@@ -43,7 +43,7 @@ def bottleneck(drawn: Alike) -> str:
     line += f"Q{_SUM} {_SHORTCUT} {_SUM} {_SHORTCUT + 8}V{_MIDDLE - 11}"
     return (
         f'<svg viewBox="0 0 376 222" role="img" aria-labelledby="{name}-t" aria-describedby="{name}-d">'
-        f'<title id="{name}-t">{_title(drawn)}</title><desc id="{name}-d">{_told(drawn)}</desc>'
+        f'<title id="{name}-t">{_title(drawn)}</title><desc id="{name}-d">{_described(drawn)}</desc>'
         f'<path class="line" d="{line}"/><path class="line" d="M{_SUM + 10} {_MIDDLE}H{_BARS[3]}"/>'
         f'<path class="tip" d="M{_SUM - 5} {_MIDDLE - 18}h10l-5 8z"/>'
         f"{_on_shortcut(block)}{wedges}{bars}"
@@ -72,7 +72,7 @@ def _bar(x: float, channels: int, side: int) -> str:
 
 
 def _wedge(left: float, right: float, layer: Convolution) -> str:
-    """Return a convolution between the edges of two bars, as tall as these on either side."""
+    """Draw a convolution between the edges of two bars, as tall as they are on either side."""
     a, b = (_height(channels) / 2 - 3 for channels in (layer.channels_in, layer.channels_out))
     x, y = left + 3, right - 3
     corners = f"{x},{_MIDDLE - a:g} {y},{_MIDDLE - b:g} {y},{_MIDDLE + b:g} {x},{_MIDDLE + a:g}"
@@ -81,7 +81,7 @@ def _wedge(left: float, right: float, layer: Convolution) -> str:
 
 
 def _on_shortcut(block: Block) -> str:
-    """Return what stands on the line of the shortcut: a convolution, or the word for none."""
+    """Draw what is on the shortcut's line: a convolution, or the word identity."""
     x = (_BARS[0] + _SUM) / 2
     if block.projection:
         box = f'<rect class="match" x="{x - 62:g}" y="{_SHORTCUT - 24}" width="124" height="44" rx="6"/>'
@@ -94,7 +94,7 @@ def _on_shortcut(block: Block) -> str:
 
 
 def _words(layer: Convolution, x: float, y: float) -> str:
-    """Return kernel and role of a convolution, and its stride where that halves the map, centred at a point."""
+    """Write a convolution's kernel and role, and its stride if that halves the map, centred at a point."""
     lines = [("strong", f"{layer.kernel}×{layer.kernel}"), *(("role", role) for role in layer.roles[:1])]
     if layer.stride > 1:
         lines.append(("halved", layer.roles[-1] if layer.roles else "stride 2"))
@@ -105,9 +105,9 @@ def _words(layer: Convolution, x: float, y: float) -> str:
 
 
 def tower(network: Structure) -> str:
-    """Return the figure of the whole network: a bar for each map, its width the side, its thickness the channels."""
+    """Draw the whole network: a bar for each map, whose width is the map's side and thickness its channels."""
     stem, pool = network.stem, network.pool
-    maps = [("picture", 3, network.side), ("conv1, 7×7", stem.channels_out, stem.side)]
+    maps = [("image", 3, network.side), ("conv1, 7×7", stem.channels_out, stem.side)]
     maps.append((f"max-pool, {pool.kernel}×{pool.kernel}", stem.channels_out, pool.side))
     for stage, members in groupby(network.blocks, key=lambda block: block.stage):
         blocks = tuple(members)
@@ -124,27 +124,27 @@ def tower(network: Structure) -> str:
             f'<text class="end" x="400" y="{middle + 4:g}">{channels} × {side}×{side}</text>'
         )
         y += thick + 8
-    told = "; ".join(f"{name}: {channels} channels of {side}×{side}" for name, channels, side in maps)
+    described = "; ".join(f"{name}: {channels} channels of {side}×{side}" for name, channels, side in maps)
     return (
         f'<svg viewBox="0 0 400 {y:g}" role="img" aria-labelledby="tower-t" aria-describedby="tower-d">'
-        f'<title id="tower-t">The maps from the picture to its features</title><desc id="tower-d">{told}; the max-pool'
-        f" is {POOLS[pool.padding]}.</desc>{''.join(drawn)}</svg>"
+        f'<title id="tower-t">The maps from the image to its features</title><desc id="tower-d">{described};'
+        f" the max-pool is {POOLS[pool.padding]}.</desc>{''.join(drawn)}</svg>"
     )
 
 
-def _told(drawn: Alike) -> str:
-    """Return a block in words."""
+def _described(drawn: Alike) -> str:
+    """Describe a block in words."""
     block = drawn.blocks[0]
-    parts = [f"In come {drawn.channels} channels of {drawn.side}×{drawn.side}."]
+    parts = [f"The input has {drawn.channels} channels of {drawn.side}×{drawn.side}."]
     for layer in block.convolutions:
         role = f" to {' and '.join(layer.roles)}" if layer.roles else ""
         stride = ", stride 2" if layer.stride > 1 else ""
         size = f"{layer.channels_out} channels of {layer.side}×{layer.side}"
         parts.append(f"A {layer.kernel}×{layer.kernel}{role}{stride}: {size}.")
     if block.projection:
-        parts.append(f"Around them a projection shortcut: a 1×1 to {' and '.join(block.projection.roles)}.")
+        parts.append(f"A projection shortcut bypasses them: a 1×1 to {' and '.join(block.projection.roles)}.")
     elif block.shortcut_stride > 1:
-        parts.append("Around them an identity shortcut, of every second row and column.")
+        parts.append("An identity shortcut of every second row and column bypasses them.")
     else:
-        parts.append("Around them an identity shortcut.")
+        parts.append("An identity shortcut bypasses them.")
     return " ".join(parts)

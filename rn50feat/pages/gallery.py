@@ -1,7 +1,7 @@
-"""Show pictures on a page: queries beside their hits, and groups of near-identical pictures.
+"""Show images on a page: queries next to their hits, and groups of near-identical images.
 
-In: what `search` and `duplicates` found. Out: the pieces of one HTML page
-with thumbnails inside, for `page.save`. The pieces come as they are needed,
+Takes the results of `search` and `duplicates`, and yields the pieces of one HTML
+page with thumbnails inside, for `page.save`. They are made as they are needed,
 so that the memory for a page does not grow with its length.
 """
 
@@ -27,15 +27,15 @@ from rn50feat.store.reader import FeatureStore
 
 _SCORES = {
     "cosine": "cosine, 1 for the same direction",
-    "l2": "l2, a distance, 0 for the same features",
-    "ip": "inner product, more is nearer",
+    "l2": "L2 distance, 0 for the same features",
+    "ip": "inner product, higher is more similar",
 }
 _STATES = {
-    "missing": "its file is gone",
-    "changed": "its file has changed since it was extracted",
-    "same file": "another path to a file shown before, no copy",
+    "missing": "the file is gone",
+    "changed": "the file has changed since it was extracted",
+    "same file": "another path to a file above, not a copy",
 }
-_UNREAD = Thumbnail(b"", "is in remote storage: --check shows it")
+_UNREAD = Thumbnail(b"", "is in remote storage: use --check to show it")
 
 
 def search_page(
@@ -49,8 +49,8 @@ def search_page(
 ) -> Iterator[str]:
     """Yield a page of search results.
 
-    `locations` are those of the queries' files, in the same order, empty for
-    one that is not to be read. Hits that are ``unchecked`` are not read either.
+    `locations` are those of the queries' files, in the same order, empty for a
+    file that must not be read. Hits that are ``unchecked`` are not read either.
     """
     shown = (
         location
@@ -58,9 +58,9 @@ def search_page(
         for location in (query, *("" if hit.state == "unchecked" else hit.location for hit in result.hits))
     )
     facts = [("score", _SCORES[metric]), ("hits", f"at most {k} for each query")]
-    with closing(_thumbnails(shown, options)) as pictures:
-        body = _search_body(results, locations, metric, pictures)
-        yield from _page(f"Similar pictures in {store.path.name}", body, store, facts)
+    with closing(_thumbnails(shown, options)) as images:
+        body = _search_body(results, locations, metric, images)
+        yield from _page(f"Similar images in {store.path.name}", body, store, facts)
 
 
 def groups_page(
@@ -71,21 +71,21 @@ def groups_page(
     check: bool = False,
     options: EngineOptions = EngineOptions(),
 ) -> Iterator[str]:
-    """Yield a page of groups of near-identical pictures, found at a cosine of at least `threshold`.
+    """Yield a page of groups of near-identical images, found at a cosine of at least `threshold`.
 
-    Those in remote storage are read only when `check` is set.
+    Images in remote storage are read only if `check` is set.
     """
     groups, ahead = tee(groups)
     members = (member for group in ahead for member in group.members)
     shown = (member.location if check or not is_url(member.location) else "" for member in members)
-    with closing(_thumbnails(shown, options)) as pictures:
-        body = _groups_body(groups, pictures)
-        facts = [("same picture", f"from a cosine of {threshold:g} with the first of the group")]
-        yield from _page(f"Near-identical pictures in {store.path.name}", body, store, facts)
+    with closing(_thumbnails(shown, options)) as images:
+        body = _groups_body(groups, images)
+        facts = [("near-identical", f"a cosine of at least {threshold:g} with the first image of the group")]
+        yield from _page(f"Near-identical images in {store.path.name}", body, store, facts)
 
 
 def _thumbnails(locations: Iterable[str], options: EngineOptions) -> Generator[Thumbnail, None, None]:
-    """Yield a thumbnail for each location; a blank one for an empty location."""
+    """Yield a thumbnail for each location, a blank one for an empty location."""
     wanted, ahead = tee(locations)
     with closing(thumbnails(filter(None, ahead), options)) as made:
         for location in wanted:
@@ -94,7 +94,7 @@ def _thumbnails(locations: Iterable[str], options: EngineOptions) -> Generator[T
 
 def _page(title: str, body: Iterable[str], store: FeatureStore, facts: Iterable[tuple[str, str]]) -> Iterator[str]:
     provenance = store.provenance
-    about = [("store", f"{store.path}, {count(len(store), 'picture')}"), ("weights", provenance.weights_label), *facts]
+    about = [("store", f"{store.path}, {count(len(store), 'image')}"), ("weights", provenance.weights_label), *facts]
 
     def marked() -> Iterator[str]:
         if provenance.random:
@@ -105,7 +105,7 @@ def _page(title: str, body: Iterable[str], store: FeatureStore, facts: Iterable[
 
 
 def _search_body(
-    results: Sequence[Result], locations: Sequence[str], metric: str, pictures: Iterator[Thumbnail]
+    results: Sequence[Result], locations: Sequence[str], metric: str, images: Iterator[Thumbnail]
 ) -> Iterator[str]:
     if len(results) > 1:
         links = "".join(f'<li><a href="#query-{i}">{_name(r.query)}</a></li>\n' for i, r in enumerate(results, 1))
@@ -115,13 +115,13 @@ def _search_body(
         number = f" {i}" if len(results) > 1 else ""
         yield f'<section id="query-{i}" class="result" aria-labelledby="title-{i}">\n<div class="query">\n'
         yield f'<h2 id="title-{i}">Query{number}</h2>\n'
-        yield _figure(next(pictures), f"query{number}", result.query, location, "")
+        yield _figure(next(images), f"query{number}", result.query, location, "")
         yield "</div>\n"
         if result.hits:
             largest = max(abs(hit.score) for hit in result.hits)
             yield f'<ol class="cards" role="list" aria-label="Hits of query{number}">\n'
             for hit in result.hits:
-                yield f"<li>{_hit(next(pictures), hit, 1.0 if metric == 'cosine' else largest)}</li>\n"
+                yield f"<li>{_hit(next(images), hit, 1.0 if metric == 'cosine' else largest)}</li>\n"
             yield "</ol>\n"
         else:
             yield "<p>No hits.</p>\n"
@@ -142,21 +142,21 @@ def _hit(thumbnail: Thumbnail, hit: Hit, full: float) -> str:
     return _figure(thumbnail, label, hit.path, "" if hit.state == "missing" else hit.location, caption)
 
 
-def _groups_body(groups: Iterable[Group], pictures: Iterator[Thumbnail]) -> Iterator[str]:
+def _groups_body(groups: Iterable[Group], images: Iterator[Thumbnail]) -> Iterator[str]:
     count = total = 0
     yield '<div class="groups">\n'
     for count, group in enumerate(groups, 1):
         total += len(group.members)
         yield f'<section class="group" aria-labelledby="title-{count}">\n'
-        yield f'<h2 id="title-{count}">Group {count}: {len(group.members)} pictures</h2>\n'
+        yield f'<h2 id="title-{count}">Group {count}: {len(group.members)} images</h2>\n'
         yield '<ol class="cards" role="list">\n'
         for i, member in enumerate(group.members, 1):
-            label = f"group {count}, picture {i}"
-            yield f"<li>{_figure(next(pictures), label, member.path, member.location, _membership(member, i))}</li>\n"
+            label = f"group {count}, image {i}"
+            yield f"<li>{_figure(next(images), label, member.path, member.location, _membership(member, i))}</li>\n"
         yield "</ol>\n</section>\n"
     yield "</div>\n"
-    in_all = f"{count:,} group{'s' if count > 1 else ''}, {total:,} pictures in all." if count else "No such pictures."
-    yield f"<p>{in_all}</p>\n"
+    groups_found = f"{count:,} group{'s' if count > 1 else ''}, {total:,} images in all."
+    yield f"<p>{groups_found if count else 'No near-identical images.'}</p>\n"
 
 
 def _membership(member: GroupImage, number: int) -> str:
@@ -171,12 +171,12 @@ def _membership(member: GroupImage, number: int) -> str:
 
 
 def _spoken(word: str) -> str:
-    """Return a word for those who hear the page; the others see what is meant."""
+    """Mark up a word for screen readers only; others see what is meant."""
     return f'<span class="spoken">{word} </span>'
 
 
 def _bar(share: float) -> str:
-    """Return a thin bar, filled to a `share` of at most 1; the number beside it says the same to those who hear."""
+    """Draw a thin bar, filled to a `share` of at most 1; screen readers skip it and read the number next to it."""
     return (
         '<svg class="bar" width="100%" height="3" aria-hidden="true">'
         f'<rect width="{100 * min(max(share, 0.0), 1.0):.2f}%" height="3"/></svg>\n'
@@ -184,9 +184,9 @@ def _bar(share: float) -> str:
 
 
 def _figure(thumbnail: Thumbnail, label: str, path: str, location: str, caption: str) -> str:
-    """Return a picture with a caption and its path, and a link to its file if a `location` is given."""
-    # A browser would run what lies at a name such as x.html, even where it is a picture, too; and a member is no file,
-    # but a file may be named like one.
+    """Mark up an image with a caption and its path, and a link to its file if a `location` is given."""
+    # A browser would run a file with a name such as x.html, even if it is an image too. An archive member is not a
+    # file, but a file may be named like one.
     link = os.path.isabs(location) and has_image_suffix(location)
     link = link and (split(location) is None or os.path.isfile(location))
     if not thumbnail.jpeg:
@@ -200,7 +200,7 @@ def _figure(thumbnail: Thumbnail, label: str, path: str, location: str, caption:
 
 
 def _name(path: str) -> str:
-    """Return a path whose last part stands out, breaking at its slashes, apart from the text around it in direction."""
+    """Mark up a path: its last part stands out, it wraps at slashes, and is isolated from other text's direction."""
     folder, slash, name = path.rpartition("/")
     above = escape(folder + slash).replace("/", "/<wbr>")
     return f'<bdi dir="ltr"><span class="folder">{above}</span>{escape(name)}</bdi>'

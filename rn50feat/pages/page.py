@@ -1,9 +1,9 @@
-"""The frame of every HTML page: one file that needs no network, runs no script and trusts no name.
+"""Frame every HTML page: one file that needs no network, runs no script and trusts no name.
 
-In: a title, facts, and the pieces of a body. Out: the pieces of a page, or a
-file of them. The content security policy of a page lets in the pictures
-within it and its own style sheet, and nothing else; it follows the reader's
-choice of light or dark.
+Takes a title, facts, and the pieces of a body, and yields the pieces of a page,
+or writes them to a file. Its content security policy allows the embedded images
+and its own style sheet, and nothing else; it follows the reader's choice of
+light or dark.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ SUFFIXES = (".html", ".htm")
 
 
 def escape(name: str) -> str:
-    r"""Return `name` as HTML text, for elements and for quoted attributes.
+    r"""Escape `name` for HTML elements and quoted attributes.
 
-    What cannot be seen is spelled out: ``\n``, ``\x1b``, ``\u202e``, and
-    ``\xff`` for a byte that is not UTF-8.
+    Invisible characters are escaped too, as ``\n``, ``\x1b`` or ``\u202e``, and
+    bytes that are not UTF-8 as ``\xff``.
     """
     return html.escape(as_text(name))
 
 
 def style(name: str) -> str:
-    """Return a style sheet of this package, such as page.css."""
+    """Load a style sheet of this package, such as page.css."""
     return resources.files("rn50feat.pages").joinpath(name).read_text(encoding="utf-8")
 
 
 def page(title: str, body: Iterable[str], *, facts: Iterable[tuple[str, str]] = (), css: str = "") -> Iterator[str]:
-    """Yield the pieces of a page: its title and `facts` (name, value) above, then the pieces of `body`.
+    """Yield the pieces of a page: its title, `facts` (name, value), then the pieces of `body`.
 
-    Title and facts are plain text, `body` is HTML; it may hold no script, and
-    no style attribute: `css` is for what page.css lacks.
+    Title and facts are plain text, `body` is HTML without scripts or style
+    attributes: `css` is for what page.css lacks.
     """
     sheet = style("page.css") + css
     digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
@@ -63,25 +63,25 @@ def page(title: str, body: Iterable[str], *, facts: Iterable[tuple[str, str]] = 
 
 
 def target(path: Path) -> Path:
-    """Return the file that a page for `path` becomes, links resolved; raise `PageError` where it cannot be written.
+    """Resolve links in the `path` of a page; raise `PageError` if it cannot be written.
 
-    The name has to say that it is a page: a picture or a store, named by
-    mistake, is never replaced by one.
+    The suffix must be that of a page, so that an image or a store, named by
+    mistake, is never replaced.
     """
     if path.suffix.lower() not in SUFFIXES:
-        raise PageError(f"{path} does not end in .html: name the page that is to be written, as in results.html")
+        raise PageError(f"{path} does not end in .html: name the page to write, as in results.html")
     place = Path(os.path.realpath(path))
     if not os.path.isdir(place.parent):
-        raise PageError(f"{path} cannot be written: there is no folder {place.parent}: make it, or name another")
+        raise PageError(f"{path} cannot be written: there is no folder {place.parent}: create it, or name another")
     if os.path.exists(place) and not os.path.isfile(place):
-        raise PageError(f"{path} is no regular file: name another")
+        raise PageError(f"{path} is not a regular file: name another")
     if not os.access(place.parent, os.W_OK | os.X_OK):
-        raise PageError(f"{path} cannot be written (Permission denied): name a file in a folder of your own")
+        raise PageError(f"{path} cannot be written (Permission denied): name a file in a folder that you may write to")
     return place
 
 
 def save(path: Path, pieces: Iterable[str]) -> None:
-    """Write the pieces of a page to a file, as a whole or not at all; raise `PageError` where that fails."""
+    """Write the pieces of a page to a file, as a whole or not at all; raise `PageError` if that fails."""
     target(path)
     with atomic.written([path], kind=PageError) as (file,):
         file.writelines(piece.encode() for piece in pieces)

@@ -1,8 +1,8 @@
-"""Make thumbnails, as safely as `extract` decodes.
+"""Make thumbnails, as safely as `extract` decodes images.
 
-In: locations of pictures. Out: a small JPEG for each, or the reason why there
-is none, in the same order. Any picture may be hostile, so that the processes
-of `engines.pool` decode them: none crashes or hangs the run.
+Takes locations of images and yields a small JPEG for each, or the reason why
+there is none, in the same order. Any image may be hostile, so the processes of
+`engines.pool` decode them: none can crash or hang the run.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from rn50feat.images.provenance import Preprocessing
 from rn50feat.sources.sources import Reference
 
 SIDE = 320  # pixels: sharp at 160 CSS pixels on a screen of double density, and 10 to 20 kB
-MOST_WORKERS = 8  # the pictures of a page are few, and a process takes 0.3 s to start
+MOST_WORKERS = 8  # a page has few images, and a process takes 0.3 s to start
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """The bytes of a JPEG of at most `SIDE` pixels in width and height; where they are empty, the reason."""
+    """A JPEG of at most `SIDE` pixels in width and height; if empty, the reason."""
 
     jpeg: bytes
     reason: str = ""
@@ -33,8 +33,8 @@ class Thumbnail:
 def thumbnails(locations: Iterable[str], options: EngineOptions = EngineOptions()) -> Generator[Thumbnail, None, None]:
     """Yield a thumbnail for each location, in memory that does not grow with their number.
 
-    Of `options`, ``workers`` and ``max_megapixels`` count. Close the generator
-    to stop its processes before the end.
+    Only ``workers`` and ``max_megapixels`` of `options` matter. Close the
+    generator to stop its processes early.
     """
     workers = options.workers or min(cores(), MOST_WORKERS)
     max_pixels = options.max_megapixels * 1_000_000
@@ -48,12 +48,12 @@ def thumbnails(locations: Iterable[str], options: EngineOptions = EngineOptions(
         while True:
             while free and (location := next(waiting, None)) is not None:
                 slot = free.popleft()
-                (picture,) = pool.decode(slot, [Reference(location, -1, -1)])
-                decoding.append((slot, picture))
+                (image,) = pool.decode(slot, [Reference(location, -1, -1)])
+                decoding.append((slot, image))
             if not decoding:
                 return
-            slot, picture = decoding.popleft()
-            (made,) = picture.result()
+            slot, image = decoding.popleft()
+            (made,) = image.result()
             jpeg = b"" if isinstance(made, Failure) else pool.crops[slot].tobytes().rstrip(b"\0")
             free.append(slot)
             yield Thumbnail(jpeg, made.reason if isinstance(made, Failure) else "")

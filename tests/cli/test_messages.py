@@ -82,7 +82,7 @@ def test_small_limits_are_named_as_they_are() -> None:
         ("merge out.h5", 2, "Missing argument 'STORE...': name the stores to merge"),
         ("import rows.npy", 2, "Missing argument 'OUT.h5': name the store"),
         ("convert weights.pth", 2, "Missing argument 'OUT.safetensors': name the file"),
-        ("export out.h5", 1, "out.h5 does not say what to write: name a file that ends in"),
+        ("export out.h5", 1, "out.h5 has no known suffix: name a file that ends in"),
         ("extract pictures", 2, "Missing argument 'OUT.h5': name the store to write, after the sources"),
         ("extract out.h5", 2, "Missing argument 'SOURCE...': name folders or images"),
         ("extract pictures out.h5 --device gpu", 1, "there is no device gpu: use auto, cpu, cuda or cuda:N"),
@@ -106,8 +106,8 @@ def test_small_limits_are_named_as_they_are() -> None:
         ("duplicates --exact --scan", 2, "--exact cannot be combined with --scan"),
         ("duplicates --threshold nan", 2, "nan is not a number"),
         ("index --target-recall nan", 2, "nan is not a number"),
-        ("export out.h5 f.csv -0", 1, "--null is about the list of paths"),
-        ("export --to qdrant f2.npy", 1, "f2.npy is named like a file: leave --to out"),
+        ("export out.h5 f.csv -0", 1, "--null requires a .npy file"),
+        ("export --to qdrant f2.npy", 1, "f2.npy is named like a file: leave out --to"),
     ],
 )
 def test_what_makes_no_sense_is_refused_with_what_helps(desk: Path, arguments: str, code: int, message: str) -> None:

@@ -59,7 +59,7 @@ def test_npy_is_what_numpy_loads_with_a_line_for_each_path(tmp_path: Path, dtype
 
 def test_names_with_line_breaks_need_nuls(tmp_path: Path) -> None:
     opened = made(tmp_path, ODD)
-    with pytest.raises(ExchangeError, match="has a line break in its name: give -0"):
+    with pytest.raises(ExchangeError, match="has a line break in its name: use -0"):
         export(opened, tmp_path / "rows.npy")
     assert os.listdir(tmp_path) == ["out.h5"]
     export(opened, tmp_path / "rows.npy", null=True)
@@ -193,17 +193,17 @@ def test_the_command_line(rn50feat: Run, tmp_path: Path) -> None:
     assert "random:0" in done.stderr
     assert rn50feat("export", "out.h5", "rows.csv", "--quiet").stderr == ""
     for arguments, code, message in (
-        (["out.h5"], 1, "does not say what to write: name a file that ends in .npy, .csv, .parquet"),
+        (["out.h5"], 1, "has no known suffix: name a file that ends in .npy, .csv, .parquet"),
         (["out.h5", "rows.npy"], 1, "rows.npy exists"),
-        (["out.h5", "rows.xlsx"], 1, "does not say what to write"),
+        (["out.h5", "rows.xlsx"], 1, "has no known suffix"),
         (
             ["out.h5", "http://127.0.0.1:1"],
             1,
-            "http://127.0.0.1:1 does not say what to write: name a file that ends in",
+            "http://127.0.0.1:1 has no known suffix: name a file that ends in",
         ),
-        (["out.h5", "http://127.0.0.1:1"], 1, ".parquet, or give --to qdrant"),
+        (["out.h5", "http://127.0.0.1:1"], 1, ".parquet, or use --to qdrant"),
         (["a.npy", "b.npy"], 2, "Give a STORE that ends in .h5 or .hdf5, and one OUT."),
-        (["out.h5", "rows.csv", "-0"], 1, "--null is about the list of paths"),
+        (["out.h5", "rows.csv", "-0"], 1, "--null requires a .npy file"),
         (["out.h5", "rows.csv", "--collection", "x"], 2, "--collection requires --to"),
         (["none.h5", "x.npy"], 1, "none.h5: No such file"),
     ):

@@ -110,9 +110,9 @@ def test_what_made_the_features_must_be_said_and_can_be_refuted(desk: Path) -> N
         import_features("old.npy", "out.h5", weights="random", made_by="me")
     with pytest.raises(ExchangeError, match="together with weights"):
         import_features("old.npy", "out.h5", made_by="me", exif=False)
-    with pytest.raises(ExchangeError, match="names.npy is a list of names without lines"):
+    with pytest.raises(ExchangeError, match="names.npy is an array of names, not lines"):
         import_features("old.npy", "out.h5", paths="names.npy", null=True, made_by="me")
-    with pytest.raises(ExchangeError, match="- would be read twice"):
+    with pytest.raises(ExchangeError, match="- has to be read twice"):
         import_features("old.npy", "out.h5", paths="-", made_by="me")
     np.save("old.npy", numbers - 1)
     with pytest.raises(ExchangeError, match="negative values.* give --made-by"):
@@ -234,19 +234,19 @@ def test_what_is_no_file_of_features_says_so(desk: Path) -> None:
     Path("text.parquet").write_text("text")
     for name, column, message in (
         ("old.npy", "x", "has no columns: leave --column out"),
-        ("wide.npy", "", r"holds float32 of shape \(3, 512\): a store takes rows of 2048"),
+        ("wide.npy", "", r"holds float32 of shape \(3, 512\): name a file of rows of 2048"),
         ("whole.npy", "", "holds int64"),
-        ("objects.npy", "", "is no .npy file of numbers or names"),
-        ("text.npy", "", "is no .npy file of numbers or names"),
+        ("objects.npy", "", "is not a .npy file of numbers or names"),
+        ("text.npy", "", "is not a .npy file of numbers or names"),
         ("none.npy", "", "none.npy cannot be read"),
         ("old.csv", "", "neither a .npy nor a .parquet file"),
-        ("none.parquet", "", "none.parquet is no Parquet that can be read"),
-        ("text.parquet", "", "is no Parquet that can be read"),
+        ("none.parquet", "", "none.parquet cannot be read as Parquet"),
+        ("text.parquet", "", "cannot be read as Parquet"),
         ("short.parquet", "features", "has no column features, but path, vector: .* --column"),
-        ("short.parquet", "vector", "vector holds lists that are not of 2048 floats"),
-        ("words.parquet", "vector", "vector holds .*string, not lists"),
-        ("whole.parquet", "vector", "vector holds list.*int64.*, not lists of 2048 floats"),
-        ("number.parquet", "vector", "its column path holds int64"),
+        ("short.parquet", "vector", "has lists in its column vector that are not of 2048 floats"),
+        ("words.parquet", "vector", "has .*string in its column vector, not lists"),
+        ("whole.parquet", "vector", "has list.*int64.* in its column vector, not lists of 2048 floats"),
+        ("number.parquet", "vector", "has int64 in its column path"),
         ("null.parquet", "vector", "has rows without a path"),
     ):
         with pytest.raises(ExchangeError, match=message):

@@ -116,7 +116,7 @@ def test_a_collection_of_other_vectors_is_refused(filled: FeatureStore, tmp_path
 
     vectors = models.VectorParams(size=8, distance=models.Distance.DOT)
     look(tmp_path / "db", lambda client: client.create_collection("out", vectors_config=vectors))
-    with pytest.raises(ExchangeError, match="collection out is not one of vectors of 2048"):
+    with pytest.raises(ExchangeError, match="collection out does not hold vectors of 2048"):
         sync(filled, str(tmp_path / "db"))
 
 
@@ -134,10 +134,10 @@ def test_a_server_that_is_not_there_is_told_in_one_line_without_the_password(
     [
         ("localhost:6333", None, "localhost:6333 looks like a server: give http://localhost:6333"),
         ("me:secret@host:6333/", None, "host:6333/ looks like a server: give http://host:6333/"),
-        ("", None, "the place of Qdrant is empty: give the URL of a server, or a folder"),
-        ("out.h5", None, "out.h5 is a file: give the URL of a Qdrant server, or a folder"),
-        ("db", "a/b", "a/b cannot be the name of a collection: give one without any of "),
-        ("db", "..", ".. cannot be the name of a collection: "),
+        ("", None, "the location of Qdrant is empty: give a server's URL, or a folder"),
+        ("out.h5", None, "out.h5 is a file: give a Qdrant server's URL, or a folder"),
+        ("db", "a/b", "a/b cannot be a collection's name: use --collection with a name without any of "),
+        ("db", "..", ".. cannot be a collection's name: "),
     ],
 )
 def test_what_is_no_place_or_name_is_refused_before_anything_is_made(
@@ -167,7 +167,7 @@ def test_of_a_web_server_that_is_no_qdrant_only_the_status_is_told(filled: Featu
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Web)
     url = f"http://127.0.0.1:{server.server_address[1]}"
-    with serving(server), pytest.raises(ExchangeError, match=f"^{url}: 404 Nothing here: is this where Qdrant is"):
+    with serving(server), pytest.raises(ExchangeError, match=f"^{url}: 404 Nothing here: check Qdrant's URL"):
         sync(filled, url)
 
 
@@ -210,7 +210,7 @@ def test_points_of_another_history_are_replaced(
         store(filled.path, [("new.jpg", 1, 9)])
     strangers = 2 if marks else 7  # what has no marks is taken for the store's own until it has some
     assert sync(filled, place) == Sync(upserted=1 if marks else 5, deleted=strangers, unchanged=7 - strangers)
-    assert f"{strangers} points in out are of another history of" in caplog.text
+    assert f"{strangers} points in out are from another history of" in caplog.text
     found = look(tmp_path / "db", points)
     paths = dict(zip(filled.column("ids").tolist(), filled.paths()))
     assert {number: point.payload["path"] for number, point in found.items()} == paths

@@ -117,7 +117,7 @@ def test_a_query_is_shown_beside_its_hits(store: FeatureStore) -> None:
     results = search_stored(["pictures/red.png", "pictures/white.png"], store, k=2)
     locations = [store.locate(result.query) for result in results]
     page = Page(search_page(results, locations, store, k=2, metric="cosine", options=ONE))
-    assert page.headings == ["Similar pictures in out.h5", "Query 1", "Query 2"]
+    assert page.headings == ["Similar images in out.h5", "Query 1", "Query 2"]
     assert [(figure.alt, words(figure)) for figure in page.figures] == [
         ("query 1: pictures/red.png", "pictures/red.png"),
         ("hit 1: pictures/red.png", "hit 1 score 1.0000 pictures/red.png"),
@@ -134,7 +134,7 @@ def test_a_query_is_shown_beside_its_hits(store: FeatureStore) -> None:
         for a, b in zip(color, wanted)
     )
     for fact in (
-        f"{store.path}, 5 pictures",
+        f"{store.path}, 5 images",
         "random:0 (SHA-256 fafafafa…)",
         "cosine, 1 for the same direction",
         "at most 2 for each query",
@@ -163,8 +163,8 @@ def test_every_name_shows_as_text_and_links_to_its_file(store: FeatureStore, odd
 def test_what_is_not_as_it_was_is_marked(store: FeatureStore, odd: list[Hit]) -> None:
     figures = {os.path.basename(hit.path): figure for hit, figure in zip(odd, Page(searched(store, odd)).figures[1:])}
     gone, changed, broken, html = (figures[name] for name in ("gone.png", "changed.png", "broken.png", "page.html"))
-    assert words(gone).startswith("The file has vanished hit 9 score 0.4400 missing: its file is gone")
-    assert "changed: its file has changed since it was extracted" in words(changed)
+    assert words(gone).startswith("The file has vanished hit 9 score 0.4400 missing: the file is gone")
+    assert "changed: the file has changed since it was extracted" in words(changed)
     assert changed.alt == "hit 10, changed: a folder/changed.png"
     assert words(broken).startswith("The file is not an image in a format that Pillow reads hit 11")
     assert html.picture  # a picture, but a browser would take it for a page
@@ -212,18 +212,18 @@ def members(store: FeatureStore) -> list[GroupImage]:
 
 def test_groups_are_shown_with_what_makes_them_one(store: FeatureStore) -> None:
     page = Page(groups_page([Group(tuple(members(store)))], store, threshold=0.9, options=ONE))
-    assert page.headings == ["Near-identical pictures in out.h5", "Group 1: 3 pictures"]
+    assert page.headings == ["Near-identical images in out.h5", "Group 1: 3 images"]
     assert [(figure.alt, words(figure)) for figure in page.figures] == [
-        ("group 1, picture 1: pictures/red.png", "largest 1,235 kB pictures/red.png"),
+        ("group 1, image 1: pictures/red.png", "largest 1,235 kB pictures/red.png"),
         (
-            "group 1, picture 2: pictures/white.png",
+            "group 1, image 2: pictures/white.png",
             "similarity 0.9900 1,235 kB the same bytes as the first pictures/white.png",
         ),
-        ("group 1, picture 3: pictures/z.png", "similarity 0.9800 1,235 kB pictures/z.png"),
+        ("group 1, image 3: pictures/z.png", "similarity 0.9800 1,235 kB pictures/z.png"),
     ]
-    assert "from a cosine of 0.9 with the first of the group" in page.source
-    assert "1 group, 3 pictures in all." in page.source
-    assert "No such pictures." in "".join(groups_page([], store, threshold=0.9, options=ONE))
+    assert "a cosine of at least 0.9 with the first image of the group" in page.source
+    assert "1 group, 3 images in all." in page.source
+    assert "No near-identical images." in "".join(groups_page([], store, threshold=0.9, options=ONE))
 
 
 def test_groups_come_as_they_are_needed(store: FeatureStore) -> None:
@@ -261,7 +261,7 @@ def test_search_writes_a_page_beside_its_results(rn50feat: Run, store: FeatureSt
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("pictures/red.png", "Error: pictures/red.png does not end in .html: name the page that is to be written"),
+        ("pictures/red.png", "Error: pictures/red.png does not end in .html: name the page to write"),
         ("out.h5", "Error: out.h5 does not end in .html"),
         ("no/such/folder/results.html", "Error: no/such/folder/results.html cannot be written: there is no folder"),
         ("a" * 300 + ".html", f"Error: {'a' * 300}.html cannot be written (File name too long): name a file where"),
@@ -305,7 +305,7 @@ def test_a_browser_shows_it_all(
     chromium.open(path, width=width, dark=dark)
     assert chromium.complaints() == []
     assert chromium.requests() == [path.as_uri()]
-    assert chromium.evaluate("document.title") == "Similar pictures in out.h5"
+    assert chromium.evaluate("document.title") == "Similar images in out.h5"
     assert chromium.evaluate("document.documentElement.scrollWidth") == width
     assert chromium.evaluate("[...document.images].filter(i => i.naturalWidth > 0).length") == len(odd) + 1 - 2
     assert chromium.evaluate(CONTRAST) >= 4.5  # WCAG 2, AA
@@ -331,7 +331,7 @@ def test_a_screen_reader_is_told_what_there_is(
     spoken = chromium.spoken()
     roles = [role for role, _ in spoken]
     assert [roles.count(role) for role in ("banner", "main", "navigation")] == [1, 1, 1]
-    assert [name for role, name in spoken if role == "heading"] == ["Similar pictures in out.h5", "Query 1", "Query 2"]
+    assert [name for role, name in spoken if role == "heading"] == ["Similar images in out.h5", "Query 1", "Query 2"]
     assert [name for role, name in spoken if role == "region"] == ["Query 1", "Query 2"]
     assert ("list", "Hits of query 1") in spoken
     pictures = [name for role, name in spoken if role == "image"]

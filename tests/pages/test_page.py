@@ -104,12 +104,12 @@ def test_nothing_but_a_page_is_replaced(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe.html")
     (tmp_path / "device.html").symlink_to("/dev/null")
     for name in ("folder.html", "pipe.html", "device.html"):
-        with pytest.raises(PageError, match=f"{name} is no regular file: name another"):
+        with pytest.raises(PageError, match=f"{name} is not a regular file: name another"):
             target(tmp_path / name)
 
 
 def test_a_page_that_cannot_be_written_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(PageError, match="there is no folder .*/none: make it, or name another"):
+    with pytest.raises(PageError, match="there is no folder .*/none: create it, or name another"):
         target(tmp_path / "none/results.html")
     with pytest.raises(PageError, match=r"cannot be written \(File name too long\)"):
         save(tmp_path / ("a" * 300 + ".html"), ["page"])
