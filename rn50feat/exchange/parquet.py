@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.errors import ExchangeError
+from rn50feat.errors import ExchangeError, count
 from rn50feat.sources import lists
 from rn50feat.store.layout import WIDTH
 from rn50feat.store.snapshot import Block, Snapshot
@@ -73,7 +73,8 @@ def write(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[
             arrays.append(arrow.FixedSizeListArray.from_arrays(values, WIDTH))
             writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
     if spelled_out:
-        logger.warning("%d names are not UTF-8: the file has their bytes as escapes such as \\xff", spelled_out)
+        names = count(spelled_out, "name is", "names are")
+        logger.warning("%s not UTF-8, and written with escapes such as \\xff", names)
 
 
 class ParquetFile:

@@ -106,8 +106,8 @@ def test_parquet_spells_out_what_is_not_utf_8_and_says_so(tmp_path: Path, caplog
     export(made(tmp_path, ODD), tmp_path / "rows.parquet")
     paths = pandas.read_parquet(tmp_path / "rows.parquet")["path"].tolist()
     assert paths == [*NAMES, "\\xff.jpg", *ODD[-2:]]
-    assert [(record.levelno, record.getMessage()[:24]) for record in caplog.records] == [
-        (logging.WARNING, "1 names are not UTF-8: i")
+    assert [(record.levelno, record.getMessage()[:20]) for record in caplog.records] == [
+        (logging.WARNING, "1 name is not UTF-8,")
     ]
 
 
@@ -215,7 +215,7 @@ def test_the_command_line(rn50feat: Run, tmp_path: Path) -> None:
 def test_a_signal_ends_an_export_without_a_trace(tmp_path: Path) -> None:
     store(tmp_path / "out.h5", [("1.jpg", 1, 1)])
     code = (
-        "import os, signal; from rn50feat import snapshot; from rn50feat.cli.main import main\n"
+        "import os, signal; from rn50feat.store import snapshot; from rn50feat.cli.main import main\n"
         "taken = snapshot.Snapshot._block\n"
         "def block(*arguments): os.kill(os.getpid(), signal.SIGTERM); return taken(*arguments)\n"
         "snapshot.Snapshot._block = block; main()"

@@ -264,7 +264,7 @@ def test_search_writes_a_page_beside_its_results(rn50feat: Run, store: FeatureSt
         ("pictures/red.png", "Error: pictures/red.png does not end in .html: name the page to write"),
         ("out.h5", "Error: out.h5 does not end in .html"),
         ("no/such/folder/results.html", "Error: no/such/folder/results.html cannot be written: there is no folder"),
-        ("a" * 300 + ".html", f"Error: {'a' * 300}.html cannot be written (File name too long): name a file where"),
+        ("a" * 300 + ".html", f"Error: {'a' * 300}.html cannot be written (File name too long): name a file in"),
     ],
 )
 def test_a_page_that_cannot_be_written_is_an_error_of_one_line(
