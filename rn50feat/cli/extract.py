@@ -40,7 +40,7 @@ from rn50feat.sources.exclusion import Excluded
 from rn50feat.sources.selection import Selection, Shard
 
 if TYPE_CHECKING:
-    from rn50feat.extraction.summary import Summary
+    from rn50feat.store.summary import Summary
 
 
 @click.command("extract", no_args_is_help=True)

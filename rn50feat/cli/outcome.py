@@ -15,7 +15,7 @@ from rn50feat.cli.terminal import STOPS, say
 from rn50feat.errors import count
 
 if TYPE_CHECKING:
-    from rn50feat.extraction.summary import Summary
+    from rn50feat.store.summary import Summary
 
 STOP_CODES = {number.name: 128 + number for number in STOPS}
 

@@ -21,7 +21,7 @@ from rn50feat.errors import OutputError, count
 from rn50feat.escape import one_line
 
 if TYPE_CHECKING:
-    from rn50feat.extraction.summary import Progress
+    from rn50feat.store.summary import Progress
 
 # Sent to stop a run by people, services, terminals that close, and batch systems some time before their limit.
 STOPS = (

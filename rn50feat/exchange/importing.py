@@ -22,21 +22,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat import errors
-from rn50feat.durable import lock
 from rn50feat.errors import ExchangeError, SourceError
-from rn50feat.exchange.intake import Intake, settle_dtype
 from rn50feat.exchange.npy import NpyFile, path_list
 from rn50feat.exchange.parquet import ParquetFile
 from rn50feat.extraction.catalogue import Catalogue
-from rn50feat.extraction.summary import Progress, Summary
 from rn50feat.images.provenance import Provenance
 from rn50feat.model.compatibility import agree, require
 from rn50feat.model.weights import Choices
 from rn50feat.sources import lists, sources
 from rn50feat.sources.sources import UNKNOWN, Reference
 from rn50feat.store.reader import FeatureStore, locate_output, stored_path
+from rn50feat.store.session import WriteSession
 from rn50feat.store.snapshot import BLOCK
-from rn50feat.store.storable import text_for_ledger
+from rn50feat.store.storable import settle_dtype, text_for_ledger
+from rn50feat.store.summary import Progress, Summary
 
 logger = logging.getLogger(__name__)
 
@@ -97,20 +96,18 @@ def import_features(
     """
     file = _open(Path(features), None if paths is None else Path(paths), null, column)
     path = locate_output(store)
-    with lock.run_lock(path):
-        old = FeatureStore(path) if path.exists() else None
+    with WriteSession(path, "import", should_stop=should_stop, on_progress=on_progress) as session:
         provenance = _provenance(
-            file, old, Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), made_by
+            file, session.old, Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), made_by
         )
-        width = settle_dtype(old, dtype, {str(file.path): file.dtype})
-        locations = _locations(file, Path(root))
-        facts = {"command": "import", "source": str(file.path.absolute()), "precision": "unstated"}
-        with Intake(path, provenance, width, len(file), should_stop, on_progress, **facts) as intake:
-            absent = _take(intake, file, locations, Catalogue(old), checked=made_by is None)
-            intake.commit(ended=True)
+        width = settle_dtype(session.old, dtype, {str(file.path): file.dtype})
+        session.prepare(provenance, width, source=str(file.path.absolute()), precision="unstated")
+        session.total = len(file)
+        absent = _take(session, file, _locations(file, Path(root)), checked=made_by is None)
+        session.commit(ended=True)
     if absent:
         logger.warning("%d of the pictures cannot be read where they are said to be: their rows are kept", absent)
-    return intake.summary
+    return session.summary
 
 
 def _open(path: Path, listing: Path | None, null: bool, column: str | None) -> FeatureFile:
@@ -166,31 +163,25 @@ def _locations(file: FeatureFile, root: Path) -> Callable[[], Iterator[str]]:
     return locations
 
 
-def _take(
-    intake: Intake,
-    file: FeatureFile,
-    locations: Callable[[], Iterator[str]],
-    catalogue: Catalogue,
-    *,
-    checked: bool,
-) -> int:
-    """Take the rows that `catalogue` lacks, and return how many of their files are not there."""
-    absent, rest = 0, locations()
+def _take(session: WriteSession, file: FeatureFile, locations: Callable[[], Iterator[str]], *, checked: bool) -> int:
+    """Take the rows that the store lacks, and return how many of their files are not there."""
+    catalogue, absent, rest = Catalogue(session.old), 0, locations()
     for rows in file.blocks(BLOCK):
         here = list(islice(rest, len(rows)))
-        if intake.stopped():
+        if session.stop():
             break
         if checked:
             _check(rows, file.path)
-        paths = [text_for_ledger(stored_path(intake.path, location)) for location in here]  # a row has no other
+        paths = [text_for_ledger(stored_path(session.path, location)) for location in here]  # a row has no other
         new = [i for i, path in enumerate(paths) if catalogue.row(path) is None]
-        intake.leave(len(here) - len(new))
+        session.summary.unchanged += len(here) - len(new)
         if new:
             references = [_reference(here[i]) for i in new]
             absent += sum(reference.digest == UNKNOWN for reference in references)
             with np.errstate(over="ignore"):  # of float64: what becomes infinite goes into the ledger
                 narrow = rows[new].astype(np.float32)
-            intake.take(references, narrow, np.full(len(new), -1))
+            session.take(references, narrow, [None] * len(new), reject_zeros=True)
+        session.tell()
     return absent
 
 

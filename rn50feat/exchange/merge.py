@@ -11,20 +11,21 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.durable import lock
 from rn50feat.errors import ProvenanceError, StoreError
-from rn50feat.exchange.intake import Intake, settle_dtype
 from rn50feat.extraction.catalogue import Catalogue, path_key
-from rn50feat.extraction.summary import Progress, Summary
 from rn50feat.images.provenance import Provenance
 from rn50feat.sources.sources import Reference
 from rn50feat.store.reader import FeatureStore, locate_output, stored_path
+from rn50feat.store.session import WriteSession
 from rn50feat.store.snapshot import Snapshot
+from rn50feat.store.storable import settle_dtype
+from rn50feat.store.summary import Progress, Summary
 
 LEAVE, NEW = -2, -1  # what becomes of a row, where it does not take that of another
 
@@ -63,20 +64,20 @@ def merge(
         raise StoreError(f"there is nothing to merge into {path}: name some stores")
     if any(part.path == path for part in parts):
         raise StoreError(f"{path} is named among the stores to merge into it: leave it out, it keeps its rows")
-    with lock.run_lock(path):
-        old = [FeatureStore(path)] if path.exists() else []
+    with WriteSession(path, "merge", should_stop=should_stop, on_progress=on_progress) as session:
+        old = [] if session.old is None else [session.old]
         provenance = _common([*old, *parts])
-        width = settle_dtype(old[0] if old else None, dtype, {str(part.path): part.dtype for part in parts})
+        width = settle_dtype(session.old, dtype, {str(part.path): part.dtype for part in parts})
+        session.prepare(provenance, width, merged=[str(part.path) for part in parts], precision=_precision(parts))
         known = [_part(store, path) for store in (*old, *parts)]
         targets = _targets(known, len(known[0].mtimes) if old else 0)[len(old) :]
-        facts = {"command": "merge", "merged": [str(part.path) for part in parts], "precision": _precision(parts)}
-        with Intake(path, provenance, width, sum(map(len, targets)), should_stop, on_progress, **facts) as intake:
-            for part, target in zip(known[len(old) :], targets):
-                _take_rows(intake, part.snapshot, target)
-            intake.commit()
-            _take_ledgers(intake, parts)
-            intake.commit(ended=True)
-            return intake.summary
+        session.total = sum(map(len, targets))
+        for part, target in zip(known[len(old) :], targets):
+            _take_rows(session, part.snapshot, target)
+        session.commit()
+        _take_ledgers(session, parts)
+        session.commit(ended=True)
+        return session.summary
 
 
 def _common(stores: Sequence[FeatureStore]) -> Provenance:
@@ -127,27 +128,31 @@ def _targets(parts: Sequence[_Part], old: int) -> list[NDArray[np.int64]]:
     return np.split(found, np.cumsum([len(part.mtimes) for part in parts])[:-1])
 
 
-def _take_rows(intake: Intake, snapshot: Snapshot, target: NDArray[np.int64]) -> None:
+def _take_rows(session: WriteSession, snapshot: Snapshot, target: NDArray[np.int64]) -> None:
     wanted = target != LEAVE
-    rows = iter(target[wanted])
+    rows = iter(target[wanted].tolist())
     for block in snapshot.blocks(wanted):
-        if intake.stopped():
+        if session.stop():
             return
-        intake.take(block.references, block.features, np.fromiter(rows, np.int64, len(block.ids)))
-    intake.leave(int((~wanted).sum()))
+        own = [None if row == NEW else row for row in islice(rows, len(block.ids))]
+        session.take(block.references, block.features, own, reject_zeros=True)
+        session.tell()
+    session.summary.unchanged += int((~wanted).sum())
+    session.tell()
 
 
-def _take_ledgers(intake: Intake, stores: Iterable[FeatureStore]) -> None:
-    """Enter the failures that are newer than the row of their picture, if there is one, and not known yet."""
+def _take_ledgers(session: WriteSession, stores: Iterable[FeatureStore]) -> None:
+    """Add the failures that are newer than the row of their image, if there is one, and not in the ledger yet."""
     failures = [(store, failure) for store in stores for failure in store.failures()]
-    if not failures or intake.stopped():
+    if not failures or session.stop():
         return
-    catalogue = Catalogue(FeatureStore(intake.path))
+    catalogue = Catalogue(FeatureStore(session.path))
     for store, failure in failures:
         reference = Reference(store.locate(failure.path), failure.size, failure.mtime_ns)
-        path = stored_path(intake.path, reference.location)
+        path = stored_path(session.path, reference.location)
         known = catalogue.failures.get(path)
         told = known is not None and known.mtime_ns >= failure.mtime_ns
         if not told and not catalogue.as_new(catalogue.row(path), failure.mtime_ns):
-            intake.fail(reference, failure.reason, failure.attempts)
+            session.fail(reference, failure.reason, attempts=failure.attempts)
+            session.tell()
             catalogue.failures[path] = failure

@@ -1,33 +1,40 @@
-"""Bring a store up to date with its sources: the journey from files to rows.
+"""Bring a store up to date with its sources: the way from files to rows.
 
 In: sources and the path of a store. Out: the store with a row for every
-picture, its ledger, and a `Summary`. A run costs what is new: what must be
-computed is decided by `plan`, and the engine (and with it torch) starts only
-when there is something.
+image, its ledger of failures, and a `Summary`. A run costs what is new: the
+engine, and with it torch, starts only when there is something to compute.
 """
 
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Callable
-from itertools import chain
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from dataclasses import replace
 
-from rn50feat.durable import lock, waiting
+import numpy as np
+
+from rn50feat.durable import waiting
 from rn50feat.engines import local
 from rn50feat.engines.contract import Engine, EngineOptions, StartEngine
-from rn50feat.errors import MissingWeightsError
+from rn50feat.errors import MissingWeightsError, SourceError
 from rn50feat.extraction import prune as pruning
 from rn50feat.extraction.attempts import Attempts
-from rn50feat.extraction.run import Run
-from rn50feat.extraction.summary import Progress, Summary
+from rn50feat.extraction.catalogue import Catalogue
+from rn50feat.extraction.changes import Changes, nothing_found
+from rn50feat.extraction.plan import Step, Verdict, plan
+from rn50feat.extraction.todo import Todo
+from rn50feat.model.compatibility import agree, require
 from rn50feat.model.weights import Choices, Weights, fetch
 from rn50feat.sources.exclusion import Excluded
 from rn50feat.sources.selection import Selection, Sources
 from rn50feat.store.reader import locate_output
+from rn50feat.store.session import COMMIT_ROWS, COMMIT_SECONDS, WriteSession
+from rn50feat.store.summary import Progress, Summary
 
-COMMIT_ROWS = 10_000
-COMMIT_SECONDS = 20.0  # what a kill may cost; a commit itself takes some 15 ms
+COUNT_SECONDS = 10.0  # for counting what a run leaves undone
 
 
 def extract(
@@ -57,71 +64,152 @@ def extract(
     on_progress: Callable[[Progress], None] | None = None,
     on_excluded: Callable[[Excluded], None] = lambda excluded: None,
 ) -> Summary:
-    """Give every picture in `pictures`, folders, files or a `Selection`, a row in `store`.
+    """Give every image in `pictures`, folders, files or a `Selection`, a row in `store`.
 
-    What is not said (`weights` to `dtype`) is as the store has it; for a new one ``imagenet-v1``, the variant that the
-    weights tell, its preprocessing, and float32 when computed in fp32, else float16. `overwrite` replaces the store. A
-    failure is tried again once its file, or the extra or limit that it failed by, has changed, and with `retry_failed`.
-    Images that decode with a warning are `damaged`: keep gives them a row and a note, skip makes them failures.
-
-    `prune` removes the rows of pictures that are gone from these sources, or that the selection leaves out
-    (`on_excluded` gets what it does), though not when a source is empty or more than `prune_limit` percent of its
-    rows would go, unless `force` is given.
-
-    A commit comes after `commit_rows` pictures or `commit_seconds`. A run ends early, after a commit, when
-    `time_budget` seconds are over or `should_stop` returns a reason. Raises the leaves of `RN50FeatError`; what was
-    committed by then stays.
+    Settings that are None (`weights` to `dtype`) are the store's; a new one gets ``imagenet-v1``, the variant that the
+    weights belong to, its preprocessing, and float32 when computed in fp32, else float16. `overwrite` replaces the
+    store. A failure is tried again once its file, or the extra or limit that it failed by, has changed, and with
+    `retry_failed`. Images that decode with a warning are `damaged`: keep gives them a row and a note, skip makes them
+    failures. `prune` removes the rows of images that are gone from these sources, or excluded by the selection
+    (`on_excluded` gets each exclusion); not when a source is empty or more than `prune_limit` percent of its rows
+    would go, unless `force` is set. A commit follows `commit_rows` images or `commit_seconds`. A run ends early, after
+    a commit, when `time_budget` seconds are over or `should_stop` returns a reason. Raises the leaves of
+    `RN50FeatError`; what was committed by then stays.
     """
     selection = Selection.of(pictures)
     pruning.check(selection, prune)
     path = locate_output(store)
+    choices = Choices(weights, variant, preprocess, exif, exact_decode, color, value_range)
+    attempts = Attempts(options.max_megapixels * 1_000_000, all_again=retry_failed, damaged=damaged)
     end = float("inf") if time_budget is None else time.monotonic() + time_budget
 
     def stop() -> str | None:
         return "time budget" if time.monotonic() > end else should_stop()
 
     def once() -> Summary:
-        locked = lock.run_lock(path)
-        with locked, Run(path, selection, overwrite, stop, commit_rows, commit_seconds, on_excluded, damaged) as run:
-            run.agree(Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), dtype)
-            run.watch(selection, on_progress)
-            attempts = Attempts(options.max_megapixels * 1_000_000, all_again=retry_failed, damaged=damaged)
-            _fill(run, selection, lambda: start(run.weights, run.provenance, options), attempts)
-            if prune and not run.summary.stopped:
-                run.prune(selection, prune_limit, force)
-            return run.summary
+        with WriteSession(
+            path, "extract", overwrite=overwrite, damaged=damaged, commit_rows=commit_rows,
+            commit_changes=float("inf"),  # rows come slowly enough for `commit_seconds` to bound the memory
+            commit_seconds=commit_seconds, should_stop=stop, on_progress=on_progress,
+        ) as session:  # fmt: skip
+            network = _Network(session, choices, dtype, start, options)
+            if on_progress is not None:
+                threading.Thread(target=_count_files, args=(session, selection), daemon=True).start()
+            todo = _fill(session, selection, network, attempts, on_excluded)
+            if prune and not session.summary.stopped:
+                pruning.prune(session, selection, todo, limit=prune_limit, force=force)
+            return session.summary
 
     return _with_weights(once, stop, on_progress)
 
 
-def _fill(run: Run, selection: Selection, start: Callable[[], Engine], attempts: Attempts) -> None:
-    """Give every image of `selection` its row; `start` only when there is something to compute."""
+class _Network:
+    """The network of a run: agreed on with the store at once, started for the first image that needs it."""
+
+    def __init__(
+        self, session: WriteSession, choices: Choices, dtype: str | None, start: StartEngine, options: EngineOptions
+    ) -> None:
+        """Choose weights and provenance; raise where they are not those of the store."""
+        self.weights, self._provenance = agree(session.old, choices, dtype)
+        session.prepare(self._provenance)
+        self._session, self._dtype, self._start, self._options = session, dtype, start, options
+
+    def start(self, running: ExitStack) -> Engine | None:
+        """Start the engine, which may take a minute, and add it to `running`; None when the run is stopped first."""
+        session = self._session
+        session.tell("preparing the network")
+        try:
+            with session.summary.timed("start"):
+                engine = waiting.attend(
+                    lambda: self._start(self.weights, self._provenance, self._options),
+                    session.stop,
+                    dispose=lambda engine: engine.__exit__(),
+                )
+        except waiting.Stopped:
+            return None
+        running.enter_context(engine)
+        provenance = replace(self._provenance, weights_sha256=engine.weights_sha256)
+        require(session.old, provenance)
+        dtype = np.dtype(self._dtype or ("float32" if engine.precision == "fp32" else "float16"))
+        session.prepare(provenance, dtype, machine=engine)
+        return engine
+
+
+def _fill(
+    session: WriteSession,
+    selection: Selection,
+    network: _Network,
+    attempts: Attempts,
+    on_excluded: Callable[[Excluded], None],
+) -> Todo:
+    """Find all files, plan what to do with each, settle what needs no network, and compute the rest."""
     if not selection.can_be_read_again:
-        run.weights.require()
+        network.weights.require()  # a download would begin the run anew
+    catalogue = Catalogue(session.old, selection)
     found = selection.found()
-    todo = run.todo(found, attempts)
-    if (first := next(todo, None)) is not None and (engine := _started(run, start)) is not None:
-        with engine:
-            run.compute(engine, chain([first], todo))
-    run.finish()
-    if run.summary.stopped == "time budget":
-        run.count_left(found, attempts)
+    steps = plan(found, session.path, catalogue, again=attempts.another, rule=selection.rule)
+    todo, changes = Todo(steps, catalogue, session, on_excluded), Changes(session, catalogue)
+    with ExitStack() as running:
+        engine: Engine | None = None
+        while todo.look():
+            changes.settle(todo)
+            if todo.images and (engine := engine or network.start(running)) is not None:
+                _compute(engine, todo, changes, session)
+    changes.settle(todo)
+    _finish(session, selection, todo)
+    if session.summary.stopped == "time budget":
+        rest = plan(found, session.path, catalogue, again=attempts.another, hashing=False, rule=selection.rule)
+        _count_left(session, todo, rest)
+    return todo
 
 
-def _started(run: Run, start: Callable[[], Engine]) -> Engine | None:
-    """Return the engine that `start` starts, which may take a minute; None when the run is stopped meanwhile."""
-    run.tell("preparing the network")
-    try:
-        with run.summary.timed("start"):
-            return waiting.attend(start, run.stop, dispose=lambda engine: engine.__exit__())
-    except waiting.Stopped:
-        return None
+def _compute(engine: Engine, todo: Todo, changes: Changes, session: WriteSession) -> None:
+    """Send images through `engine`, and write what comes back: first the changes met on the way."""
+    for batch in engine.embed(todo.stream()):
+        changes.settle(todo)
+        changes.take(batch, todo)
+        session.tell()
+        if session.stop():
+            break
+    session.summary.stages.update(engine.seconds)
+
+
+def _finish(session: WriteSession, selection: Selection, todo: Todo) -> None:
+    """Commit with the record of the run; raise `SourceError` where there is no image for a new store."""
+    if session.old is None and not session.opened:
+        if session.summary.stopped:
+            return
+        raise nothing_found(session.path, todo.changes, session.summary.excluded)
+    session.summary.linked = [f"{link} -> {target}" for link, target in selection.outside.items()]
+    session.update_weights_path()
+    session.commit(ended=True)
+
+
+def _count_left(session: WriteSession, todo: Todo, rest: Iterable[Step]) -> None:
+    """Count what a run leaves undone when its time is over: what it has in hand, and the steps of the `rest`.
+
+    Gives up when that takes longer than `COUNT_SECONDS`.
+    """
+    left, end = todo.in_hand + len(todo.images), time.monotonic() + COUNT_SECONDS
+    for step in rest:
+        left += step.verdict is Verdict.COMPUTE
+        if time.monotonic() > end:
+            return
+    session.summary.left = left
+    if session.opened:
+        session.commit(ended=True)
+
+
+def _count_files(session: WriteSession, selection: Selection) -> None:
+    """Count the files while the run goes on, so that its progress has an end."""
+    with suppress(SourceError):  # of a list that cannot be read: the run itself reports that
+        session.total = selection.count()
 
 
 def _with_weights(
     once: Callable[[], Summary], stop: Callable[[], str | None], on_progress: Callable[[Progress], None] | None
 ) -> Summary:
-    """Return what `once` returns; when it lacks weights, download them, and meanwhile keep nobody from the store."""
+    """Return what `once` returns; when it lacks weights, download them, without the lock on the store."""
 
     def told(done: int, total: int) -> None:
         if on_progress is not None:

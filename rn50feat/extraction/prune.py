@@ -1,9 +1,9 @@
-"""Find the rows whose pictures are gone.
+"""Find the rows whose images are gone, and remove them.
 
-In: a store, what a run looked at, and the rows that the run has met. Out: the
-rows to remove, or a `PruneError` where their number suggests an unmounted
-disk rather than deleted images. An image that has moved is not lost, and does
-not count.
+In: a store, the selection of a run, and the rows whose images the run has
+found. Out: the rows that are gone, or a `PruneError` where their number
+suggests an unmounted disk rather than deleted images. An image that has moved
+is not lost, and does not count.
 """
 
 from __future__ import annotations
@@ -15,21 +15,33 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import PruneError, SourceError, count
-from rn50feat.sources import sources
+from rn50feat.extraction.todo import Todo
+from rn50feat.sources import archives, sources
 from rn50feat.sources.presence import is_gone
 from rn50feat.sources.selection import Selection
 from rn50feat.store.reader import FeatureStore
+from rn50feat.store.session import WriteSession
 
 LIMIT = 20.0  # percent of the rows under the sources
 
 
 def check(selection: Selection, prune: bool) -> None:
-    """Raise `SourceError` where a run that is to prune has a list: what a list leaves out is not gone."""
+    """Raise `SourceError` for a run that is to prune and has a list: what a list leaves out is not gone."""
     if prune and selection.listing is not None:
         raise SourceError(
             "--prune removes what is gone from folders, and a list does not tell that: run it without --from-file,"
             " on the folders themselves"
         )
+
+
+def prune(session: WriteSession, selection: Selection, todo: Todo, *, limit: float, force: bool) -> None:
+    """Remove the rows and ledger entries of images that `todo` has not met and that are gone; see `gone`."""
+    if (old := session.old) is None:
+        return
+    session.remove(gone(old, selection, todo.met, limit=limit, force=force))
+    doubtful = [path for path in todo.failures if (archives.split(path) or ("",))[0] not in todo.known]
+    session.clear_failures(gone_failures(old, doubtful, selection))
+    session.commit(ended=True)
 
 
 def gone(
@@ -41,16 +53,16 @@ def gone(
     force: bool,
     arrived: Collection[int] = (),
 ) -> NDArray[np.int64]:
-    """Return the rows, ascending, of pictures that `selection` covers and that are gone, or left out.
+    """Return the rows, ascending, of images that `selection` covers and that are gone, or excluded.
 
-    `met` tells for each row whether the run met its picture; of the others,
-    a row counts as gone only when its file surely is. A gone row is lost
-    unless a row that stays has the same bytes (the image has moved), or, for
-    a run that has not read its new files yet, one of those may have: `arrived`
-    are their sizes. Raises `PruneError` when a source holds no file, or none
-    that is not left out, or when more than `limit` percent of the covered
-    rows would be lost, unless `force` is given. What a pattern leaves out
-    does not count: it was asked for.
+    `met` tells for each row, bool of shape (N,), whether the run found its
+    image; of the others, a row counts as gone only when its file certainly
+    is. A gone row is lost unless a row that stays has the same bytes (the
+    image has moved) or, in a preview, which does not read new files, one of
+    those may have: `arrived` has their sizes. Raises `PruneError` when a
+    source holds no file, or only excluded ones, or when more than `limit`
+    percent of the covered rows would be lost, unless `force` is set. What a
+    pattern excludes does not count: that was asked for.
     """
     rows, left_out, under = [], [], 0
     with store.reading():
@@ -77,12 +89,12 @@ def gone(
 def _lost(
     store: FeatureStore, gone: NDArray[np.int64], leaving: NDArray[np.int64], arrived: Collection[int]
 ) -> NDArray[np.bool_]:
-    """Tell for each of the `gone` rows whether its content goes with it, once the rows `leaving` are removed."""
+    """Check for each of the `gone` rows whether its content is lost once the rows `leaving` are removed."""
     digests, sizes = store.column("digest"), store.column("size")[gone]
     contents = np.ascontiguousarray(digests).view("V16").reshape(-1)
     stays = np.ones(len(contents), bool)
     stays[leaving] = False
-    unknown = ~digests[gone].any(axis=1)  # an import whose file was not there: zeros say nothing of its content
+    unknown = ~digests[gone].any(axis=1)  # an import whose file was not there: zeros say nothing about its content
     survives = np.isin(contents[gone], contents[stays]) & ~unknown
     return ~survives & ~np.isin(sizes, np.fromiter(arrived, np.int64, len(arrived)))
 
@@ -91,8 +103,8 @@ def _check_roots(store: FeatureStore, selection: Selection, gone: NDArray[np.int
     """Raise `PruneError` for a source without any file, unless all of its images have moved elsewhere."""
     for root in selection.roots:
         if not selection.holds_any(root):
-            lie = partial(_any_below, store, root)
-            if lie(lost) or not lie(gone):
+            below = partial(_any_below, store, root)
+            if below(lost) or not below(gone):
                 empty = "empty" if next(sources.references([root]), None) is None else "empty but for what is excluded"
                 raise PruneError(f"nothing was pruned: {root} is {empty}: mount it, or use --force if that is right")
 
@@ -112,6 +124,6 @@ def _check_limit(lost: NDArray[np.int64], gone: NDArray[np.int64], under: int, l
 
 
 def gone_failures(store: FeatureStore, paths: Sequence[str], selection: Selection) -> list[str]:
-    """Return which stored paths of the ledger, covered by `selection`, belong to files that are gone, or left out."""
+    """Return which stored paths of the ledger, covered by `selection`, belong to files that are gone, or excluded."""
     locations = {path: store.locate(path) for path in paths}
     return [path for path, at in locations.items() if selection.covers(at) and (selection.rule(at) or is_gone(at))]

@@ -8,15 +8,18 @@ does not stop the run.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.errors import ArgumentError
+from rn50feat.errors import ArgumentError, StoreError
 from rn50feat.sources.sources import Reference
+
+if TYPE_CHECKING:
+    from rn50feat.store.reader import FeatureStore
 
 _NUMBERS = np.iinfo(np.int64)
 _DIGEST = 16  # bytes
@@ -71,3 +74,22 @@ def not_storable(row: NDArray[np.floating[Any]], dtype: np.dtype[Any]) -> str:
     """Return the ledger's reason for a row that is not `storable`."""
     remedy = ": use a new store with --dtype float32" if np.isfinite(row).all() else ""
     return f"has features that are not finite in {dtype}{remedy}"
+
+
+def settle_dtype(old: FeatureStore | None, asked: str | None, offered: Mapping[str, np.dtype[Any]]) -> np.dtype[Any]:
+    """Return the dtype of a store that takes rows from elsewhere; `offered` has the dtypes of their files, by name.
+
+    That is `old`'s, else what is `asked` for, else float16 where nothing
+    wider is offered. Raises `StoreError` where digits would be lost unasked,
+    or `old` differs from what is asked for.
+    """
+    wide = next((name for name, dtype in offered.items() if dtype.itemsize > 2), None)
+    if old is None:
+        return np.dtype(asked or ("float16" if wide is None else "float32"))
+    if asked is not None and old.dtype != asked:
+        raise StoreError(f"{old.path} holds {old.dtype}, you asked for {asked}: use another file")
+    if asked is None and wide is not None and old.dtype == np.float16:
+        raise StoreError(
+            f"{wide} holds {offered[wide]}, {old.path} float16: give --dtype float16 to round, or use another file"
+        )
+    return old.dtype

@@ -28,7 +28,7 @@ from PIL import Image
 import rn50feat
 from rn50feat.engines import local
 from rn50feat.engines.contract import EngineOptions
-from rn50feat.extraction.summary import Progress
+from rn50feat.store.summary import Progress
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))

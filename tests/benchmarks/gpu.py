@@ -34,11 +34,11 @@ from rn50feat.backends.fused import fused_on_cpu, fused_on_cuda
 from rn50feat.backends.torch import TorchBackend
 from rn50feat.durable import limits
 from rn50feat.engines import local
-from rn50feat.extraction.summary import Progress
 from rn50feat.images.provenance import Preprocessing
 from rn50feat.model import network, weights
 from rn50feat.model.network import Normalized
 from rn50feat.sources import sources
+from rn50feat.store.summary import Progress
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))

@@ -20,7 +20,7 @@ import numpy as np
 from PIL import Image
 
 import rn50feat
-from rn50feat.extraction.summary import Progress
+from rn50feat.store.summary import Progress
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 from scenes import encoded, scene

@@ -20,9 +20,9 @@ from rn50feat.cli.description import describe
 from rn50feat.cli.main import main
 from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import DeviceError, IndexingError, QueryError, WeightsError
-from rn50feat.extraction.summary import Summary, record
 from rn50feat.searching import index_plan
 from rn50feat.searching.search import search_stored
+from rn50feat.store.summary import RunRecord, Summary
 
 
 @pytest.fixture
@@ -62,12 +62,10 @@ def test_one_thing_is_no_plural(desk: Path, start: FakeStart) -> None:
 
 
 def test_a_run_in_which_nothing_was_done_says_so_once(start: FakeStart) -> None:
-    from datetime import datetime, timezone
-
-    done = record(Summary(), datetime.now(timezone.utc), None, ended=True)
+    done = RunRecord("extract").as_dict(Summary(), ended=True)
     assert re.fullmatch(r"\S+ \S+  nothing done", report.run_line(done))
     assert report.run_line({**done, "command": "import"}).endswith("import: nothing done")
-    unchanged = record(Summary(unchanged=2), datetime.now(timezone.utc), None, ended=True)
+    unchanged = RunRecord("extract").as_dict(Summary(unchanged=2), ended=True)
     assert report.run_line(unchanged).endswith("nothing to compute: 2 unchanged")
 
 

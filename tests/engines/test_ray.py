@@ -30,7 +30,7 @@ from rn50feat.engines import cluster, ray
 from rn50feat.engines.cluster import Cluster
 from rn50feat.engines.contract import EngineOptions, StartEngine
 from rn50feat.errors import ClusterError, DeviceError
-from rn50feat.extraction.summary import Summary
+from rn50feat.store.summary import Summary
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster as TestCluster

@@ -17,9 +17,10 @@ from stores import store, values
 
 from rn50feat import FeatureStore, export, extract, import_features, merge, search
 from rn50feat.errors import ExchangeError, ProvenanceError, SourceError, StoreError, WeightsError
-from rn50feat.exchange import importing, intake
+from rn50feat.exchange import importing
 from rn50feat.extraction.verify import verify
 from rn50feat.searching.search import search_stored
+from rn50feat.store.session import WriteSession
 
 NAMES = ["red.png", "sub/blue.png", "gone.png"]
 
@@ -158,7 +159,7 @@ def test_an_import_that_is_stopped_goes_on_later(desk: Path, monkeypatch: pytest
 
 def test_an_error_on_the_way_leaves_what_was_committed(desk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(importing, "BLOCK", 1)
-    monkeypatch.setattr(intake, "COMMIT_ROWS", 1)
+    monkeypatch.setitem(WriteSession.__init__.__kwdefaults__, "commit_rows", 1)
     numbers = np.load("old.npy")
     numbers[2, 5] = -1
     np.save("old.npy", numbers)

@@ -20,11 +20,11 @@ import rn50feat
 from rn50feat import FeatureStore, Selection, Shard, merge
 from rn50feat.durable.lock import run_lock
 from rn50feat.errors import ProvenanceError, StoreError
-from rn50feat.exchange import intake
-from rn50feat.extraction.summary import Progress
 from rn50feat.extraction.verify import verify
 from rn50feat.sources.sources import Reference
 from rn50feat.store import snapshot, writer
+from rn50feat.store.session import WriteSession
+from rn50feat.store.summary import Progress
 from rn50feat.store.writer import open_store
 
 
@@ -183,7 +183,7 @@ def test_a_merge_that_is_stopped_goes_on_later(tmp_path: Path, monkeypatch: pyte
 
 def test_an_error_on_the_way_leaves_what_was_committed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(snapshot, "BLOCK", 10)
-    monkeypatch.setattr(intake, "COMMIT_ROWS", 10)
+    monkeypatch.setitem(WriteSession.__init__.__kwdefaults__, "commit_rows", 10)
     a = store(tmp_path / "a.h5", [(f"{i}.jpg", 1, i + 1) for i in range(35)])
 
     def move(progress: Progress) -> None:
@@ -201,7 +201,7 @@ def test_commits_of_a_merge_are_put_off_while_a_notebook_keeps_the_store_open(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(snapshot, "BLOCK", 10)
-    monkeypatch.setattr(intake, "COMMIT_ROWS", 10)
+    monkeypatch.setitem(WriteSession.__init__.__kwdefaults__, "commit_rows", 10)
     monkeypatch.setattr(writer, "READER_SECONDS", 0.01)
     a = store(tmp_path / "a.h5", [(f"{i}.jpg", 1, i + 1) for i in range(35)])
     out = store(tmp_path / "out.h5", [("old.jpg", 1, 1)])
@@ -221,9 +221,10 @@ def test_commits_of_a_merge_are_put_off_while_a_notebook_keeps_the_store_open(
 
 KILLED = """
 import os, signal, sys
-from rn50feat import merge, snapshot
-from rn50feat.exchange import intake
-snapshot.BLOCK = intake.COMMIT_ROWS = 10
+from rn50feat import merge
+from rn50feat.store import snapshot
+from rn50feat.store.session import WriteSession
+snapshot.BLOCK = WriteSession.__init__.__kwdefaults__["commit_rows"] = 10
 def die(progress):
     if progress.done.new == int(sys.argv[1]):
         os.kill(os.getpid(), signal.SIGKILL)

@@ -23,13 +23,13 @@ from rn50feat.engines.pool import DecoderPool, WorkerDied
 from rn50feat.errors import ImageError, TooLargeError
 from rn50feat.extraction.attempts import Attempts
 from rn50feat.extraction.preview import preview
-from rn50feat.extraction.summary import Summary
 from rn50feat.images import decoding, kinds
 from rn50feat.images.provenance import Preprocessing, Provenance
 from rn50feat.model.weights import Weights
 from rn50feat.sources.sources import Reference
 from rn50feat.store.marks import refusal as refusal_of
 from rn50feat.store.reader import FailureRecord
+from rn50feat.store.summary import Summary
 
 MEGA = 1_000_000
 HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(400)

@@ -19,12 +19,12 @@ from scenes import encoded, scene
 import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.errors import PreprocessingError, ProvenanceError
-from rn50feat.extraction.summary import Summary
 from rn50feat.extraction.verify import verify
 from rn50feat.images.provenance import Preprocessing, Provenance
 from rn50feat.pages.gallery import search_page
 from rn50feat.searching.search import search_stored
 from rn50feat.store import marks
+from rn50feat.store.summary import Summary
 
 WHOLE = encoded(scene(1, 300, 260), quality=90)
 DAMAGED = WHOLE[:-2]

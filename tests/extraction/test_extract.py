@@ -16,8 +16,8 @@ from scenes import encoded
 import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.errors import ProvenanceError, SourceError, StoreError, StoreLockedError
-from rn50feat.extraction.summary import Summary
 from rn50feat.sources import sources
+from rn50feat.store.summary import Summary
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
 

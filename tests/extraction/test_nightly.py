@@ -28,11 +28,11 @@ from rn50feat.cli.terminal import STOPS, signals
 from rn50feat.durable import journal
 from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import PruneError, StoreBusyError, StoreError
-from rn50feat.extraction import run
+from rn50feat.extraction import extract as extraction
 from rn50feat.extraction.preview import preview
-from rn50feat.extraction.summary import Progress, Summary
 from rn50feat.extraction.verify import Findings
-from rn50feat.store import writer
+from rn50feat.store import session, writer
+from rn50feat.store.summary import Progress, Summary
 from rn50feat.store.writer import open_store
 
 
@@ -168,13 +168,13 @@ def test_what_is_left_is_counted_after_the_commit_and_not_for_ever(
     shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     committed: list[bool] = []
-    true = run.plan
+    true = extraction.plan
 
     def watched(*arguments: object, **settings: object) -> object:
         committed.append((shades.parent / "out.h5").exists())
         return true(*arguments, **settings)
 
-    monkeypatch.setattr(run, "plan", watched)
+    monkeypatch.setattr(extraction, "plan", watched)
     reasons = iter([None, None, None, "time budget"])
     stopped = extract(
         shades, start, should_stop=lambda: next(reasons, "time budget"), options=EngineOptions(batch_size=1)
@@ -183,7 +183,7 @@ def test_what_is_left_is_counted_after_the_commit_and_not_for_ever(
     assert committed == [False, True]
     (record,) = FeatureStore(shades.parent / "out.h5").runs()
     assert record["counts"]["left"] == stopped.left
-    monkeypatch.setattr(run, "COUNT_SECONDS", -1)
+    monkeypatch.setattr(extraction, "COUNT_SECONDS", -1)
     assert extract(shades, start, time_budget=0).left is None
 
 
@@ -393,7 +393,7 @@ def test_rows_stay_dense_whichever_go(
     extract(shades, start)
     for i in gone:
         (shades / f"{i:02}.png").unlink()
-    monkeypatch.setattr(run, "PORTION", 2)
+    monkeypatch.setattr(session, "PORTION", 2)
     assert extract(shades, start, prune=True, force=True).removed == len(gone)
     assert stored(shades.parent) == {f"{i:02}.png": i for i in range(20) if i not in gone}
     assert rn50feat.verify(shades.parent / "out.h5").findings == []
@@ -631,7 +631,7 @@ def test_verify_reads_every_chunk(shades: Path, start: FakeStart, monkeypatch: p
         return block(self, first, count) + 1
 
     monkeypatch.setattr(FeatureStore, "block", damaged)
-    monkeypatch.setattr(sys.modules["rn50feat.verify"], "BLOCK", 8)
+    monkeypatch.setattr(sys.modules["rn50feat.extraction.verify"], "BLOCK", 8)
     assert rn50feat_verify(shades).findings == [
         "rows 16 to 19 cannot be read: out.h5 is damaged (Can't synchronously read data)"
     ]

@@ -18,9 +18,9 @@ from rn50feat.cli import terminal
 from rn50feat.durable import lock, waiting
 from rn50feat.errors import WeightsError
 from rn50feat.extraction import preview
-from rn50feat.extraction.summary import Progress, Summary
 from rn50feat.model import download, weights
 from rn50feat.sources.selection import Selection
+from rn50feat.store.summary import Progress, Summary
 
 CONTENT = bytes(range(256)) * 1000
 SHA256 = hashlib.sha256(CONTENT).hexdigest()[:8]

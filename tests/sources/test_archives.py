@@ -26,13 +26,13 @@ from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import DamagedError, PruneError, QueryError, SourceError, VanishedError
 from rn50feat.extraction.preview import preview
-from rn50feat.extraction.summary import Summary
 from rn50feat.images.provenance import Preprocessing
 from rn50feat.searching.search import search_stored
 from rn50feat.sources import archives, sources
 from rn50feat.sources.presence import is_gone
 from rn50feat.sources.selection import Selection, Shard
 from rn50feat.sources.sources import Reference
+from rn50feat.store.summary import Summary
 
 KINDS = pytest.mark.parametrize("kind", ["tar", "zip"])
 

@@ -21,9 +21,9 @@ import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.errors import PruneError, SourceError
 from rn50feat.extraction.preview import preview
-from rn50feat.extraction.summary import Summary
 from rn50feat.sources.exclusion import LEFTOVERS, Excluded, Exclusion
 from rn50feat.sources.selection import Selection
+from rn50feat.store.summary import Summary
 
 NAS = ("@eaDir/red.png/SYNOPHOTO_THUMB_M.jpg", "#recycle/old.png", "sub/.thumbnails/green.png", "lost+found/#12.png")
 

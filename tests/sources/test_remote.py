@@ -29,11 +29,11 @@ from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import PruneError, QueryError, SourceError, VanishedError
 from rn50feat.extraction.preview import preview
-from rn50feat.extraction.summary import Summary
 from rn50feat.images.provenance import Preprocessing
 from rn50feat.sources import remote, sources
 from rn50feat.sources.presence import is_gone
 from rn50feat.sources.selection import Selection
+from rn50feat.store.summary import Summary
 
 KEY = "AKIAIOSFODNN7EXAMPLE"
 

@@ -21,9 +21,9 @@ import rn50feat
 from rn50feat import FeatureStore, Shard
 from rn50feat.errors import PruneError, SourceError
 from rn50feat.extraction.preview import preview
-from rn50feat.extraction.summary import Summary
 from rn50feat.sources import remote
 from rn50feat.sources.selection import Selection
+from rn50feat.store.summary import Summary
 
 
 @pytest.fixture
