@@ -1,9 +1,10 @@
-"""Say which files that failed deserve another attempt, though they have not changed.
+"""Decide which failed files to try again although they have not changed.
 
-In: the ledger's entry of a failure, and the limits of this run. Out: whether
-what it failed for has changed: an extra that was lacking, a format that was
-not read, a limit that follows from ``--max-megapixels``, ``--damaged``. The reason itself
-says what that was, and so keeps it in merges and in other versions' hands.
+In: a failure from the ledger, and the limits of this run. Out: whether its
+cause has changed: an extra that was not installed, a format that was not
+supported, a limit that follows from ``--max-megapixels``, or ``--damaged``.
+The cause is in the reason itself, which survives merges and is read by all
+versions.
 """
 
 from __future__ import annotations
@@ -28,9 +29,9 @@ _UNKNOWN = re.compile(r"(?:memory .*one picture is allowed|than one picture may)
 
 @dataclass(frozen=True)
 class Attempts:
-    """Which failures to try again in a run whose images may have `max_pixels`; with `all_again`, every one.
+    """Which failures to try again when images may have `max_pixels`; all of them with `all_again`.
 
-    `damaged` is what becomes of damaged images: keep or skip.
+    `damaged` says what happens to damaged images: keep or skip.
     """
 
     max_pixels: int
@@ -38,7 +39,7 @@ class Attempts:
     damaged: str = "keep"
 
     def another(self, failure: FailureRecord) -> bool:
-        """Check whether another attempt at a file that has not changed may end otherwise."""
+        """Check whether another attempt at an unchanged file may succeed."""
         reason, most = failure.reason, self.max_pixels
         if self.all_again or _UNKNOWN.search(reason):
             return True

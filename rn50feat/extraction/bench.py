@@ -1,7 +1,7 @@
-"""Measure on the user's own pictures where the time of a run goes.
+"""Measure on the user's own images where the time of a run goes.
 
 In: a folder. Out: a `Benchmark`: the rate of each stage alone and of all of
-them together, the stage that limits, and what would help.
+them together, the slowest stage, and what would help.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ SECONDS = 4.0  # for each stage; the network's first batches are left out
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Rates in pictures a second; ``listing`` in files a second, ``decoding`` for one core.
+    """Rates in images per second; ``listing`` in files per second, ``decoding`` for one core.
 
-    ``left_out`` pictures cannot be read or decoded, and count in no rate.
+    ``left_out`` images cannot be read or decoded, and count in no rate.
     """
 
     pictures: int
@@ -58,17 +58,17 @@ def bench(
     weights: str = "random",
     options: EngineOptions = EngineOptions(),
 ) -> Benchmark:
-    """Measure the stages of `extract` on the first `count` pictures below `folder`.
+    """Measure the stages of `extract` on the first `count` images below `folder`.
 
     The network's rate does not depend on its weights, so random ones will do.
-    Raises `SourceError` when there is no picture, or none that can be decoded.
+    Raises `SourceError` when there is no image, or none that can be decoded.
     """
     begun = time.perf_counter()
     found = list(islice(Selection(folder).references(), 10_000))
     listing = len(found) / (time.perf_counter() - begun)
     pictures = [reference for reference in found if decoding.has_image_suffix(reference.location)][:count]
     if not pictures:
-        raise SourceError(f"{folder} holds no picture among its first 10,000 files: name a folder that does")
+        raise SourceError(f"{folder} holds no image among its first 10,000 files: name a folder that does")
     chosen = find(weights)
     origin = provenance(chosen)
     contents, reading = _read(pictures)
@@ -116,7 +116,7 @@ def bench(
 
 
 def _read(pictures: list[Reference]) -> tuple[list[tuple[Reference, bytes]], float]:
-    """Return the pictures' bytes, and how many files a second were read: from the cache, if they were there."""
+    """Return the bytes of the images, and the files read per second: from the cache, if they were there."""
     begun, contents = time.perf_counter(), []
     for reference in pictures:
         try:
@@ -131,18 +131,18 @@ def _sound(
     decode: Callable[[tuple[Reference, bytes]], str],
     folder: str | os.PathLike[str],
 ) -> list[tuple[Reference, bytes]]:
-    """Return the pictures for which `decode` gives no reason against them; raise `SourceError` where none is left."""
+    """Return the images for which `decode` returns no error; raise `SourceError` where there are none."""
     with ThreadPoolExecutor(limits.cores()) as threads:
         reasons = list(threads.map(decode, contents))
     sound = [content for content, reason in zip(contents, reasons) if not reason]
     if not sound:
         why = f"the first one {reasons[0]}" if reasons else "none can be read"
-        raise SourceError(f"{folder} holds no picture that can be decoded ({why}): name a folder that does")
+        raise SourceError(f"{folder} holds no image that can be decoded ({why}): name a folder that does")
     return sound
 
 
 def _rate(work: Callable[[Any], object], items: Sequence[Any]) -> float:
-    """Return how often a second `work` is done, on `items` in turn."""
+    """Return how many times per second `work` runs, on `items` in turn."""
     begun, done = time.perf_counter(), 0
     for item in cycle(items):
         work(item)
@@ -153,7 +153,7 @@ def _rate(work: Callable[[Any], object], items: Sequence[Any]) -> float:
 
 
 def _together(engine: local.LocalEngine, pictures: list[Reference]) -> float:
-    """Return the pictures a second of the whole engine, from its first batch on."""
+    """Return the images per second of the whole engine, from its first batch on."""
     stop = time.perf_counter() + 3 * SECONDS
     first = 0.0
     done = 0
@@ -173,12 +173,12 @@ def _together(engine: local.LocalEngine, pictures: list[Reference]) -> float:
 
 
 def _advice(bottleneck: str, backend: str, device: str) -> str:
-    """Say what would help most."""
+    """Return what would help most."""
     if bottleneck == "network" and device == "cpu":
         faster = "" if backend == "openvino" else "pip install 'rn50feat[openvino]', "
         return f"{faster}a GPU, or more cores"
     return {
         "network": "a faster GPU, or several machines",
-        "decoding": "more cores, or pictures made smaller beforehand: 512 pixels are enough",
-        "reading": "a faster disk or network; copies of the pictures on a local disk",
+        "decoding": "more cores, or smaller images: 512 pixels are enough",
+        "reading": "a faster disk or network; copies of the images on a local disk",
     }[bottleneck]

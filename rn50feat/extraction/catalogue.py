@@ -1,8 +1,8 @@
-"""Tell what a store knows of a file, without reading either again.
+"""Look up what a store knows about a file, without reading either again.
 
 In: a store, as it was when a run began. Out: for the path, size, time or
-digest of a file, the row or the failure that belongs to it, and for an
-archive, all that belong to its members. Takes about 80 bytes of memory a row.
+digest of a file, the row or failure that belongs to it; for an archive, those
+of all its members. Takes about 80 bytes of memory per row.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _KEY = np.dtype([("high", ">u8"), ("low", ">u8")])
 
 @dataclass(frozen=True)
 class KnownArchive:
-    """An archive that has not changed: the rows of its pictures, int64, failures, and how many are no pictures."""
+    """An archive that has not changed: the rows of its images, int64, its failures, and how many are no images."""
 
     rows: NDArray[np.int64]
     failures: Sequence[FailureRecord]
@@ -34,14 +34,14 @@ class KnownArchive:
 
     @property
     def failed(self) -> int:
-        """How many of its pictures failed."""
+        """How many of its images failed."""
         return len(self.failures)
 
 
 class Catalogue:
     """The rows and failures of a store by path, size and digest; empty for None.
 
-    Members that `selection` leaves out are not among the known ones of their archives.
+    Members that `selection` excludes do not count as known members of their archives.
     """
 
     def __init__(self, store: FeatureStore | None, selection: Selection | None = None) -> None:
@@ -78,7 +78,7 @@ class Catalogue:
         return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16)
 
     def _member(self, path: str) -> tuple[str, str] | None:
-        """Return the archive and the member of a stored path, None for another, and for a member that is left out."""
+        """Return the archive and the member of a stored path, None for another path, and for an excluded member."""
         member = archives.split(path)
         if member and self._store and self._selection and self._selection.rule(self._store.locate(path)):
             return None
@@ -92,22 +92,22 @@ class Catalogue:
         return self._paths.get(path_key(path)) if len(self._sizes) else None
 
     def unchanged(self, row: int, reference: Reference) -> bool:
-        """Tell whether a file has the size and time that it had when its row was made."""
-        as_it_was = self._sizes[row] == reference.size and self._mtimes[row] == reference.mtime_ns
-        return bool(as_it_was) and self.digest(row) != UNKNOWN
+        """Check whether a file has the size and time that it had when its row was made."""
+        same = self._sizes[row] == reference.size and self._mtimes[row] == reference.mtime_ns
+        return bool(same) and self.digest(row) != UNKNOWN
 
     def as_new(self, row: int | None, mtime_ns: int) -> bool:
-        """Tell whether there is a row, and its file was not older than a time."""
+        """Check whether there is a row, and its file was not older than a time."""
         return row is not None and bool(self._mtimes[row] >= mtime_ns)
 
     def failure(self, path: str, reference: Reference) -> FailureRecord | None:
-        """Return the failure of a file that has the size and time that it had then, None for another."""
+        """Return the failure of a file that still has the size and time that it had then, else None."""
         failure = self.failures.get(path)
         same = failure is not None and (failure.size, failure.mtime_ns) == (reference.size, reference.mtime_ns)
         return failure if same else None
 
     def archive(self, path: str, reference: Reference) -> KnownArchive | None:
-        """Return what is known of an archive that has not changed; None when some of its pictures may not be known."""
+        """Return what is known about an archive that has not changed, None when some of its images may not be known."""
         record = self._archives.get(path)
         if record is None or (record.size, record.mtime_ns) != (reference.size, reference.mtime_ns):
             return None
@@ -118,7 +118,7 @@ class Catalogue:
         return KnownArchive(rows, failures, record.others) if whole else None
 
     def may_hold_copy(self, size: int) -> bool:
-        """Tell whether any row's file has `size` bytes: only then is a digest worth computing."""
+        """Check whether any row's file has `size` bytes: only then is a digest worth computing."""
         if not len(self._known_sizes):
             return False
         i = int(np.searchsorted(self._known_sizes, size))
@@ -129,19 +129,19 @@ class Catalogue:
         return bytes(self._digest_of_row[row])
 
     def row_of_copy(self, digest: bytes) -> int | None:
-        """Return a row whose file had the bytes of `digest`, or None; what is not known equals nothing."""
+        """Return a row whose file had the bytes of `digest`, or None; an unknown digest equals nothing."""
         return None if digest == UNKNOWN else self._digests.get(digest)
 
 
 def path_key(path: str) -> bytes:
-    """Return the 16 bytes that stand for a stored path in memory."""
+    """Return the 16 bytes that represent a stored path in memory."""
     return hashlib.blake2b(path.encode("utf-8", "surrogateescape"), digest_size=16).digest()
 
 
 class _Lookup:
-    """A fixed map from keys of 16 bytes to row numbers: 24 bytes a key, a tenth of a dict.
+    """A fixed map from keys of 16 bytes to row numbers: 24 bytes per key, a tenth of a dict.
 
-    Of equal keys the first row answers.
+    Of equal keys, the first row is found.
     """
 
     def __init__(self, keys: NDArray[np.uint8]) -> None:

@@ -102,9 +102,9 @@ def nothing_found(store: Path, changes: Sequence[Step], excluded: int) -> Source
             reason = f"{step.reference.location} {failure.reason}"
             if step.verdict is Verdict.MISSING:
                 reason += (
-                    f", and no other picture was found for {store}:"
-                    " name pictures that are there; names in a list are relative to the working folder"
+                    f", and no other image was found for {store}:"
+                    " name images that exist; names in a list are relative to the working folder"
                 )
             return SourceError(reason)
     besides = f" besides what is excluded ({excluded}; --list-excluded shows it)" if excluded else ""
-    return SourceError(f"there is no picture in the sources of {store}{besides}: name folders that hold some")
+    return SourceError(f"there is no image in the sources of {store}{besides}: name folders that hold some")

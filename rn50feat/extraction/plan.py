@@ -1,9 +1,9 @@
-"""Decide what a run must do with each file.
+"""Decide what to do with each file.
 
-In: references, and the catalogue of the store. Out: a `Step` for each, and
-for each member of an archive. A file is opened only when the store does not
-know it by path, size and time; it is hashed only when its size is that of a
-picture in the store. An archive that has not changed is not opened either.
+In: references, and the catalogue of the store. Out: a `Step` for each file,
+and for each member of an archive. A file is opened only when the store does
+not know it by path, size and time, and hashed only when an image in the store
+has the same size. An archive that has not changed is not opened.
 """
 
 from __future__ import annotations
@@ -29,32 +29,32 @@ from rn50feat.store.storable import for_ledger, unstorable
 
 
 class Verdict(Enum):
-    """What is to be done with a file."""
+    """What to do with a file."""
 
-    UNCHANGED = "its row stands"
-    TOUCHED = "its row stands, with a new time"
+    UNCHANGED = "its row stays"
+    TOUCHED = "its row stays, with a new time"
     COPY = "its features are those of another row"
     COMPUTE = "it goes through the network"
     FAILED_BEFORE = "it failed, and has not changed"
-    IGNORED = "it is no picture"
-    APPLEDOUBLE = "it is what macOS keeps of another file"
-    EXCLUDED = "a pattern leaves it out"
-    PACKED = "an archive that is compressed as a whole"
-    MISSING = "it is listed, but not there"
-    KNOWN = "an archive, whose members are all as they were"
+    IGNORED = "it is no image"
+    APPLEDOUBLE = "it is macOS metadata of another file"
+    EXCLUDED = "a pattern excludes it"
+    PACKED = "an archive compressed as a whole"
+    MISSING = "it is listed, but does not exist"
+    KNOWN = "an archive that has not changed"
     OPENED = "an archive, whose members follow"
-    UNSTORABLE = "its name, size or time is none that a store can hold"
+    UNSTORABLE = "a store cannot hold its name, size or time"
     UNREADABLE = "an archive that cannot be read this time"
-    LISTED = "an archive, whose members have all come, but for those behind a fault"
+    LISTED = "an archive, after all its members, except those behind a fault"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A file, what to do with it, its own row (None for a new picture) and the row that it is a copy of.
+    """A file, what to do with it, its own row (None for a new image) and the row that it is a copy of.
 
-    For an archive: what is ``known`` of it, the number of ``members`` that
-    follow, its ``fault``, the ``doubt`` about its names, or the ``record`` for
-    the store; for what is excluded, the ``pattern``, and no size or time.
+    For an archive: what is ``known`` about it, the number of ``members`` that
+    follow, its ``fault``, a ``doubt`` about its names, or the ``record`` for
+    the store. For an excluded file: the ``pattern``, and no size or time.
     """
 
     verdict: Verdict
@@ -78,11 +78,11 @@ def plan(
     hashing: bool = True,
     rule: Callable[[str], str | None] = lambda member: None,
 ) -> Iterator[Step]:
-    """Yield a step for each file that was `found`, by what `catalogue` knows of the store at `store`.
+    """Yield a step for each file that was `found`, by what `catalogue` knows about the store at `store`.
 
-    `again` tells which failures to try once more, though their files have not
-    changed. Without `hashing` no file is read whole, and copies are not told from
-    new pictures. `rule` gives the pattern that leaves out a member of an archive.
+    `again` decides which failures to try again although their files have not
+    changed. Without `hashing`, no file is read whole, and copies count as new
+    images. `rule` returns the pattern that excludes a member of an archive.
     """
     known = partial(_step, store=store, catalogue=catalogue, again=again, hashing=hashing)
 
@@ -122,12 +122,12 @@ def _step(
         return Step(Verdict.MISSING, reference, row)
     if archives.is_compressed_whole(reference.location):
         return Step(Verdict.PACKED, reference, row)
-    if row is None and path not in catalogue.failures and not _is_picture(reference):
+    if row is None and path not in catalogue.failures and not _is_image(reference):
         return Step(Verdict.IGNORED, reference)
     if not hashing or not catalogue.may_hold_copy(reference.size):
         return Step(Verdict.COMPUTE, reference, row)
     step = _hashed(reference, row, catalogue)
-    if (fault := unstorable(step.reference)) is not None:  # it has changed since it was listed
+    if (fault := unstorable(step.reference)) is not None:  # it changed after it was listed
         return _unstorable(step.reference, fault, store, catalogue, again)
     return step
 
@@ -135,14 +135,14 @@ def _step(
 def _unstorable(
     reference: Reference, fault: str, store: Path, catalogue: Catalogue, again: Callable[[FailureRecord], bool]
 ) -> Step:
-    """Return the step of a file that can have no row, or none as it is now: an entry in the ledger."""
+    """Return the step of a file that cannot have a row, or not as it is now: an entry in the ledger."""
     entry = for_ledger(reference)
     path = stored_path(store, entry.location)
     row = catalogue.row(path)
     if (failure := catalogue.failure(path, entry)) and not again(failure):
         return Step(Verdict.FAILED_BEFORE, entry, row)
     wanted = archives.is_archive(reference.location) or row is not None or path in catalogue.failures
-    if not wanted and not _is_picture(reference):
+    if not wanted and not _is_image(reference):
         return Step(Verdict.IGNORED, entry)
     return Step(Verdict.UNSTORABLE, entry, row, fault=fault)
 
@@ -154,7 +154,7 @@ def _archive(
     again: Callable[[FailureRecord], bool],
     step: Callable[[Reference], Step],
 ) -> Iterator[Step]:
-    """Yield the steps of an archive: one when all its members are known, else one for each of them, between others."""
+    """Yield the steps of an archive: one if all members are known, else `OPENED`, one per member, and `LISTED`."""
     known, failed = catalogue.archive(path, archive), catalogue.failure(path, archive)
     if known is not None and not (failed and again(failed)) and not _worth_opening(known, again):
         yield Step(Verdict.KNOWN, archive, known=known)
@@ -181,20 +181,21 @@ def _archive(
 
 
 def _worth_opening(known: KnownArchive, again: Callable[[FailureRecord], bool]) -> bool:
-    """Check whether a member that failed may not fail now, or is one that early versions took for an image."""
+    """Check whether a failed member may succeed now, or is one that early versions took for an image."""
     return any(again(failure) or kinds.named_as_appledouble(failure.path) for failure in known.failures)
 
 
 def _is_appledouble(reference: Reference, *, known: bool) -> bool:
-    """Check whether a new file is macOS's metadata of another one; by its name first where looking into it costs.
+    """Check whether a new file is macOS metadata of another one.
 
-    That is where the ledger has it, on every run, and in remote storage.
+    Its name decides first where reading it costs something: on every run for
+    a file in the ledger, and in remote storage.
     """
     unlikely = not kinds.named_as_appledouble(reference.location)
     if reference.size < 0 or (unlikely and (known or is_url(reference.location))):
         return False
     if unlikely and not decoding.has_image_suffix(reference.location):
-        return False  # it will be looked into anyway
+        return False  # its content is checked anyway
     try:
         return kinds.is_appledouble(sources.head(reference))
     except SourceError:
@@ -202,10 +203,10 @@ def _is_appledouble(reference: Reference, *, known: bool) -> bool:
 
 
 def _hashed(reference: Reference, row: int | None, catalogue: Catalogue) -> Step:
-    """Tell a copy of a known picture from one that must be computed."""
+    """Return the step of a file after hashing it: touched, a copy of a known image, or to be computed."""
     try:
         reference = sources.digest(reference)
-    except SourceError:  # the engine will meet the same error, and report it
+    except SourceError:  # the engine meets the same error, and reports it
         return Step(Verdict.COMPUTE, reference, row)
     if row is not None and catalogue.digest(row) == reference.digest:
         return Step(Verdict.TOUCHED, reference, row)
@@ -213,12 +214,12 @@ def _hashed(reference: Reference, row: int | None, catalogue: Catalogue) -> Step
     return Step(Verdict.COMPUTE if twin is None else Verdict.COPY, reference, row, twin)
 
 
-def _is_picture(reference: Reference) -> bool:
+def _is_image(reference: Reference) -> bool:
     if decoding.has_image_suffix(reference.location):
         return True
     if is_url(reference.location) and os.path.splitext(reference.location)[1]:
-        return False  # not looked into: every run would pay for that again
+        return False  # not read: every run would pay for that again
     try:
         return decoding.has_image_signature(sources.head(reference))
-    except SourceError:  # it cannot be read, and its name does not say picture
+    except SourceError:  # it cannot be read, and its name is not that of an image
         return False

@@ -1,7 +1,7 @@
-"""Tell what a run would do, without doing it.
+"""Report what a run would do, without doing it.
 
-In: what `extract` takes. Out: a `Preview`. Reads folders and the store;
-opens no picture beyond its first bytes, writes nothing, and needs no torch.
+In: the arguments of `extract`. Out: a `Preview`. Reads folders and the store;
+reads no image beyond its first bytes, writes nothing, and needs no torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from rn50feat.store.layout import ROWS, WIDTH
 from rn50feat.store.reader import FeatureStore, locate_output
 
 # Measured in bytes, on stores of 1 to 10,000 rows that `writer` made in batches of 32: what a file with one row takes
-# beside its chunk of features, which is tables and the first chunk of every other column, and what each row adds to
+# besides its chunk of features, which is tables and the first chunk of every other column, and what each row adds to
 # that: 73 and its path, which is often about as long.
 FIRST_ROW = 110_000
 ROW_OVERHEAD = 150
@@ -34,15 +34,15 @@ ROW_OVERHEAD = 150
 
 @dataclass(frozen=True)
 class Preview:
-    """What a run would meet, in files, and what it would take.
+    """What a run would find, in files, and what it would take.
 
-    ``compute`` counts new and changed pictures; copies of known ones are
-    among them, since they are told only by reading them. ``missing`` counts
-    names in a list that lead to no file. ``seconds`` comes
-    from the rate of the last run that computed anything, None without one;
-    ``bytes`` is about the size that the store would have, in float16 where
-    only the run's precision will decide. ``download`` names the weights that
-    a run would download first, None where it would not.
+    ``compute`` counts new and changed images, and copies of known ones, which
+    only reading them reveals. ``missing`` counts names in a list that lead to
+    no file. ``seconds`` follows from the rate of the last run that computed
+    anything, None without one; ``bytes`` is the approximate size of the store
+    afterwards, in float16 where only the run's precision will decide.
+    ``download`` names the weights that a run would download first, None for
+    no download.
     """
 
     compute: int
@@ -78,7 +78,7 @@ def preview(
     options: EngineOptions = EngineOptions(),
     on_excluded: Callable[[Excluded], None] = lambda excluded: None,
 ) -> Preview:
-    """Return what `extract` would do with the same arguments; raises what it would raise before it begins."""
+    """Return what `extract` would do with the same arguments; raise what it would raise before it begins."""
     selection = Selection.of(pictures)
     pruning.check(selection, prune)
     path = locate_output(store)
@@ -88,7 +88,7 @@ def preview(
     catalogue = Catalogue(old, selection)
     met = np.zeros(len(catalogue), bool)
     counts: Counter[Verdict] = Counter()
-    arrived: set[int] = set()  # the sizes of new files: images that moved are among them
+    arrived: set[int] = set()  # the sizes of new files, among which are images that moved
     found = selection.found()
     attempts = Attempts(options.max_megapixels * 1_000_000, all_again=retry_failed, damaged=damaged)
     for step in plan(found, path, catalogue, again=attempts.another, hashing=False, rule=selection.rule):
@@ -126,7 +126,7 @@ def preview(
 
 
 def _growth(rows: int, more: int, itemsize: int) -> int:
-    """Return about how many bytes `more` rows add to a store of some `rows`, whose features come in whole chunks."""
+    """Return about how many bytes `more` rows add to a store with `rows`, whose features come in whole chunks."""
     chunk = ROWS["features"][2]
     chunks = -(-(rows + more) // chunk) - -(-rows // chunk)
     fixed = FIRST_ROW if more and not rows else 0
@@ -134,7 +134,7 @@ def _growth(rows: int, more: int, itemsize: int) -> int:
 
 
 def _last_rate(store: FeatureStore) -> float | None:
-    """Return the images/s of the last run that computed something; merges and imports take rows, and compute none."""
+    """Return the images/s of the last run that computed something; merges and imports compute nothing."""
     for run in reversed(store.runs()):
         if run.get("command", "extract") == "extract" and (rate := run["counts"].get("images_per_second")):
             return float(rate)

@@ -1,8 +1,8 @@
-"""Check that a store is what it should be.
+"""Check that a store is intact.
 
-In: a store. Out: findings, each of which is a fault, and notes, which are
-none. Reads every chunk; on demand also the pictures' files, or the network's
-features of some of them once more.
+In: a store. Out: findings, which are faults, and notes, which are not. Reads
+every chunk; on demand, hashes the image files again, or computes some rows
+again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ BLOCK = 4096
 
 @dataclass
 class Findings:
-    """What `verify` found: faults, and what is worth knowing. The last of the faults is the index's, if it has one."""
+    """What `verify` found: faults, and notes. If the index has a fault, it is the last one."""
 
     findings: list[str] = field(default_factory=list)
     index_fault: bool = False
@@ -57,15 +57,15 @@ def verify(
 ) -> Findings:
     """Check the datasets of `store` against each other, and every row.
 
-    `sources` hashes the pictures' files again and compares; `recompute`
-    computes the features of so many random rows again and compares: a driver
-    or library that has begun to give other vectors shows there.
+    `sources` hashes the image files again and compares; `recompute` computes
+    that many random rows again and compares, which reveals a driver or
+    library that has begun to give other vectors.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     if recompute and store.provenance.unstated:
         raise WeightsError(
-            f"the features of {store.path} were imported, made by {store.provenance.network}, and no picture can be"
-            " computed alike: leave --recompute out"
+            f"the features of {store.path} were imported, made by {store.provenance.network}, which cannot be"
+            " repeated here: leave --recompute out"
         )
     report = Findings()
     with store.reading():
@@ -84,7 +84,7 @@ def verify(
 
 
 def _check_index(store: FeatureStore, report: Findings) -> None:
-    """Hash the index, if there is one, and compare what it is of."""
+    """Hash the index, if there is one, and check that it belongs to the store."""
     try:
         facts = index_file.read_facts(store.path, thorough=True)
         if facts is not None:
@@ -96,7 +96,7 @@ def _check_index(store: FeatureStore, report: Findings) -> None:
 
 
 def _check_shapes(store: FeatureStore, report: Findings) -> bool:
-    """Check that all datasets are there, of one length each for rows and ledger."""
+    """Check that all datasets exist, and that those of a table have the same length."""
     layout = store.layout()
     for table in TABLES:
         if any(table is other for other in OPTIONAL.values()) and not any(name in layout for name in table):
@@ -115,7 +115,7 @@ def _check_shapes(store: FeatureStore, report: Findings) -> bool:
 
 @contextmanager
 def _reading(what: str, report: Findings) -> Iterator[None]:
-    """Make a finding of what cannot be read; too little memory says nothing about the store."""
+    """Report what cannot be read as a finding; too little memory says nothing about the store."""
     try:
         yield
     except OutOfMemoryError:
@@ -125,7 +125,7 @@ def _reading(what: str, report: Findings) -> Iterator[None]:
 
 
 def _check_numbers(store: FeatureStore, report: Findings) -> None:
-    """Check the columns of numbers: ids are given once, files have sizes."""
+    """Check the columns of numbers: ids are unique, files have sizes."""
     with _reading("ids, size, mtime_ns or digest", report):
         ids, sizes = store.column("ids"), store.column("size")
         store.column("mtime_ns"), store.column("digest")
@@ -175,7 +175,7 @@ def _check_paths(store: FeatureStore, report: Findings) -> None:
 
 
 def _is_plain(path: str) -> bool:
-    """Tell whether a stored path is one that `extract` writes: without ``..``, and never empty.
+    """Check whether a stored path is one that `extract` writes: without ``..``, and never empty.
 
     In an archive, a member's name is only a name, and so is that of an object in remote storage.
     """
@@ -184,7 +184,7 @@ def _is_plain(path: str) -> bool:
 
 
 def _check_sources(store: FeatureStore, report: Findings) -> None:
-    """Hash every file again: other bytes under the same size and time are a fault, a new time is not."""
+    """Hash every file again: other bytes with the same size and time are a fault, a new time is not."""
     gone = changed = hashed = 0
     for row, known in enumerate(_references(store)):
         hashed += 1
@@ -215,10 +215,10 @@ def _check_again(
     start: StartEngine,
     on_download: OnDownload,
 ) -> None:
-    """Compute random rows again; pictures that are gone or have changed are left out."""
+    """Compute random rows again, except those whose images are gone or have changed."""
     rows = _drawn(store, count)
     if not rows:
-        report.notes.append("no row was computed again: the pictures that were drawn are gone or have changed")
+        report.notes.append("no row was computed again: the images that were drawn are gone or have changed")
         return
     references = [Reference(location, 0, 0) for location in rows]
     worst, exact = 0.0, _computed_exactly(store)
@@ -237,7 +237,7 @@ def _check_again(
 
 
 def _drawn(store: FeatureStore, count: int) -> dict[str, NDArray[np.float32]]:
-    """Return the stored features of random rows, float32 of shape (2048,), by the location of their pictures."""
+    """Return the stored features of random rows, float32 of shape (2048,), by the location of their images."""
     with store.reading():
         rows = np.sort(np.random.default_rng().permutation(len(store))[:count])
         known = [store.references(int(row), 1)[0] for row in rows]
@@ -246,6 +246,6 @@ def _drawn(store: FeatureStore, count: int) -> dict[str, NDArray[np.float32]]:
 
 
 def _computed_exactly(store: FeatureStore) -> bool:
-    """Tell whether all rows were computed, and are stored, in fp32."""
+    """Check whether all rows were computed, and are stored, in fp32."""
     precisions = {run["precision"] for run in store.runs()}
     return store.dtype == np.float32 and precisions <= {None, "fp32"}

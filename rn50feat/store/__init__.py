@@ -2,6 +2,7 @@
 
 In: arrays, references and a provenance record. Out: one HDF5 file, read as
 arrays and frozen records. Order: `damage`, `rows`, `layout`, `storable`,
-`opening`, `reader`, `marks`, `snapshot`, `writer`, `compact`. Never imports
-`model`: a store works without torch.
+`opening`, `reader`, `marks`, `snapshot`, `writer`, `compact`, `summary`,
+`session`. Rows are written through a `session`. Never imports `model`: a store
+works without torch.
 """

@@ -145,7 +145,7 @@ def test_a_terminal_gets_a_table(store: Path) -> None:
             1,
             "nowhere.pth: no such file: use imagenet-v1",
         ),
-        (["extract", "empty", "new.h5", "--weights", "random"], 1, "no picture in the sources of"),
+        (["extract", "empty", "new.h5", "--weights", "random"], 1, "no image in the sources of"),
         (["extract", "pictures", "new.h5", "--weights", "random", "--device", "tpu"], 1, "there is no device tpu"),
         (["extract", "pictures"], 2, "Missing argument"),
         (["extract", "pictures", "new.h5", "--batch-size", "-1"], 2, "--batch-size"),

@@ -67,7 +67,7 @@ def test_a_picture_that_fails_on_the_way_counts_in_no_rate() -> None:
 
 
 def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="holds no picture among"):
+    with pytest.raises(SourceError, match="holds no image among"):
         bench.bench(tmp_path)
 
 
@@ -75,7 +75,7 @@ def test_a_picture_that_cannot_be_decoded_is_an_error_of_one_line(tmp_path: Path
     (tmp_path / "broken.jpg").write_text("x\n")
     done = CliRunner().invoke(main, ["bench", str(tmp_path / "broken.jpg")])
     assert done.exit_code == 1
-    assert re.fullmatch(r"Error: \S+broken.jpg holds no picture that can be decoded \(.*\): name .*\n", done.output)
+    assert re.fullmatch(r"Error: \S+broken.jpg holds no image that can be decoded \(.*\): name .*\n", done.output)
 
 
 @pytest.mark.parametrize(
@@ -84,7 +84,7 @@ def test_a_picture_that_cannot_be_decoded_is_an_error_of_one_line(tmp_path: Path
         ("network", "torch", "cpu", "pip install 'rn50feat[openvino]', a GPU"),
         ("network", "openvino", "cpu", "a GPU"),
         ("network", "torch", "cuda:0", "a faster GPU"),
-        ("decoding", "torch", "cuda:0", "more cores, or pictures made smaller"),
+        ("decoding", "torch", "cuda:0", "more cores, or smaller images"),
         ("decoding", "torch", "cpu", "more cores"),
         ("reading", "torch", "cpu", "a faster disk"),
     ],

@@ -153,7 +153,7 @@ def test_overwrite_leaves_the_old_store_until_there_is_something_new(pictures: P
     before = (pictures.parent / "out.h5").read_bytes()
     empty = pictures.parent / "empty"
     empty.mkdir()
-    with pytest.raises(SourceError, match="no picture"):
+    with pytest.raises(SourceError, match="no image"):
         rn50feat.extract(empty, pictures.parent / "out.h5", weights="random", overwrite=True, start=start)
     assert (pictures.parent / "out.h5").read_bytes() == before
 

@@ -191,7 +191,7 @@ def test_prune_still_refuses_what_looks_like_an_unmounted_disk(nas: Path, start:
 
 
 def test_a_run_that_finds_nothing_else_says_so(nas: Path, start: FakeStart) -> None:
-    with pytest.raises(SourceError, match=r"no picture .* besides what is excluded \(7; --list-excluded shows it\)"):
+    with pytest.raises(SourceError, match=r"no image .* besides what is excluded \(7; --list-excluded shows it\)"):
         extract("pictures", start, "*")
     assert not Path("out.h5").exists()
 
