@@ -283,7 +283,7 @@ class FeatureStore:
             return [ArchiveRecord(*entry) for entry in layout.entries(file, ARCHIVES)] if "archives" in file else []
 
     def runs(self) -> list[dict[str, Any]]:
-        """Read the record of each run, oldest first; see `summary.record`."""
+        """Read the record of each run, oldest first; see `summary.RunRecord`."""
         with self._access() as file:
             return [_run(text) for text in layout.dataset(file, "runs")[:]]
 
