@@ -92,7 +92,7 @@ def test_overwrite_replaces_a_store_at_the_first_commit_and_no_other_file(path: 
         session.commit()
     assert values(path) == {"2.jpg": 2}
     path.write_text("my notes")
-    with pytest.raises(StoreError, match="no HDF5 file"), WriteSession(path, "extract", overwrite=True):
+    with pytest.raises(StoreError, match="not an HDF5 file"), WriteSession(path, "extract", overwrite=True):
         pass
     with run_lock(path):  # nothing holds it any more
         assert path.read_text() == "my notes"
@@ -188,7 +188,7 @@ def test_rows_that_cannot_be_stored_are_failures(path: Path) -> None:
     assert (session.summary.new, session.summary.failed) == (1, 4)
     assert {failure.path: (failure.reason, failure.attempts) for failure in FeatureStore(path).failures()} == {
         "0.jpg": ("has features that are all zero", 1),
-        "70000.jpg": ("has features that are not finite in float16: a new store with --dtype float32 holds them", 1),
+        "70000.jpg": ("has features that are not finite in float16: use a new store with --dtype float32", 1),
         "4.jpg": ("is damaged: has no end marker: --damaged keep gives it a row", 1),
         "5.jpg": ("is broken", 3),
     }
