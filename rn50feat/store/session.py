@@ -271,7 +271,7 @@ class WriteSession:
 
     def update_weights_path(self) -> None:
         """Note where the weights are now, if they have moved."""
-        old, new = self.old and self.old.provenance, self._provenance
+        old, new = None if self.old is None else self.old.provenance, self._provenance
         if old is not None and new is not None and old.weights_path != new.weights_path:
             with self.summary.timed("write"):
                 self._open().update_provenance(new)
