@@ -82,7 +82,7 @@ def bench(
         return ""
 
     sound = _sound(contents, decode, folder)
-    decoding = _rate(decode, sound)
+    decoded = _rate(decode, sound)
     backend = with_weights(lambda: local.backend(chosen, origin, options))
     side, size = origin.preprocessing.crop, options.batch_size or backend.batch_size
     crops = np.zeros((size, side, side, 3), origin.preprocessing.crop_dtype)
@@ -96,7 +96,7 @@ def bench(
         network = size * backend.lanes * _rate(compute, [None])
     with local.engine(backend, origin.preprocessing, options) as engine:
         together = _together(engine, [reference for reference, _ in sound])
-    stages = {"reading": reading, "decoding": decoding * limits.cores(), "network": network}
+    stages = {"reading": reading, "decoding": decoded * limits.cores(), "network": network}
     bottleneck = min(stages, key=stages.__getitem__)
     return Benchmark(
         pictures=len(sound),
@@ -107,7 +107,7 @@ def bench(
         precision=backend.precision,
         listing=listing,
         reading=reading,
-        decoding=decoding,
+        decoding=decoded,
         network=network,
         together=together,
         bottleneck=bottleneck,
