@@ -52,7 +52,7 @@ def test_the_command_prints_a_table_or_json(pictures: Path) -> None:
     assert [line.split()[0] for line in printed.splitlines()] == [
         "listing", "reading", "decoding", "network", "together", "left", "the",
     ]  # fmt: skip
-    assert "left out          1  pictures" in printed
+    assert "left out          1  images" in printed
     result = json.loads(CliRunner().invoke(main, ["bench", str(pictures), "--json"]).output)
     assert (result["backend"], result["left_out"]) == ("fake", 1)
 
