@@ -25,7 +25,8 @@ OPENVINO = ["openvino>=2025.0"]
 PARQUET = ["pyarrow>=17"]
 QDRANT = ["qdrant-client>=1.12"]
 RAY = ["ray>=2.52"]  # the first with tokens
-# keras and google-crc32c are what the readers of weight files are compared with.
+SLIM = ["google-crc32c>=1.6"]
+# keras is what the readers of weight files are compared with.
 TEST = [
     "build>=1.3",  # the first with --quiet
     "setuptools>=69",
@@ -35,7 +36,6 @@ TEST = [
     "mypy>=1.18",
     "scikit-learn>=1.5",
     "keras>=3.8",
-    "google-crc32c>=1.6",
     "pandas>=2.2",
     *HEIC,
     *OPENVINO,
@@ -43,6 +43,7 @@ TEST = [
     *QDRANT,
     *REMOTE,
     *RAY,
+    *SLIM,
     "moto[server]>=5",
     "jsonschema>=4.20",
 ]
@@ -80,7 +81,7 @@ setup(
         "qdrant": QDRANT,
         "remote": REMOTE,
         "ray": RAY,
-        "slim": [],  # what it brought comes with rn50feat by now
+        "slim": SLIM,
         "test": TEST,
     },
     entry_points={"console_scripts": ["rn50feat=rn50feat.cli.main:main"]},

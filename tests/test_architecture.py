@@ -24,6 +24,7 @@ OWNERS = {
     "click": {"cli"},
     "faiss": {"searching.faiss_index"},
     "fsspec": {"sources.remote"},
+    "google_crc32c": {"model.weight_files.crc32c"},
     "h5py": {"durable.hdf5_storage", "model.weight_files.hdf5", "model.weight_files.keras", "store"},
     "openvino": {"backends.openvino"},
     "pathspec": {"sources.exclusion"},

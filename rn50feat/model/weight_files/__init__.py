@@ -2,8 +2,8 @@
 
 In: a file of Keras (HDF5 or ``.keras``) or a TensorFlow checkpoint. Out: its
 tensors under torchvision's names, and which of the published networks it holds.
-Nothing in a file is ever executed. numpy and, for Keras, h5py are all
-that it takes.
+Nothing in a file is ever executed. Keras' files take h5py, checkpoints
+google-crc32c.
 """
 
 from __future__ import annotations
