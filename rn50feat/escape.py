@@ -14,8 +14,6 @@ _UNSEEN = re.compile(
 )
 _NO_TEXT = re.compile("[\ud800-\udfff]")
 _SHORT = {"\n": r"\n", "\t": r"\t", "\r": r"\r", "\\": "\\\\"}
-_LONG = {short[1]: character for character, short in _SHORT.items()}
-_SPELLED_OUT = re.compile(r"\\(?:([ntr\\])|x([01][0-9a-f]|7f)|u([0-9a-f]{4}))")
 
 
 def one_line(name: str) -> str:
@@ -24,11 +22,6 @@ def one_line(name: str) -> str:
     Bytes that are not UTF-8 stay surrogate escapes.
     """
     return _UNSEEN.sub(_spelled_out, name)
-
-
-def unescaped(line: str) -> str:
-    """Restore the name that `one_line` escaped as `line`."""
-    return _SPELLED_OUT.sub(lambda match: _LONG.get(match[1]) or chr(int(match[2] or match[3], 16)), line)
 
 
 def as_text(name: str) -> str:

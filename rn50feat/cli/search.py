@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
@@ -24,10 +24,6 @@ from rn50feat.cli.options import (
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.engines.contract import EngineOptions
-from rn50feat.escape import unescaped
-
-if TYPE_CHECKING:
-    from rn50feat.store.reader import FeatureStore
 
 
 @click.command("search", no_args_is_help=True)
@@ -92,7 +88,6 @@ def command(
         raise click.UsageError("--weights requires a QUERY image: --stored computes nothing.")
     options = EngineOptions(**engine)
     store = open_store(named[0] if named else None, ending)
-    stored = _as_stored(stored, store)
     settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score}
     settings |= {"exclude_self": exclude_self, "exact": exact, "check": check}
     results = by_path(stored, store, **settings) if stored else []
@@ -117,10 +112,3 @@ def command(
                 say(f"{result.query}: no hits")
         default = report.table if sys.stdout.isatty() else report.tab_separated
         write({"csv": report.comma_separated, "null": report.nul_separated}.get(form or "", default)(results))
-
-
-def _as_stored(paths: tuple[str, ...], store: FeatureStore) -> tuple[str, ...]:
-    """Resolve paths as a search printed them: one that no image has is taken to be escaped."""
-    if not any("\\" in path for path in paths):
-        return paths
-    return tuple(unescaped(path) if row is None else path for path, row in zip(paths, store.rows_of(paths)))

@@ -155,7 +155,7 @@ def _rows_of(names: Sequence[str], store: FeatureStore) -> list[int]:
         rows = [other if row is None else row for row, other in zip(rows, others)]
     for name, row in zip(names, rows):
         if row is None:
-            remedy = "use a path as rn50feat search shows it"
+            remedy = "use a path as rn50feat search -0 shows it"
             if suggestions := _suggestions(name, store):
                 remedy = f"did you mean {' or '.join(suggestions)}?"
             raise QueryError(f"{store.path} has no image {name}: {remedy}")

@@ -99,7 +99,7 @@ def test_small_limits_are_named_as_they_are() -> None:
         ("search --stored pictures/red.png --metric ip --min-score inf", 1, "--min-score inf is no number"),
         ("search --stored red.png", 1, "has no image red.png: did you mean pictures/red.png?"),
         ("search --stored pictures/whit.png", 1, "did you mean pictures/white.png?"),
-        ("search --stored nothing", 1, "give a path as rn50feat search shows it"),
+        ("search --stored nothing", 1, "give a path as rn50feat search -0 shows it"),
         ("duplicates --exact --threshold 0.9", 2, "--exact cannot be combined with --threshold"),
         ("duplicates --exact --scan", 2, "--exact cannot be combined with --scan"),
         ("duplicates --threshold nan", 2, "nan is not a number"),
