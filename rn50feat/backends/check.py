@@ -1,13 +1,12 @@
 """Compare a fast way of running the network with the plain one before using it.
 
-In: a function from crops to features. Out: the distance of its rows from
-those of torch on the CPU in fp32, relative to the spread of the rows: with
-most weights, cosines of different images are near 1 and say little.
+In: rows of both for the same crops. Out: how far they differ, relative to the
+spread of the rows: with most weights, cosines of different images are near 1
+and say little.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -38,12 +37,3 @@ def error(actual: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """Compute the largest distance of a row from the expected one, both (n, 2048), relative to the expected spread."""
     spread = np.sqrt(((expected - expected.mean(0)) ** 2).sum(1).mean())
     return float(np.nan_to_num(np.linalg.norm(actual - expected, axis=1).max() / spread, nan=np.inf))
-
-
-def measure(
-    preprocessing: Preprocessing, plain: Callable[[Crops], NDArray[np.float32]]
-) -> Callable[[Callable[[Crops], NDArray[np.float32]]], float]:
-    """Build a function that measures the error of another way to run the network, compared with `plain`."""
-    given = crops(preprocessing)
-    expected = plain(given)
-    return lambda fast: error(fast(given), expected)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import copy
 import logging
 import queue
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import partial
 from threading import Lock
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from rn50feat.backends.contract import Crops
 
 logger = logging.getLogger(__name__)
+
+Compute = Callable[["Crops"], "NDArray[np.float32]"]
 
 # Batches at once on a CPU: while the threads of one wait for each other, those of the other compute (43.6 instead of
 # 40.9 images/s).
@@ -58,21 +60,21 @@ class TorchBackend:
             dtype = _DTYPES[cpu_precision(precision)]
             if (cores := limits.quota()) is not None:  # torch would start a thread for each core of the machine
                 torch.set_num_threads(cores)
-            self.batch_size = CPU_BATCH
-            lanes: Sequence[Lane] = CPU_LANES * [CpuLane(_on_cpu(network, preprocessing, dtype))]
-            self.device = device
+            self.batch_size, self.device = CPU_BATCH, device
+            lanes = CPU_LANES * [_on_cpu(network, preprocessing, dtype)]
         else:
             devices = cuda.devices(device)
             dtype = cuda.precision(precision, devices[0])
             placed = _on_cuda(network, preprocessing, devices, dtype, drop=device == "auto")
             self.batch_size = min(cuda.batch_size(each, dtype.itemsize) for each in placed)
-            # The first lane of every device comes before any second one.
-            lanes = [cuda.Lane(module, each) for _ in range(cuda.LANES) for each, module in placed.items()]
             self.device = ",".join(map(str, placed))
+            size = PartSize(self.device)
+            # The first lane of every device comes before any second one.
+            free = [cuda.Lane(module, each) for _ in range(cuda.LANES) for each, module in placed.items()]
+            lanes = [partial(in_parts, lane, size=size) for lane in free]
         self.precision = next(name for name, value in _DTYPES.items() if value == dtype)
         self.lanes = len(lanes)
-        self._size = PartSize(self.device)
-        self._free: queue.LifoQueue[Lane] = queue.LifoQueue()
+        self._free: queue.LifoQueue[Compute] = queue.LifoQueue()
         for lane in reversed(lanes):
             self._free.put(lane)
 
@@ -84,34 +86,9 @@ class TorchBackend:
         """
         lane = self._free.get()
         try:
-            return in_parts(lane, crops, self._size)
+            return lane(crops)
         finally:
             self._free.put(lane)
-
-
-class Lane(Protocol):
-    """One of several parallel ways through the network, for one batch at a time."""
-
-    def features(self, crops: Crops) -> NDArray[np.float32]:
-        """Compute the features of `crops`."""
-
-    def release(self) -> None:
-        """Free memory before smaller batches come."""
-
-
-class CpuLane:
-    """The network on the CPU; several threads may share it."""
-
-    def __init__(self, network: torch.nn.Module) -> None:
-        self._network = network
-
-    def features(self, crops: Crops) -> NDArray[np.float32]:
-        with torch.inference_mode(), exact():
-            features: NDArray[np.float32] = self._network(torch.from_numpy(crops)).numpy()
-        return features
-
-    def release(self) -> None:
-        """Do nothing: the system manages the CPU's memory."""
 
 
 class PartSize:
@@ -154,7 +131,7 @@ class PartSize:
             self._reported.add(size)
 
 
-def in_parts(lane: Lane, crops: Crops, size: PartSize) -> NDArray[np.float32]:
+def in_parts(lane: cuda.Lane, crops: Crops, size: PartSize) -> NDArray[np.float32]:
     """Compute the features of `crops`, float32 (n, 2048), as many at once as memory allows."""
     parts, first = [], 0
     while first < len(crops):
@@ -173,11 +150,18 @@ def in_parts(lane: Lane, crops: Crops, size: PartSize) -> NDArray[np.float32]:
     return np.concatenate(parts)
 
 
-def _on_cpu(network: Network, preprocessing: Preprocessing, dtype: torch.dtype) -> torch.nn.Module:
-    """Copy `network` to the CPU as a module that takes crops, fused if oneDNN allows."""
+def _on_cpu(network: Network, preprocessing: Preprocessing, dtype: torch.dtype) -> Compute:
+    """Build a function that runs a copy of `network` on the CPU, fused if oneDNN can; threads may share it."""
     resnet = copy.deepcopy(network.module).to(dtype).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        return Normalized(fused_on_cpu(resnet, dtype), preprocessing)
+        module = Normalized(fused_on_cpu(resnet, dtype), preprocessing)
+
+    def compute(crops: Crops) -> NDArray[np.float32]:
+        with torch.inference_mode(), exact():
+            features: NDArray[np.float32] = module(torch.from_numpy(crops)).numpy()
+        return features
+
+    return compute
 
 
 def _on_cuda(
@@ -187,7 +171,8 @@ def _on_cuda(
 
     Raises `DeviceError` for any other device; with `drop`, only if none is correct.
     """
-    measure = check.measure(preprocessing, CpuLane(_on_cpu(network, preprocessing, torch.float32)).features)
+    given = check.crops(preprocessing)
+    expected = _on_cpu(network, preprocessing, torch.float32)(given)
     limit = check.LIMITS[next(name for name, value in _DTYPES.items() if value == dtype)]
 
     def place(device: torch.device, finish: Callable[[torch.nn.Module], torch.nn.Module]) -> torch.nn.Module:
@@ -195,7 +180,7 @@ def _on_cuda(
         return Normalized(finish(resnet), preprocessing).to(device)
 
     def error(lane: cuda.Lane) -> float:
-        return measure(lambda crops: in_parts(lane, crops, PartSize(str(device))))
+        return check.error(in_parts(lane, given, PartSize(str(device))), expected)
 
     working, problems = {}, []
     for device in devices:

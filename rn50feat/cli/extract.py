@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -160,7 +162,9 @@ def command(
         _show_preview(selection, out, ending, as_json, options=options, **settings)
         return
     errors: list[RN50FeatError] = []
-    with progress(quiet) as on_progress, signals() as should_stop:
+    # With --json, stdout is for one object: Ray prints there why a worker died.
+    aside = redirect_stdout(sys.stderr if as_json else sys.stdout)
+    with progress(quiet) as on_progress, signals() as should_stop, aside:
         try:
             summary = run(
                 selection,

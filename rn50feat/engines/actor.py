@@ -1,7 +1,7 @@
-"""A worker of a cluster, as the process that leads it sees it.
+"""Lead one worker of a cluster.
 
-In: portions of references. Out: the streams of their batches, checked for
-what only a node of a cluster can get wrong; and why a worker died, in a line.
+In: portions of references. Out: their batches, checked for what only a node
+of a cluster can get wrong; and why a worker died, in one line.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from rn50feat.engines.node import RemoteEngine, versions
 from rn50feat.engines.portion import Portion
 from rn50feat.errors import ClusterError
 
-AHEAD = 2  # portions at a worker: the one in hand, and one that waits, so that it never waits itself
-# Pictures in a portion: twice as many each time until they take `SECONDS`. Between two portions the network waits
-# for the first pictures to be decoded; the larger they are, the longer the others wait for the last one.
+AHEAD = 2  # portions at a worker: the one in hand and the next, so that it never waits
+# Images in a portion: twice as many each time until they take `SECONDS`. Between two portions the network waits
+# for the first images to be decoded; the larger portions are, the longer the others wait for the last one.
 SECONDS = 2.0
-FIRST = {"cpu": 32, "cuda": 512}  # whole batches from the start: a GPU gets its graph for the first one
+FIRST = {"cpu": 32, "cuda": 512}  # whole batches from the start
 LARGEST = 8192
 
 
 class Actor:
-    """An actor at a place: what it was asked, and how it fares."""
+    """A worker at a place, and the portions that it has."""
 
     def __init__(self, place: Place, packed: bytes) -> None:
-        """Start an actor there with a packed `Assignment`."""
+        """Start it with a packed `Assignment`."""
         settings: dict[str, Any] = {
             "num_cpus": place.cpus,
             "num_gpus": place.gpus,
             "max_restarts": 0,
-            "max_task_retries": 0,  # it is the driver that knows what to try again
+            "max_task_retries": 0,  # the driver knows what to try again
             "scheduling_strategy": NodeAffinitySchedulingStrategy(place.node, soft=False),
         }
         self.place = place
@@ -46,10 +46,10 @@ class Actor:
         self._actor = remote(RemoteEngine).remote()
         device = "cuda" if place.gpus else "cpu"
         self._size = FIRST[device]
-        # The reference of its answer; None once it has come.
+        # What it will answer with its facts; None once it has.
         self.start: Any = self._actor.start.remote(versions(), packed, max(1, place.cpus), device)
         self._streams: deque[tuple[Any, Portion]] = deque()  # of batches
-        self._begun = 0.0  # when it took up the portion in hand
+        self._begun = 0.0  # when it began the portion in hand
         self._sees = False  # it has read a file
 
     @property
@@ -59,51 +59,47 @@ class Actor:
 
     @property
     def wants(self) -> int:
-        """The number of references that it should be given now."""
+        """How many references it should be given now."""
         return self._size if self.start is None and len(self._streams) < AHEAD else 0
 
     @property
     def portions(self) -> list[Portion]:
-        """What it has, the portion in hand first."""
+        """The portions that it has, the one in hand first."""
         return [portion for _, portion in self._streams]
 
     def give(self, portion: Portion) -> None:
-        """Hand it a portion, behind those that it has."""
+        """Give it a portion, after those that it has."""
         if not self._streams:
             self._begun = time.monotonic()
         stream = self._actor.embed.options(num_returns="streaming").remote(portion.references)
         self._streams.append((stream, portion))
 
     def take(self) -> tuple[Batch, dict[str, float]] | None:
-        """Return its next batch, which is there, and the seconds of each stage; None when it is done with the portion.
+        """Take its next batch, which is ready, and the seconds of each stage; None when it is done with the portion.
 
-        Raises Ray's errors, and `ClusterError` when it sees nothing of its first batch.
+        Raises Ray's errors, and `ClusterError` if it sees no file of its first batch.
         """
         stream, portion = self._streams[0]
         try:
             batch, seconds = ray.get(next(stream))
         except StopIteration:
-            self._go_on()
+            self._streams.popleft()
+            now = time.monotonic()
+            if portion.size == self._size and now - self._begun < SECONDS:
+                self._size = min(2 * self._size, LARGEST)
+            self._begun = now
             return None
         portion.take(batch)
         return self._checked(batch), seconds
 
-    def _go_on(self) -> None:
-        """Go on to the portion that waits; take more at once when the last one did not take long."""
-        _, portion = self._streams.popleft()
-        now = time.monotonic()
-        if portion.size == self._size and now - self._begun < SECONDS:
-            self._size = min(2 * self._size, LARGEST)
-        self._begun = now
-
     def _checked(self, batch: Batch) -> Batch:
-        """Return a batch in which files that lie here, and are not seen there, are failures of access."""
+        """Make files that exist here, and are not seen there, failures of access."""
         size = len(batch.references) + len(batch.failures)
         unseen = [f for f in batch.failures if f.cause != "content" and os.access(f.reference.location, os.R_OK)]
         if size == len(unseen) > 0 and not self._sees:  # thousands would follow
             raise ClusterError(
                 f"the node {self.place.host} does not see {unseen[0].reference.location} ({unseen[0].reason}):"
-                " mount the pictures at the same path on every node, readable by Ray's user"
+                " mount the images at the same path on every node, readable by Ray's user"
             )
         self._sees = self._sees or len(unseen) < size
 
@@ -115,12 +111,12 @@ class Actor:
         return replace(batch, failures=tuple(map(corrected, batch.failures)))
 
     def dismiss(self) -> None:
-        """End its process, if that has not ended."""
+        """End its process, if it still runs."""
         ray.kill(self._actor)
 
 
 def reason(death: Exception, place: Place) -> str:
-    """Say in one line why a worker died, from Ray's many; raise `ClusterError` when it had no rn50feat to start."""
+    """Shorten Ray's account of a worker's death to one line; raise `ClusterError` if the node lacks rn50feat."""
     text = " ".join(str(death).split())
     if "No module named 'rn50feat" in text:
         raise ClusterError(f"the node {place.host} has no {versions()}: install the same everywhere")

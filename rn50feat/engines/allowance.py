@@ -1,8 +1,8 @@
-"""The memory that decoding processes share, and the time that an image may take.
+"""Share memory among decoding processes, and limit the time that an image may take.
 
-In: what the machine has to give, and how many processes there are. Out: a
-share for each of them, which it never exceeds; and, for a large image, a turn
-with more, which only one of them has at a time.
+In: the memory of the machine, and the number of processes. Out: a share for
+each of them, which it never exceeds; and, for a large image, a turn with
+more, which only one of them has at a time.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 
-LEAST = 64 << 20  # bytes of the smallest share: a JPEG of 12 megapixels takes 40 MB, decoded at half its size
+LEAST = 64 << 20  # bytes of the smallest share: a 12-megapixel JPEG takes 40 MB, decoded at half its size
 
 
 def needed(max_pixels: int) -> int:
-    """Return the bytes that decoding an image of `max_pixels` takes.
+    """Estimate the bytes that decoding an image of `max_pixels` takes.
 
     Pillow takes 4 a pixel and as many for each conversion; 512 MB are for the file itself and the rest.
     """
@@ -25,25 +25,25 @@ def needed(max_pixels: int) -> int:
 
 
 def seconds(max_pixels: int) -> float:
-    """Return the seconds of a core that an image of `max_pixels` may take: one of 200 megapixels took 10 s as PNG."""
+    """Limit the seconds of a core that an image of `max_pixels` may take: a PNG of 200 megapixels took 10 s."""
     return max(60.0, 60.0 * max_pixels / 200e6)
 
 
 def gigabytes(size: int) -> str:
-    """Return bytes as the ledger names them."""
+    """Write bytes as the ledger shows them."""
     return f"{size / 1e9:.2g}"
 
 
 def largest_file(max_pixels: int) -> int:
-    """Return the bytes that the file of an image of `max_pixels` may have: 16 bits in 4 channels, and metadata."""
+    """Limit the bytes of the file of an image of `max_pixels`: 16 bits in 4 channels, and metadata."""
     return 8 * max_pixels + (128 << 20)
 
 
 def shares(workers: int, max_pixels: int, available: int | None) -> tuple[int, int]:
-    """Return the bytes that each of `workers` may take at any time, and those that one of them may take in its turn.
+    """Compute the bytes that each of `workers` may take at any time, and those that one may take in its turn.
 
-    Of the `available` bytes, None for any number, a quarter is for all
-    shares, a half for the turn, and the rest for the network.
+    Of the `available` bytes (None for no limit), a quarter is for all shares,
+    a half for the turn, and the rest for the network.
     """
     most = needed(max_pixels)
     if available is None:
@@ -53,10 +53,10 @@ def shares(workers: int, max_pixels: int, available: int | None) -> tuple[int, i
 
 
 class Allowance:
-    """The memory of this process beyond what it has taken when `begin` is called."""
+    """The memory that this process may take beyond what it has when `begin` is called."""
 
     def __init__(self, share: int, whole: int, lock: int, *, enough: bool) -> None:
-        """Take `share` bytes at any time, and `whole` in a turn, which is `enough` for any image that is allowed.
+        """Allow `share` bytes at any time and `whole` in a turn, which may be `enough` for any image within limits.
 
         `lock` is a file that the processes have in common.
         """
@@ -70,7 +70,7 @@ class Allowance:
         return self.whole > self._share
 
     def begin(self) -> None:
-        """Enforce the share; on Linux only, since other systems do not tell what a process has taken."""
+        """Enforce the share; on Linux only: other systems do not say what a process has taken."""
         if sys.platform == "linux":
             with open("/proc/self/statm", "rb") as file:
                 self._taken = int(file.read().split()[0]) * resource.getpagesize()
@@ -78,7 +78,7 @@ class Allowance:
 
     @contextmanager
     def turn(self) -> Iterator[None]:
-        """Wait for the turn, and have the whole allowance in the block."""
+        """Wait for the turn, and raise the limit within the block."""
         with suppress(OSError):  # no locks in this sandbox: several may have their turn at once
             fcntl.lockf(self._lock, fcntl.LOCK_EX, 1)
         self._limit(self.whole)

@@ -1,8 +1,8 @@
-"""The contract of an engine: references in, features out, every reference exactly once.
+"""Define the contract of an engine: references in, features out, every reference exactly once.
 
-In: a stream of references to pictures. Out: a stream of `Batch`es. An engine
+In: a stream of references to images. Out: a stream of `Batch`es. An engine
 decodes and runs the network, on this machine or on others; it never opens a
-store, and a picture that cannot be decoded never stops it.
+store, and an image that cannot be decoded never stops it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Failure:
-    """A picture without features, and why.
+    """An image without features, and why.
 
-    ``cause`` is content when the bytes are at fault, access when they could
-    not be read this time, vanished when there is no file any more.
+    ``cause`` is content if the bytes are at fault, access if they could not
+    be read this time, vanished if the file is gone.
     """
 
     reference: Reference
@@ -53,10 +53,11 @@ class Batch:
 class EngineOptions:
     """How an engine computes; none of it changes a vector by more than rounding.
 
-    ``backend`` is auto, torch or openvino; ``device`` is auto, cpu, cuda or cuda:N; ``precision`` auto, fp32, bf16 or
-    fp16; ``batch_size`` the number of pictures that the network takes at once,
-    0 for 16 or more on the CPU and what free memory allows on a GPU; ``workers`` the
-    number of decoding processes, 0 for a choice by the number of cores.
+    ``backend`` is auto, torch or openvino; ``device`` auto, cpu, cuda or
+    cuda:N; ``precision`` auto, fp32, bf16 or fp16; ``batch_size`` the number
+    of images that the network takes at once, 0 for 16 or more on the CPU and
+    what free memory allows on a GPU; ``workers`` the number of decoding
+    processes, 0 for one a core.
     """
 
     backend: str = "auto"
@@ -67,7 +68,7 @@ class EngineOptions:
     max_megapixels: int = 200
 
     def __post_init__(self) -> None:
-        """Raise `DeviceError` for what no machine has, whether or not there will be something to compute."""
+        """Raise `DeviceError` for what no machine has, even if there is nothing to compute."""
         if not re.fullmatch(r"auto|cpu|cuda(:\d{1,3})?", self.device):
             raise DeviceError(f"there is no device {self.device}: use auto, cpu, cuda or cuda:N")
         if self.backend == "openvino" and self.device.startswith("cuda"):
@@ -97,7 +98,7 @@ class Engine(Protocol):
 
 
 class StartEngine(Protocol):
-    """What starts an engine; raises `WeightsError` (for missing ones, `MissingWeightsError`) or `DeviceError`."""
+    """A function that starts an engine; raises `WeightsError` (`MissingWeightsError` for none) or `DeviceError`."""
 
     def __call__(self, weights: Weights, provenance: Provenance, options: EngineOptions) -> Engine:
-        """Return an engine with `weights`, for features of `provenance`."""
+        """Start an engine with `weights`, for features of `provenance`."""

@@ -1,4 +1,4 @@
-"""The engine of this machine: decoding processes, and the network in a thread beside them.
+"""Embed on this machine: images are decoded in processes, the network runs in threads.
 
 In: references. Out: batches, in the order of the references. While the
 network computes one batch, the next ones are decoded.
@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.util import find_spec
 from itertools import islice
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ import numpy as np
 from rn50feat.backends.contract import Backend
 from rn50feat.durable import limits
 from rn50feat.engines.contract import Batch, EngineOptions, Failure
-from rn50feat.engines.pool import Decoder, DecoderPool, Outcome
+from rn50feat.engines.pool import DecoderPool, Outcome
 from rn50feat.errors import DeviceError
 from rn50feat.images.provenance import Preprocessing, Provenance
 from rn50feat.model import variants
@@ -37,24 +37,11 @@ logger = logging.getLogger(__name__)
 BUFFERS = 4  # for each lane: two batches being decoded, one at the network, one waiting for it
 
 
-@dataclass(frozen=True)
-class _Decoding:
-    """A batch on its way: the buffer that it fills, and the futures of its pictures."""
-
-    buffer: int
-    pictures: list[Future[list[Outcome]]]
-
-
 class LocalEngine:
-    """Embed pictures on this machine."""
+    """Embed images on this machine."""
 
-    def __init__(
-        self,
-        backend: Backend,
-        decoder: Decoder,
-        batch_size: int = 0,
-    ) -> None:
-        """Compute with `backend` what `decoder` decodes, in batches of its own choice unless `batch_size` says."""
+    def __init__(self, backend: Backend, decoder: DecoderPool, batch_size: int = 0) -> None:
+        """Compute with `backend` what `decoder` decodes; `batch_size` 0 leaves the size to the backend."""
         self.weights_sha256, self.device = backend.weights_sha256, backend.device
         self.precision, self.backend = backend.precision, backend.name
         self._compute, self._lanes = backend.features, backend.lanes
@@ -72,16 +59,18 @@ class LocalEngine:
         """Yield every reference exactly once, with its features or its failure."""
         waiting = iter(references)
         free = deque(range(self._buffers))
-        decoding: deque[_Decoding] = deque()
+        # Batches on their way, each with the buffer that it fills.
+        decoding: deque[tuple[int, list[Future[list[Outcome]]]]] = deque()
         computing: deque[tuple[int, Future[Batch]]] = deque()
         with ThreadPoolExecutor(self._lanes, thread_name_prefix="network") as network:
             while True:
                 while free and (chunk := list(islice(waiting, self._batch_size))):
-                    decoding.append(self._decode(chunk, free.popleft()))
+                    buffer = free.popleft()
+                    decoding.append((buffer, self._decoder.decode(buffer * self._batch_size, chunk)))
                 if decoding and len(computing) <= self._lanes:
-                    batch = decoding.popleft()
-                    pictures = [outcome for portion in batch.pictures for outcome in portion.result()]
-                    computing.append((batch.buffer, network.submit(self._embed, pictures, batch.buffer)))
+                    buffer, portions = decoding.popleft()
+                    images = [outcome for portion in portions for outcome in portion.result()]
+                    computing.append((buffer, network.submit(self._embed, images, buffer)))
                 elif computing:
                     buffer, result = computing.popleft()
                     embedded = result.result()
@@ -90,21 +79,17 @@ class LocalEngine:
                 else:
                     return
 
-    def _decode(self, chunk: list[Reference], buffer: int) -> _Decoding:
-        return _Decoding(buffer, self._decoder.decode(buffer * self._batch_size, chunk))
-
-    def _embed(self, pictures: list[Outcome], buffer: int) -> Batch:
-        """Run the network on the pictures of one buffer; the slots of failures are computed, and left out."""
+    def _embed(self, images: list[Outcome], buffer: int) -> Batch:
+        """Run the network on the images of one buffer; the slots of failures are computed, and left out."""
         first = buffer * self._batch_size
-        failures = tuple(picture for picture in pictures if isinstance(picture, Failure))
-        good = [i for i, picture in enumerate(pictures) if isinstance(picture, Reference)]
-        if not good:
+        failures = tuple(image for image in images if isinstance(image, Failure))
+        references = tuple(image for image in images if isinstance(image, Reference))
+        if not references:
             return Batch((), np.empty((0, 2048), np.float32), failures)
         begun = time.monotonic()
-        features = self._compute(self._decoder.crops[first : first + len(pictures)])[good]
+        features = self._compute(self._decoder.crops[first : first + len(images)])
         self._network_seconds += time.monotonic() - begun
-        references = tuple(picture for picture in pictures if isinstance(picture, Reference))
-        return Batch(references, features, failures)
+        return Batch(references, features[[isinstance(image, Reference) for image in images]], failures)
 
     def __enter__(self) -> LocalEngine:
         return self
@@ -114,19 +99,21 @@ class LocalEngine:
 
 
 def start(weights: Weights, provenance: Provenance, options: EngineOptions) -> LocalEngine:
-    """Start the engine; raise `WeightsError` or `DeviceError` when it cannot compute."""
-    return _started(lambda: backend(weights, provenance, options), provenance.preprocessing, options)
+    """Start the engine; raise `WeightsError` or `DeviceError` if it cannot compute."""
+    return engine(lambda: backend(weights, provenance, options), provenance.preprocessing, options)
 
 
-def engine(backend: Backend, preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:
-    """Return an engine with a backend that runs already."""
-    return _started(lambda: backend, preprocessing, options)
-
-
-def _started(backend: Callable[[], Backend], preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:
-    pool = _pool(preprocessing, options)
+def engine(prepare: Callable[[], Backend], preprocessing: Preprocessing, options: EngineOptions) -> LocalEngine:
+    """Start the engine with the backend that `prepare` returns."""
+    pool = DecoderPool(
+        preprocessing,
+        # As many as cores: the scheduler shares them better than a guess (86 against 81 images/s with one of
+        # two cores left to the network, 50 against 39 for 12-megapixel photographs).
+        workers=options.workers or limits.cores(),
+        max_pixels=options.max_megapixels * 1_000_000,
+    )
     try:  # the processes start while the backend is imported: torch and torchvision take 4 s
-        ready = backend()
+        ready = prepare()
         pool.reserve(BUFFERS * ready.lanes * (options.batch_size or ready.batch_size))
         return LocalEngine(ready, pool, options.batch_size)
     except BaseException:
@@ -134,18 +121,8 @@ def _started(backend: Callable[[], Backend], preprocessing: Preprocessing, optio
         raise
 
 
-def _pool(preprocessing: Preprocessing, options: EngineOptions) -> DecoderPool:
-    return DecoderPool(
-        preprocessing,
-        # As many as cores: the scheduler shares them better than a guess (86 against 81 images/s with one of
-        # two cores left to the network, 50 against 39 for 12-megapixel photographs).
-        workers=options.workers or limits.cores(),
-        max_pixels=options.max_megapixels * 1_000_000,
-    )
-
-
 def backend(weights: Weights, provenance: Provenance, options: EngineOptions) -> Backend:
-    """Return torch's backend on the GPUs that can run the network, else OpenVINO's or torch's on the CPU."""
+    """Prepare torch's backend on the GPUs that can run the network, else OpenVINO's or torch's on the CPU."""
 
     def load() -> Network:
         weights.require()  # before torch is imported, which takes seconds
@@ -173,14 +150,12 @@ def backend(weights: Weights, provenance: Provenance, options: EngineOptions) ->
 def _wants_openvino(options: EngineOptions) -> bool:
     installed = find_spec("openvino") is not None
     if options.backend == "openvino" and not installed:
-        raise DeviceError("OpenVINO is not installed: pip install 'rn50feat[openvino]', or --backend torch")
-    if options.backend == "openvino" and options.device not in ("auto", "cpu"):
-        raise DeviceError(f"OpenVINO computes on the CPU here, not on {options.device}: use --backend torch")
+        raise DeviceError("OpenVINO is not installed: pip install 'rn50feat[openvino]', or use --backend torch")
     on_cpu = options.device == "cpu" or (options.device == "auto" and not _may_have_gpu())
     return options.backend == "openvino" or (options.backend == "auto" and installed and on_cpu)
 
 
 def _may_have_gpu() -> bool:
-    """Tell whether CUDA is worth asking torch for, without importing it: its devices show in /dev on Linux."""
+    """Check, without importing torch, whether CUDA devices may exist: Linux shows them in /dev."""
     hidden = os.environ.get("CUDA_VISIBLE_DEVICES") in ("", "-1")
     return not hidden and any(os.path.exists(device) for device in ("/dev/nvidiactl", "/dev/nvidia0", "/dev/dxg"))

@@ -1,8 +1,8 @@
-"""An engine on a node of a cluster, as `ray` runs it there in an actor.
+"""Run an engine on a node of a cluster, in an actor of `ray`.
 
 In: what the driver wants started, and portions of references. Out: what the
 node has, and batches in the order of the references. It is a whole engine of
-the node's own machine, decoding processes included: a picture that crashes
+the node's own machine, decoding processes included: an image that crashes
 its decoder costs the same here as there.
 """
 
@@ -12,12 +12,12 @@ import pickle
 import platform
 import socket
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 from rn50feat import __version__
 from rn50feat.engines.contract import Batch, Engine, EngineOptions, StartEngine
-from rn50feat.errors import RN50FeatError, WeightsError
+from rn50feat.errors import ClusterError, RN50FeatError, WeightsError
 from rn50feat.images.provenance import Provenance
 from rn50feat.model.weights import Weights, find, with_weights
 from rn50feat.sources.sources import Reference
@@ -25,32 +25,27 @@ from rn50feat.sources.sources import Reference
 
 @dataclass(frozen=True)
 class Assignment:
-    """What is the same for all workers: how to start an engine, and for which features."""
+    """What all workers have in common: how to start an engine, and for which features."""
 
     start: StartEngine
     weights: Weights
     provenance: Provenance
     options: EngineOptions
 
-    def packed(self) -> bytes:
-        """Return this as bytes, which another version of rn50feat can leave alone."""
-        return pickle.dumps(self)
-
 
 @dataclass(frozen=True)
 class NodeFacts:
-    """What a worker runs; all but the host must be the same for all workers."""
+    """What a worker runs, which must be the same for all workers; their hosts differ."""
 
-    host: str
-    versions: str
-    backend: str = ""
-    device: str = ""
-    precision: str = ""
-    weights_sha256: str = ""
+    host: str = field(compare=False)
+    backend: str
+    device: str
+    precision: str
+    weights_sha256: str
 
 
 def versions() -> str:
-    """Return what driver and workers must have in common."""
+    """Name what driver and workers must have in common."""
     return f"rn50feat {__version__} on Python {'.'.join(platform.python_version_tuple()[:2])}"
 
 
@@ -62,14 +57,15 @@ class RemoteEngine:
         self._told: dict[str, float] = {}
 
     def start(self, theirs: str, packed: bytes, workers: int, device: str) -> NodeFacts:
-        """Start the engine, unless this node has other versions than the driver.
+        """Start the engine of a packed `Assignment`.
 
         It gets `workers` decoding processes unless its options say how many.
-        Raises the leaves of `RN50FeatError`, with the name of this node.
+        Raises the leaves of `RN50FeatError`, with the name of this node;
+        `ClusterError` if the driver's versions, `theirs`, are not this node's.
         """
         host = socket.gethostname()
         if theirs != versions():
-            return NodeFacts(host, versions())
+            raise ClusterError(f"the node {host} has {versions()}, this process {theirs}: install the same")
         assignment: Assignment = pickle.loads(packed)
         options = replace(assignment.options, device=device, workers=assignment.options.workers or workers)
         try:
@@ -78,7 +74,7 @@ class RemoteEngine:
             self._engine = engine = with_weights(start)
         except RN50FeatError as error:
             raise type(error)(f"on the node {host}: {error}") from error
-        return NodeFacts(host, versions(), engine.backend, engine.device, engine.precision, engine.weights_sha256)
+        return NodeFacts(host, engine.backend, engine.device, engine.precision, engine.weights_sha256)
 
     def embed(self, references: Sequence[Reference]) -> Iterator[tuple[Batch, dict[str, float]]]:
         """Yield the batches of `references`, each with the seconds that the stages were busy for it."""
@@ -90,7 +86,7 @@ class RemoteEngine:
 
 
 def _here(weights: Weights) -> Weights:
-    """Return the weights as they lie on this node; published ones are downloaded by each for itself."""
+    """Find the weights on this node; each node downloads published ones for itself."""
     if weights.published:
         return find(weights.name)
     if weights.path is not None and not weights.path.is_file():

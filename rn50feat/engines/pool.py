@@ -1,8 +1,8 @@
-"""Decode pictures in processes beside this one.
+"""Decode images in processes of their own.
 
 In: references, and slots of a shared buffer. Out: futures of the references
-with their files' facts once the crops lie in the slots, or of their failures.
-A process that crashes or hangs costs its picture, nothing else.
+with their files' facts once the crops are in the slots, or of their failures.
+A process that crashes or hangs costs its image, nothing else.
 """
 
 from __future__ import annotations
@@ -21,10 +21,9 @@ from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, replace
 from multiprocessing import Pipe
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rn50feat.durable import limits
 from rn50feat.engines.allowance import seconds as seconds_for
@@ -35,30 +34,14 @@ from rn50feat.errors import RN50FeatError
 from rn50feat.images.provenance import Preprocessing
 from rn50feat.sources.sources import Reference
 
-PATIENCE = 600.0  # seconds on the clock for a picture and the reading of its file
+PATIENCE = 600.0  # seconds on the clock to read and decode an image
 PORTION = 16  # images a request: this process takes 0.085 ms of a core for each, 0.13 with 8 (tests/benchmarks/feed.py)
 
 Outcome = Reference | Failure
 
 
-class Decoder(Protocol):
-    """What turns files into crops."""
-
-    crops: NDArray[Any]  # uint8 or float32, of shape (slots, crop, crop, 3)
-
-    @property
-    def seconds(self) -> float:
-        """The seconds for which its processes on the cores, on average, were busy."""
-
-    def decode(self, first: int, references: Sequence[Reference]) -> list[Future[list[Outcome]]]:
-        """Decode pictures into ``crops[first]`` and on; the results, joined, are in the order of the references."""
-
-    def close(self) -> None:
-        """Stop at once; the pictures under way are forgotten."""
-
-
 class DecoderPool:
-    """Decoding processes that share `crops`, uint8 or float32 of shape (slots, crop, crop, 3); a `Decoder`."""
+    """Decoding processes that share `crops`, uint8 or float32 of shape (slots, crop, crop, 3)."""
 
     def __init__(
         self,
@@ -73,11 +56,11 @@ class DecoderPool:
     ) -> None:
         """Start `workers` processes, with room for `slots` crops, or as many as `reserve` makes later.
 
-        A picture may have `max_pixels`, and take `seconds` of a core (unless
-        given, by the number of its pixels), and
-        `patience` seconds on the clock together with the reading of its file.
-        With `thumbnails`, a slot takes the bytes of a JPEG of the whole
-        picture, at most crop pixels in width and height, and then zeros.
+        An image may have `max_pixels`, and take `seconds` of a core (by
+        default, what `max_pixels` may take) and `patience` seconds on the
+        clock, reading included. With `thumbnails`, a slot takes the bytes of
+        a JPEG of the whole image, at most crop pixels in width and height,
+        padded with zeros.
         """
         self._shape = (preprocessing.crop, preprocessing.crop, 3)
         self._dtype = np.dtype(preprocessing.crop_dtype)
@@ -122,7 +105,7 @@ class DecoderPool:
         return self._busy / self.workers
 
     def decode(self, first: int, references: Sequence[Reference]) -> list[Future[list[Outcome]]]:
-        """Decode pictures into ``crops[first]`` and on; the results, joined, are in the order of the references."""
+        """Decode images into ``crops[first]`` and on; the results, joined, are in the order of the references."""
         size = max(1, min(PORTION, len(references) // self.workers))
         return [
             self._threads.submit(self._decode, first + i, references[i : i + size])
@@ -143,7 +126,7 @@ class DecoderPool:
         finally:
             self._busy += time.monotonic() - begun  # a lost update, by two threads at once, is a loss of milliseconds
             self._workers.put(worker)
-        # Which picture it was shows when each comes alone.
+        # Each alone, to find the one that did it.
         return [self._decode(first + i, [reference])[0] for i, reference in enumerate(portion)]
 
     def _start(self) -> Worker:
@@ -152,7 +135,7 @@ class DecoderPool:
         return worker
 
     def close(self) -> None:
-        """Stop the processes at once; the pictures that they are at are forgotten."""
+        """Stop the processes at once, in the middle of an image too."""
         self._closing = True
         self._threads.shutdown(wait=False, cancel_futures=True)
         for worker in list(self._alive):
@@ -162,7 +145,7 @@ class DecoderPool:
 
 
 class WorkerDied(Exception):
-    """A process ended over a picture; the message is the ledger's reason."""
+    """Report that a process ended over an image; the message is the ledger's reason."""
 
     def __init__(self, code: int, seconds: float) -> None:
         how = signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -171,20 +154,20 @@ class WorkerDied(Exception):
             -signal.SIGALRM: "could not be read in time: is its disk or network there?",
         }
         super().__init__(known.get(code, f"ended its decoding process ({how})"))
-        # Sent by a slow disk, a person, systemd, a batch system, the kernel when memory ran out: not by the picture.
+        # Not the image's fault: a slow disk, a person, systemd, a batch system, or the kernel when memory ran out.
         outside = code in (-signal.SIGALRM, -signal.SIGKILL, *(-number for number in LEFT_TO_PARENT))
         self.cause: Literal["content", "access"] = "access" if outside else "content"
 
 
 class Worker:
-    """One decoding process: the function ``main`` of `module`, told the socket, the buffer and the `arguments`."""
+    """One decoding process, which runs `worker.main`."""
 
-    def __init__(self, buffer: int, arguments: dict[str, Any], module: str = "worker") -> None:
+    def __init__(self, buffer: int, arguments: dict[str, Any]) -> None:
         self._channel, theirs = Pipe()
         self._seconds = arguments["seconds"]
         # The parent's own module path, and no other: a file json.py in the
         # working folder must not become part of the program.
-        program = f"import sys; sys.path[:] = {sys.path!r}; from rn50feat.engines.{module} import main; main"
+        program = f"import sys; sys.path[:] = {sys.path!r}; from rn50feat.engines.worker import main; main"
         with theirs:
             self._process = subprocess.Popen(
                 [sys.executable, "-c", f"{program}(channel={theirs.fileno()}, buffer={buffer}, **{arguments!r})"],
@@ -197,27 +180,23 @@ class Worker:
         self._ready = False
 
     def decode(self, first: int, portion: Sequence[Reference]) -> list[Outcome]:
-        """Decode pictures into the slots from `first` on; raise `WorkerDied` when one of them ends the process."""
-        answers = self.ask([as_request(first + i, reference) for i, reference in enumerate(portion)])
-        return [outcome(reference, answer) for reference, answer in zip(portion, answers)]
+        """Decode images into the slots from `first` on; raise `WorkerDied` if one of them ends the process.
 
-    def ask(self, request: object) -> Any:
-        """Return the process's answer, both as JSON; raise `WorkerDied` when it ends over it."""
-        self.wait_until_ready()
-        try:
-            self._channel.send_bytes(json.dumps(request).encode())
-            return json.loads(self._channel.recv_bytes())
-        except (EOFError, OSError):
-            raise WorkerDied(self._process.wait(), self._seconds) from None
-
-    def wait_until_ready(self) -> None:
-        """Wait for the process; raise `RN50FeatError` when it cannot start."""
+        Raises `RN50FeatError` if the process cannot start.
+        """
+        requests = [as_request(first + i, reference) for i, reference in enumerate(portion)]
         try:
             self._ready = self._ready or bool(self._channel.recv_bytes())
+            self._channel.send_bytes(json.dumps(requests).encode())
+            answers = json.loads(self._channel.recv_bytes())
         except (EOFError, OSError) as error:
+            code = self._process.wait()
+            if self._ready:
+                raise WorkerDied(code, self._seconds) from None
             raise RN50FeatError(
-                f"a decoding process could not start (exit code {self._process.wait()}): see what it printed above"
+                f"a decoding process could not start (exit code {code}): see what it printed above"
             ) from error
+        return [outcome(reference, answer) for reference, answer in zip(portion, answers)]
 
     def stop(self) -> None:
         self._process.kill()
@@ -225,7 +204,7 @@ class Worker:
 
 
 def outcome(reference: Reference, answer: dict[str, Any]) -> Outcome:
-    """Return what a process's answer says of `reference`."""
+    """Read a process's answer about `reference`."""
     reference = replace(
         reference,
         size=answer["size"],
@@ -237,7 +216,7 @@ def outcome(reference: Reference, answer: dict[str, Any]) -> Outcome:
 
 
 def _shared_file() -> int:
-    """Return a descriptor of an empty file in memory, for processes that inherit it."""
+    """Open an empty file in memory, for processes that inherit its descriptor."""
     if hasattr(os, "memfd_create"):
         return os.memfd_create("rn50feat")
     with tempfile.TemporaryFile() as file:

@@ -1,8 +1,8 @@
-"""A portion of references at a worker of a cluster, and what becomes of it when that worker dies.
+"""Keep track of the references that a worker of a cluster has, and split them when it dies.
 
 In: references, and the batches that come back. Out: what is left of them, in
-smaller portions once it killed a worker, until the one picture is found that
-does so each time: then it is a failure.
+smaller portions once a worker died over them, until the one image that kills
+its worker each time is found and becomes a failure.
 """
 
 from __future__ import annotations
@@ -12,12 +12,12 @@ from collections.abc import Sequence
 from rn50feat.engines.contract import Batch, Failure
 from rn50feat.sources.sources import Reference
 
-SUSPECTS = 32  # pictures in a portion that is tried again; after its second worker, each comes alone
-DEATHS = 2  # of workers that had a picture alone: once may be anything, a node that lost its power, say
+SUSPECTS = 32  # images in a portion that is tried again; after its second worker, each comes alone
+DEATHS = 2  # of workers that had an image alone: one death may have any cause, such as a power cut
 
 
 class Portion:
-    """References that are not back yet; `deaths` of workers that had one of them alone."""
+    """References that are not back yet, and how many workers died that had one of them alone."""
 
     def __init__(self, references: Sequence[Reference], deaths: int = 0) -> None:
         self.references = references
@@ -25,11 +25,11 @@ class Portion:
         self._deaths = deaths
 
     def take(self, batch: Batch) -> None:
-        """Strike out what is back; an engine's batches are in the order of its references."""
+        """Remove what is back; an engine's batches are in the order of its references."""
         self.references = self.references[len(batch.references) + len(batch.failures) :]
 
     def after_death(self) -> tuple[list[Portion], tuple[Failure, ...]]:
-        """Return what to try again after the death of the worker that was at this portion, and what not to."""
+        """Split what to try again, after the death of this portion's worker, from what has failed for good."""
         left = self.references
         if len(left) > 1:
             size = SUSPECTS if len(left) > SUSPECTS else 1

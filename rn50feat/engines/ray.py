@@ -1,18 +1,18 @@
-"""The engine of a Ray cluster: an engine in an actor on each node, or for each GPU, and this process to lead them.
+"""Embed on a Ray cluster: one worker on each node, or for each GPU, led by this process.
 
 In: references. Out: batches, as they come back. The references go out in
-portions; those of a worker that dies go to another, until the one picture
-that kills its workers, if it is one, is found.
+portions; those of a worker that dies go to another, until the one image
+that kills its workers, if there is one, is found.
 """
 
 from __future__ import annotations
 
 import logging
 import math
+import pickle
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
-from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ import numpy as np
 from rn50feat.engines import local
 from rn50feat.engines.cluster import Cluster, Place
 from rn50feat.engines.contract import Batch, EngineOptions, StartEngine
-from rn50feat.engines.node import Assignment, NodeFacts, versions
+from rn50feat.engines.node import Assignment, NodeFacts
 from rn50feat.engines.portion import Portion
 from rn50feat.errors import ClusterError, DeviceError, RN50FeatError
 from rn50feat.images.provenance import Provenance
@@ -34,17 +34,18 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 STARTS = 3  # that may fail one after the other at one place
-LOSSES = 6  # workers that may die one after the other at one place without a picture done: a bad picture takes four
-LOOK_SECONDS = 10.0  # between two looks for nodes that have come
-TELL_SECONDS = 30.0  # of waiting for the first worker
+LOSSES = 6  # workers that may die one after the other at one place without an image done: a bad image takes four
+LOOK_SECONDS = 10.0  # between two looks for new nodes
+TELL_SECONDS = 30.0  # of waiting for the first worker before a warning
 
 
 class RayEngine:
-    """Embed pictures on the nodes of a Ray cluster."""
+    """Embed images on the nodes of a Ray cluster."""
 
     def __init__(self, cluster: Cluster, assignment: Assignment) -> None:
-        """Start workers, and wait for the first of them; raise `ClusterError` when there can be none."""
-        self._cluster, self._packed = cluster, assignment.packed()
+        """Start workers and wait for the first of them; raise `ClusterError` if none can start."""
+        self._cluster = cluster
+        self._packed = pickle.dumps(assignment)  # a node with another version of rn50feat leaves it alone
         self._weights_sha256 = assignment.provenance.weights_sha256  # as this machine has them
         self._on_gpus = _wants_gpus(cluster, assignment.options)
         self._members: dict[Place, Actor] = {}
@@ -73,19 +74,19 @@ class RayEngine:
             while True:
                 for member in self._members.values():
                     self._hand_out(member, waiting)
-                idle = any(member.awaited is None for member in self._members.values())  # it was offered what there is
+                idle = any(member.awaited is None for member in self._members.values())  # nothing was left for it
                 if idle and not any(member.portions for member in self._members.values()):
                     return
                 if (speaker := self._next(LOOK_SECONDS)) is not None:
                     yield from self._hear(speaker)
-        finally:  # left half-way: what is still out belongs to nobody
+        finally:  # left half-way: nobody wants what is still out
             for busy in [member for member in self._members.values() if member.portions]:
                 self._dismiss(busy)
             self._again.clear()
             self._looked = -math.inf
 
     def _hand_out(self, member: Actor, waiting: Iterator[Reference]) -> None:
-        """Give a worker what it can take, what is to be tried again first."""
+        """Give a worker as much as it can take, retries first."""
         while size := member.wants:
             portion = self._again.popleft() if self._again else Portion(list(islice(waiting, size)))
             if not portion.references:
@@ -93,7 +94,7 @@ class RayEngine:
             member.give(portion)
 
     def _next(self, seconds: float) -> Actor | None:
-        """Return a worker that has something to tell; None when there is none for so long. Each has its turn."""
+        """Wait for a worker that has answered; None if there is none for so long. Each has its turn."""
         import ray  # not before the cluster has set what Ray reads when it is imported
 
         if time.monotonic() - self._looked > LOOK_SECONDS:
@@ -107,7 +108,7 @@ class RayEngine:
         return member
 
     def _look(self) -> None:
-        """Start a worker at each place that has none; raise `ClusterError` when nothing is left to work."""
+        """Start a worker at each place that has none; raise `ClusterError` if no worker is left."""
         from rn50feat.engines.actor import Actor
 
         self._looked = time.monotonic()
@@ -117,11 +118,11 @@ class RayEngine:
                 self._members[place] = Actor(place, self._packed)
         if not self._members:
             reasons = [reason for place, reason in self._given_up.items() if place in places]
-            why = reasons[-1] if reasons else "it has no node with a free core"
+            why = reasons[-1] if reasons else "no node has a free core"
             raise ClusterError(f"{self._cluster.name} has no worker left: {why}")
 
     def _hear(self, member: Actor) -> Iterator[Batch]:
-        """Take a worker's answer: it has started, a batch or a portion is done, or it has died."""
+        """Act on a worker's answer: it has started, a batch or a portion is done, or it has died."""
         from ray import get
         from ray.exceptions import RayError, RayTaskError
 
@@ -142,24 +143,22 @@ class RayEngine:
             yield from self._after(death, member)
 
     def _welcome(self, member: Actor, facts: NodeFacts) -> None:
-        """Let a worker take part; raise `ClusterError` when it is not as this process, or as the first one."""
-        host, sha256 = facts.host, facts.weights_sha256
-        if facts.versions != versions():
-            raise ClusterError(f"the node {host} has {facts.versions}, this process {versions()}: install the same")
-        if self._weights_sha256 not in ("", sha256):
+        """Let a worker take part; raise `ClusterError` if it differs from this machine or from the first worker."""
+        theirs, ours = facts.weights_sha256, self._weights_sha256
+        if ours not in ("", theirs):
             raise ClusterError(
-                f"the node {host} has other weights ({sha256[:8]}…) than this machine ({self._weights_sha256[:8]}…):"
+                f"the node {facts.host} has other weights ({theirs[:8]}…) than this machine ({ours[:8]}…):"
                 " put the same file on every node"
             )
         first = self._facts = self._facts or facts
-        if replace(facts, host="") != replace(first, host=""):
-            raise ClusterError(f"{_words(facts)}, but {_words(first)}: say --backend, --precision and --device")
+        if facts != first:
+            raise ClusterError(f"{_words(facts)}, but {_words(first)}: set --backend, --precision and --device")
         member.start = None
         self._started.add(member.place)
         self.device = f"ray {len(self._started)} x {facts.device}"
 
     def _after(self, death: Exception, member: Actor) -> Iterator[Batch]:
-        """Put the portions of a dead worker back, the suspect one in parts; give up its place when many died there."""
+        """Take the portions of a dead worker back, the suspect one in parts; give its place up if many died there."""
         from rn50feat.engines.actor import reason
 
         place, portions = member.place, [portion for portion in member.portions if portion.references]
@@ -172,7 +171,7 @@ class RayEngine:
             self._given_up[place] = why
             logger.warning("the run goes on without %s: %s", place.host, why)
         if portions:
-            suspect, *innocent = portions  # a worker takes them up one after the other
+            suspect, *innocent = portions  # a worker does one after the other
             suspects, failures = suspect.after_death()
             self._again.extend([*suspects, *innocent])
             if failures:
@@ -203,10 +202,10 @@ def start(
 ) -> RayEngine:
     """Start the engine on the cluster at `address`, `each` on each of its nodes, or for each of its GPUs.
 
-    Raises `ClusterError`, and what `each` raises there; weights are downloaded by each node for itself.
+    Raises `ClusterError`, and what `each` raises there. Each node downloads weights for itself.
     """
     if options.device.startswith("cuda:"):
-        raise DeviceError(f"Ray shares the GPUs of a cluster out by itself: say --device cuda, not {options.device}")
+        raise DeviceError(f"Ray assigns the GPUs of a cluster itself: use --device cuda, not {options.device}")
     cluster = Cluster(address)
     try:
         return RayEngine(cluster, Assignment(each, weights, provenance, options))
@@ -216,16 +215,16 @@ def start(
 
 
 def _wants_gpus(cluster: Cluster, options: EngineOptions) -> bool:
-    """Tell whether workers run on GPUs: where `options` leave it open, when the cluster has some."""
+    """Decide whether workers run on GPUs: where `options` leave it open, if the cluster has some."""
     if options.device == "cpu" or options.backend == "openvino":
         return False
     there = bool(cluster.places(gpu=True))
     if options.device == "cuda" and not there:
-        raise DeviceError(f"{cluster.name} has no GPU: leave --device cuda out")
+        raise DeviceError(f"{cluster.name} has no GPU: omit --device cuda")
     return there
 
 
 def _words(facts: NodeFacts) -> str:
-    """Say what a worker computes with."""
+    """Name what a worker computes with."""
     what = f"{facts.backend} on {facts.device} in {facts.precision} with weights {facts.weights_sha256[:8]}…"
     return f"the node {facts.host} computes with {what}"

@@ -1,9 +1,9 @@
-"""A process that decodes pictures for `pool`.
+"""Decode images for `pool`, in a process of its own.
 
 In: requests of a few files each, as JSON over a socket. Out: the crops, or the
 thumbnails, in the slots of a shared buffer that the request names, and the
-facts of each file, or the reason of its failure, as JSON. A process of its
-own, because a decoder may crash, hang or swallow memory on a hostile file.
+facts of each file, or the reason of its failure, as JSON. A decoder may
+crash, hang or use up memory on a hostile file.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from multiprocessing.connection import Connection
@@ -34,7 +34,7 @@ from rn50feat.sources.sources import Reference
 # The network's threads wait for each other, and so for whoever has one of their cores; decoding, a batch ahead, takes
 # the gaps: 49.4 against 47.7 images/s with OpenVINO on 2 cores, 42.8 against 41.5 with torch.
 NICENESS = 5
-# Sent to all processes of a terminal, a service or a job, to stop it or to announce that.
+# What stops all processes of a terminal, a service or a job, or announces that.
 LEFT_TO_PARENT = (
     signal.SIGINT,
     signal.SIGTERM,
@@ -60,23 +60,22 @@ def main(
     """Serve requests until the other end of the socket `channel` closes.
 
     `buffer` is a file of crops, or with `thumbnails` of JPEGs; `share` and
-    `whole` are bytes, as in `Allowance`. An image may take `seconds` of this
-    process's time before SIGPROF ends it, and with its reading `patience` on
-    the clock before SIGALRM does: a disk that hangs, or a machine that
-    sleeps, is not the image's fault.
+    `whole` are bytes, as in `Allowance`. SIGPROF ends the process when an
+    image takes more than `seconds` of its time; SIGALRM when reading and
+    decoding take more than `patience` on the clock, which is not the image's
+    fault: a disk may hang, or the machine sleep.
     """
     leave_signals()
     os.nice(NICENESS)
-    parent = Parent(channel)
+    parent = Connection(channel)
     settings = Preprocessing(**preprocessing)
     fill = partial(_thumbnail if thumbnails else _crop, settings=settings, max_pixels=max_pixels)
     timed = partial(_timed, seconds, patience)
     decoding.lift_pillow_limit()
     silence_libraries()
-    parent.send("ready")
+    _send(parent, "ready")
     crops, allowance = None, Allowance(share, whole, buffer, enough=whole >= needed(max_pixels))
-    while True:
-        requests = parent.receive()
+    for requests in _received(parent):
         if crops is None:  # the parent makes room in the buffer while this process starts
             crops = np.frombuffer(mmap.mmap(buffer, 0), settings.crop_dtype)
             crops = crops.reshape(-1, settings.crop, settings.crop, 3)
@@ -85,36 +84,27 @@ def main(
             _answered(partial(_decode, reference, partial(fill, crops[slot]), max_pixels), allowance, timed)
             for slot, reference in map(from_request, requests)
         ]
-        parent.send(answers)
+        _send(parent, answers)
 
 
-class Parent:
-    """The process that sends the requests, as JSON over a socket; when it has ended, this one ends without a word."""
+def _received(parent: Connection) -> Iterator[Any]:
+    """Yield the parent's requests until it ends."""
+    with suppress(EOFError, OSError):
+        while True:
+            yield json.loads(parent.recv_bytes())
 
-    def __init__(self, channel: int) -> None:
-        self._connection = Connection(channel)
 
-    def receive(self) -> Any:
-        """Return the next request."""
-        try:
-            return json.loads(self._connection.recv_bytes())
-        except (EOFError, OSError):
-            sys.exit()
-
-    def send(self, message: object) -> None:
-        """Send that this process is ready, or an answer."""
-        try:
-            self._connection.send_bytes(json.dumps(message).encode())
-        except OSError:
-            sys.exit()
+def _send(parent: Connection, message: object) -> None:
+    with suppress(OSError):  # the parent has ended, and `_received` does
+        parent.send_bytes(json.dumps(message).encode())
 
 
 def _answered(
     attempt: Callable[[], dict[str, Any]], allowance: Allowance, timed: Callable[[], AbstractContextManager[None]]
 ) -> dict[str, Any]:
-    """Return the answer of an attempt, or of a second one, with more memory, where the first may have lacked some.
+    """Make an attempt, and a second one with more memory if the first may have lacked some; return the last answer.
 
-    Decoders in C say all sorts of things when they get no memory, so that any failure may be of that kind.
+    Decoders in C report a lack of memory in many ways, so any failure may be one.
     """
     with timed():
         said = attempt()
@@ -131,7 +121,7 @@ def _answered(
 
 @contextmanager
 def _timed(seconds: float, patience: float) -> Iterator[None]:
-    """End this process when the block takes longer."""
+    """End this process if the block takes longer."""
     signal.setitimer(signal.ITIMER_REAL, patience)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     yield
@@ -168,31 +158,31 @@ def _decode(reference: Reference, fill: Callable[[bytes, str], str], max_pixels:
 
 
 def as_request(slot: int, reference: Reference) -> list[Any]:
-    """Return what the parent sends of a file that is to be decoded into `slot`."""
+    """Write what the parent sends of a file that is to be decoded into `slot`."""
     return [slot, reference.location, reference.size, reference.mtime_ns, reference.offset]
 
 
 def from_request(request: Sequence[Any]) -> tuple[int, Reference]:
-    """Return the slot and the file of what `as_request` made."""
+    """Read the slot and the file from what `as_request` wrote."""
     slot, location, size, mtime_ns, offset = request
     return slot, Reference(location, size, mtime_ns, offset=offset)
 
 
 def answer(reference: Reference, reason: str | None = None, cause: str = "content") -> dict[str, Any]:
-    """Return what the parent is told of a file: its facts, and the reason and cause of its failure, if it is one."""
+    """Write what the parent is told of a file: its facts, and the reason and cause of its failure, if it is one."""
     facts: dict[str, Any] = {"size": reference.size, "mtime_ns": reference.mtime_ns, "digest": reference.digest.hex()}
     facts["damage"] = reference.damage
     return {**facts, "reason": reason, "cause": cause}
 
 
 def leave_signals() -> None:
-    """Leave it to the parent what a signal to all of them means: systemd sends SIGTERM to a whole service."""
+    """Ignore the signals that the parent handles for all: systemd sends SIGTERM to a whole service."""
     for number in LEFT_TO_PARENT:
         signal.signal(number, signal.SIG_IGN)
 
 
 def silence_libraries() -> None:
-    """Keep what libtiff and others tell of a broken file off the terminal; a traceback still gets there."""
+    """Keep what libtiff and others print about a broken file off the terminal; a traceback still gets there."""
     logging.disable()
     sys.stderr = os.fdopen(os.dup(2), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)

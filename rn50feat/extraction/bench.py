@@ -94,7 +94,7 @@ def bench(
 
         compute(None)
         network = size * backend.lanes * _rate(compute, [None])
-    with local.engine(backend, origin.preprocessing, options) as engine:
+    with local.engine(lambda: backend, origin.preprocessing, options) as engine:
         together = _together(engine, [reference for reference, _ in sound])
     stages = {"reading": reading, "decoding": decoded * limits.cores(), "network": network}
     bottleneck = min(stages, key=stages.__getitem__)

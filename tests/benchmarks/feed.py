@@ -85,7 +85,7 @@ def run(folder: Path, out: Path, workers: int) -> tuple[float, float]:
     meter = Meter()
 
     def start(weights: Any, provenance: Any, options: EngineOptions, **settings: Any) -> local.LocalEngine:
-        return local.engine(Nothing(), provenance.preprocessing, options)
+        return local.engine(Nothing, provenance.preprocessing, options)
 
     options = EngineOptions(workers=workers)
     arguments = {"weights": "random", "overwrite": True, "start": start, "options": options}

@@ -33,7 +33,7 @@ from rn50feat.backends import check
 from rn50feat.backends.fused import fused_on_cpu, fused_on_cuda
 from rn50feat.backends.torch import TorchBackend
 from rn50feat.durable import limits
-from rn50feat.engines import local
+from rn50feat.engines.pool import DecoderPool
 from rn50feat.images.provenance import Preprocessing
 from rn50feat.model import network, weights
 from rn50feat.model.network import Normalized
@@ -129,7 +129,7 @@ def measure_decoding(report: Report, folder: Path, seconds: float) -> None:
     report.title("decoding, without a network (images/s)")
     references = list(sources.references([str(folder)]))
     size = min(256, len(references))
-    pool = local._pool(PLAIN, EngineOptions())
+    pool = DecoderPool(PLAIN, workers=limits.cores(), max_pixels=EngineOptions.max_megapixels * 1_000_000)
     pool.reserve(4 * size)
     try:
         waiting: list[list[Any]] = []

@@ -269,3 +269,14 @@ def test_changes_that_are_not_are_found(change: Any) -> None:
     assert list(breaks(RELEASED, new)) == []
     change(new)
     assert list(breaks(RELEASED, new))
+
+
+def test_what_a_library_prints_is_not_in_the_json(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def extract(*_: object, **settings: object) -> None:
+        print("(raylet) A worker died")
+        raise StoreError("new.h5 is in the way: move it")
+
+    monkeypatch.setattr("rn50feat.extraction.extract.extract", extract)
+    done = CliRunner().invoke(main, ["extract", "pictures", "new.h5", "--weights", "random", "--json"])
+    assert json.loads(done.stdout)["error"] == "new.h5 is in the way: move it"
+    assert "(raylet) A worker died" in done.stderr

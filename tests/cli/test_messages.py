@@ -89,7 +89,7 @@ def test_small_limits_are_named_as_they_are() -> None:
         ("extract pictures out.h5 --prune --prune-limit nan", 2, "nan is not a number"),
         ("extract pictures out.h5 --max-failures 101%", 2, "101% is too large: give at most 100%"),
         ("extract pictures out.h5 --commit-every 5s,6s", 2, "sets one limit twice"),
-        ("extract pictures out.h5 --engine ray --ray-address head", 1, "head is no address of a Ray cluster"),
+        ("extract pictures out.h5 --engine ray --ray-address head", 1, "head is not the address of a Ray cluster"),
         ("verify --device gpu", 1, "there is no device gpu"),
         ("verify --weights none.pth", 2, "--weights requires --recompute"),
         ("search --stored pictures/red.png --device gpu", 1, "there is no device gpu"),
