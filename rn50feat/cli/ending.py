@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import socket
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime, timezone
@@ -19,7 +21,7 @@ import click
 
 from rn50feat import __version__
 from rn50feat.cli import streams
-from rn50feat.cli.terminal import say, write
+from rn50feat.cli.terminal import STOPS, say, write
 from rn50feat.errors import OutputError, RN50FeatError
 
 SCHEMA = "outcome.schema.json"
@@ -69,19 +71,58 @@ class Ending:
         """Run the program in a block, and end it with its exit code, or with the traceback of a bug."""
         code, message = 0, None
         try:
-            yield
+            with self._signals():
+                yield
         except click.ClickException as error:
             error.show()
             code, message = error.exit_code, error.format_message().partition("\n")[0]  # it may be a whole help text
-        except click.Abort:
-            say("Aborted!")
-            code, message = 1, "interrupted"
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
+        except OSError as error:
+            if not _raised_by_click(error):
+                self._close(1, f"{type(error).__name__}: {error}")
+                raise
+            streams.abandon_output()
+            code, message = 1, f"standard output cannot be written ({error.strerror}): free some space, or redirect it"
+            say(f"Error: {message}")
         except BaseException as bug:
             self._close(1, f"{type(bug).__name__}: {bug}")
             raise
         raise SystemExit(self._close(max(code, self._code), message))
+
+    @contextmanager
+    def _signals(self) -> Iterator[None]:
+        """End the process on a signal that stops it, with a line of JSON if one is wanted, whatever it is busy with.
+
+        A thread does that, since Python handles signals only between two
+        steps of its own. Commands that stop in an orderly way handle signals
+        themselves meanwhile.
+        """
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        ears, mouth = os.pipe()
+        os.set_blocking(mouth, False)
+
+        def handle(number: int, _: object) -> None:
+            pass  # the thread does it
+
+        def listen() -> None:
+            while number := os.read(ears, 1):
+                if signal.getsignal(number[0]) is handle:
+                    self._close(128 + number[0], None)
+                    os._exit(128 + number[0])
+
+        before = {number: signal.signal(number, handle) for number in STOPS if _ends(number)}
+        wakeup = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+        threading.Thread(target=listen, daemon=True).start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(wakeup)
+            os.close(mouth)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     def note(self, error: RN50FeatError) -> None:
         """Add what a run committed before an error ended it."""
@@ -103,6 +144,19 @@ class Ending:
             streams.abandon_output()
             return max(code, 1)
         return code
+
+
+def _ends(number: int) -> bool:
+    """Check whether a signal would end the process: nohup, for example, has SIGHUP ignored."""
+    return signal.getsignal(number) in (signal.SIG_DFL, signal.default_int_handler)
+
+
+def _raised_by_click(error: OSError) -> bool:
+    """Check whether an error was raised by the printing of help."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and "click" in trace.tb_frame.f_code.co_filename.split(os.sep)
 
 
 def _now() -> str:

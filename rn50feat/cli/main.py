@@ -8,6 +8,7 @@ traceback.
 from __future__ import annotations
 
 import logging
+import os
 import re
 import sys
 from collections.abc import Iterable, Sequence
@@ -107,6 +108,7 @@ class _Program(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         try:
             with limits.told():
+                os.getcwd()  # without a working folder, libraries end the process when they are imported
                 return super().invoke(ctx)
         except RN50FeatError as error:
             ending_of(ctx).note(error)

@@ -129,7 +129,7 @@ def form_of(**given: bool) -> str | None:
     """Return the output format that was asked for, if any; the command line overrides variables."""
     asked = [name for name, wanted in given.items() if wanted]
     asked = [name for name in asked if typed("as_json" if name == "json" else name)] or asked
-    ending_of(click.get_current_context()).as_json = asked == ["json"]
+    ending_of(click.get_current_context()).as_json = "json" in asked
     if len(asked) > 1:
         raise click.UsageError(f"{' and '.join(f'--{name}' for name in asked)} cannot be combined: choose one.")
     return asked[0] if asked else None

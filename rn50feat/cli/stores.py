@@ -24,7 +24,8 @@ def find_store() -> Path:
     from rn50feat.store.opening import is_store
     from rn50feat.store.reader import SUFFIXES
 
-    found = sorted(path for path in Path.cwd().iterdir() if path.suffix in SUFFIXES and is_store(path))
+    files = (path for path in Path.cwd().iterdir() if path.suffix in SUFFIXES and path.is_file())  # a FIFO would block
+    found = sorted(filter(is_store, files))
     if len(found) == 1:
         return found[0]
     if found:

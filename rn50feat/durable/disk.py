@@ -22,6 +22,7 @@ _ADVICE = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT), "free some space"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "close other programs, or raise the limit (ulimit -n)"),
     **dict.fromkeys((errno.EACCES, errno.EPERM, errno.EROFS), "check its permissions"),
+    **dict.fromkeys((errno.EISDIR,), "move that folder away"),
     **dict.fromkeys((errno.ENOMEM,), "close other programs, or raise the limit (ulimit -v)"),
     **dict.fromkeys((errno.EFBIG,), "raise the limit (ulimit -f)"),
     **dict.fromkeys(

@@ -71,7 +71,7 @@ def told() -> Iterator[None]:
 def exceeded(error: BaseException) -> LimitError | None:
     """Explain an error that a limit of this process or its machine causes; return None for any other."""
     if isinstance(error, FileNotFoundError) and error.filename is None and not _has_working_folder():
-        return LimitError("the working folder is gone: change to one that exists, or use absolute paths")
+        return LimitError("the working folder is gone: change to one that exists")
     number = error.errno if isinstance(error, OSError) else None
     text = str(error)
     if number in (errno.EMFILE, errno.ENFILE) or "Too many open files" in text:

@@ -97,6 +97,8 @@ def _image_errors(data: bytes) -> Iterator[None]:
         raise
     except UnidentifiedImageError as error:
         raise ImageError(_unidentified(data)) from error
+    except KeyError as error:  # a table of Pillow's lacks it
+        raise ImageError("has samples in a format that Pillow does not read: convert it to PNG") from error
     except Exception as error:  # Pillow's decoders raise anything from struct.error to SyntaxError on broken data
         raise ImageError(f"cannot be decoded: {_one_line(error)}") from error
 

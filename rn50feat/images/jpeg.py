@@ -21,6 +21,7 @@ from rn50feat.errors import ImageError
 
 _END = b"\xff\xd9"
 _ENDS_EARLY = "premature end of data segment"  # in libjpeg's words
+_TRUNCATED = "is truncated: some of its pixels are missing"
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # not a stuffed byte, a restart or padding
 _PROGRESSIVE, _SCAN = (0xC2, 0xCA), 0xDA
 _LOSSY = (0xC0, 0xC1, 0xC2)
@@ -39,12 +40,16 @@ def load(data: bytes, image: Image.Image, *, fast_dct: bool = False) -> tuple[Im
     except ValueError as error:
         fault = str(error)
     try:
-        if not _has_end(data):
+        ended = _has_end(data)
+        if not ended:
             data, fault = _add_end(data, image)
-        return _decode(data, image, fast_dct, strict=False), fault
+        found = _decode(data, image, fast_dct, strict=False)
     except ValueError:  # simplejpeg refuses it, for example some subsamplings of CMYK
         image.load()
         return image, ""
+    if ended and (not _all_scans(data) or (_ENDS_EARLY in fault and _ends_flat(found))):
+        raise ImageError(_TRUNCATED)
+    return found, fault
 
 
 def size(data: bytes) -> tuple[int, int] | None:
@@ -94,7 +99,14 @@ def _add_end(data: bytes, image: Image.Image) -> tuple[bytes, str]:
         fault = _fault(whole, image)
         if _ENDS_EARLY not in fault and _all_scans(whole):
             return whole, fault or "has no end marker"
-    raise ImageError("is truncated: some of its pixels are missing")
+    raise ImageError(_TRUNCATED)
+
+
+def _ends_flat(image: Image.Image) -> bool:
+    """Check whether the last rows have a single colour, as libjpeg fills those whose data is missing."""
+    pixels = np.asarray(image)
+    last = pixels[-max(2, len(pixels) // 50) :]
+    return bool((last == last[0, 0]).all())
 
 
 def _all_scans(data: bytes) -> bool:

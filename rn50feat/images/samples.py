@@ -47,6 +47,10 @@ def declared(data: bytes, image: Image.Image) -> Declared:
         return Declared(_fits_samples(data, image))
     if image.format == "PNG":
         png.scale_transparency(data, image)
+    if image.format == "JPEG2000":
+        _require_narrow_channels(data, image)
+    if image.format == "PSD" and image.mode == "1":
+        image.tile = [tile._replace(args=("1;I", *tile.args[1:])) for tile in image.tile]  # ones are black
     return Declared(_BY_MODE.get(image.mode[:4], SampleFormat()))
 
 
@@ -113,6 +117,17 @@ def _tga_alpha(data: bytes, image: Image.Image) -> bool:
     (extension,) = struct.unpack_from("<L", data, len(data) - 26)
     # 3 and 4 mean transparency; the other values mean none, or none to be used.
     return not extension or data[extension + 494 : extension + 495] in (b"\3", b"\4", b"")
+
+
+def _require_narrow_channels(data: bytes, image: Image.Image) -> None:
+    """Raise `ImageError` for a JPEG 2000 with several channels of more than 8 bits: Pillow turns their white black."""
+    size = data.find(b"\xff\x4f\xff\x51") + 4  # of the image, ISO 15444-1, A.5.1
+    (channels,) = struct.unpack_from(">H", data, size + 36)
+    depths = [(data[size + 38 + 3 * i] & 127) + 1 for i in range(channels)]
+    if channels > 1 and max(depths) > 8:
+        raise ImageError(
+            f"is a JPEG 2000 with {channels} channels of {max(depths)} bits, which is not supported: convert it to PNG"
+        )
 
 
 def _fits_samples(data: bytes, image: Image.Image) -> SampleFormat:

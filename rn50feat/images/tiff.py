@@ -21,7 +21,7 @@ from rn50feat.images.sample_format import SampleFormat
 
 SIGNATURES = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
 _WIDTH, _HEIGHT, _BITS, _COMPRESSION, _MEANING, _OFFSETS, _ORIENTATION = 256, 257, 258, 259, 262, 273, 274
-_SAMPLES, _LENGTHS, _SUBDIRECTORIES, _EXTRA, _FORMAT = 277, 279, 330, 338, 339
+_SAMPLES, _LENGTHS, _PLANAR, _SUBDIRECTORIES, _EXTRA, _FORMAT = 277, 279, 284, 330, 338, 339
 _KIND, _OLD_KIND, _JPEG_TABLES, _JPEG, _JPEG_LENGTH, _SUBSAMPLING = 254, 255, 347, 513, 514, 530
 _DNG_VERSION = 50706
 _WHITE_IS_ZERO, _RGB, _YCBCR = 0, 2, 6
@@ -71,6 +71,8 @@ def sample_format(image: Image.Image) -> SampleFormat:
         raise ImageError(
             "is a TIFF with uncompressed subsampled YCbCr, which is not supported: convert it to another format"
         )
+    if tags.get(_PLANAR) == 2 and tags.get(_COMPRESSION, 1) == 1 and set(tags.get(_BITS, (1,))) == {16}:
+        _read_wide_planes(image)
     image.tile = [
         tile._replace(args=(_NATIVE.get(tile.args[0], tile.args[0]), *tile.args[1:]))  # libtiff swaps bytes itself
         if tile.codec_name == "libtiff" and isinstance(tile.args, tuple)
@@ -79,6 +81,17 @@ def sample_format(image: Image.Image) -> SampleFormat:
     ]
     kind = {_SIGNED: "i", _FLOAT: "f"}.get(tags.get(_FORMAT, (_UNSIGNED,))[0], "u")
     return SampleFormat(kind, tags.get(_BITS, (1,))[0], inverted=meaning == _WHITE_IS_ZERO)
+
+
+def _read_wide_planes(image: TiffImagePlugin.TiffImageFile) -> None:
+    """Make Pillow read uncompressed planes of 16 bits, which it takes for planes of bytes."""
+    if image.mode == "CMYK":
+        raise ImageError(
+            "is a TIFF with uncompressed 16-bit CMYK in planes, which is not supported: convert it to another format"
+        )
+    if image.mode in ("RGB", "RGBA"):
+        order = ";16B" if image.tag_v2.prefix == b"MM" else ";16L"
+        image.tile = [tile._replace(args=(tile.args[0] + order, *tile.args[1:])) for tile in image.tile]
 
 
 def undeclared_alpha(image: Image.Image) -> bool:

@@ -34,7 +34,7 @@ def load(data: bytes, image: ImageFile.ImageFile, rule: str) -> None:
             "has 16-bit channels other than red, green and blue, which --range does not support: convert it to RGB"
         )
     with Image.open(io.BytesIO(data), formats=[image.format or ""]) as lower:
-        lower.tile = [_exchanged(tile) for tile in lower.tile]
+        lower.tile = [_exchanged(tile) for tile in image.tile]
         low = np.asarray(lower).astype(np.uint16)
     values = np.asarray(image).astype(np.uint16) << 8 | low
     bands = Image.fromarray(to_8_bits(values[..., :3], SampleFormat(bits=16), rule)).split()

@@ -246,8 +246,7 @@ def save(
     except OSError as error:
         remove_leftovers(store, disk=disk)
         raise IndexingError(
-            f"{path} cannot be written ({error.strerror or error}): free some space or choose a folder that you"
-            " may write to; what was there is as it was"
+            f"{path} cannot be written ({error.strerror or error}): {advice(error)}; what was there is as it was"
         ) from error
     return facts
 

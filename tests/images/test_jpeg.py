@@ -74,7 +74,7 @@ def test_what_follows_the_end_or_precedes_the_scan_harms_nothing() -> None:
 @pytest.mark.parametrize("name", ["torchvision", "keras", "slim", "slim-pillow"])
 def test_damage_that_decodes_is_told_in_the_decoders_words(name: str) -> None:
     middle = len(WHOLE) // 2
-    damaged = WHOLE[:middle] + b"\xff\xd3" + WHOLE[middle + 2 :]
+    damaged = WHOLE[:middle] + bytes(200) + WHOLE[middle + 200 :]
     found = decoded(damaged, PREPROCESSINGS[name])
     assert found.damage.startswith("Corrupt JPEG data: ")
     assert not np.array_equal(found.crop, decoded(WHOLE, PREPROCESSINGS[name]).crop)
@@ -86,3 +86,12 @@ def test_what_simplejpeg_refuses_is_for_pillow() -> None:
     assert np.abs(decoded(data).crop.astype(int) - decoded(encoded(scene(3, 300, 260))).crop).mean() < 12
     with pytest.raises(ImageError, match="truncated"):
         decoded(data[:-200])
+
+
+@pytest.mark.parametrize("kind", ["baseline", "progressive", "restarts"])
+def test_an_end_marker_does_not_make_a_truncated_jpeg_whole(kind: str) -> None:
+    whole = encoded(scene(3, 300, 260), quality=90, **KINDS[kind])
+    for part in (0.5, 0.8):
+        cut = whole[: int(len(whole) * part)]
+        with pytest.raises(ImageError, match="is truncated: some of its pixels are missing|broken data stream"):
+            decoded(cut + b"\xff\xd9")

@@ -274,3 +274,41 @@ def test_profiles_are_ignored_or_converted_to_srgb() -> None:
     broken = decoded(encoded(swapped, "PNG", icc_profile=b"no profile" * 20), profile="converted to sRGB")
     assert broken.damage.startswith("has a colour profile that cannot be used")
     assert decoded(encoded(swapped, "PNG"), profile="converted to sRGB").damage == ""
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("channels", [3, 4])
+def test_planes_of_16_bits_are_read_in_full(channels: int, order: str) -> None:
+    values = np.asarray(scene(3, 60, 50).convert("RGBA"))[..., :channels].astype(np.uint16) * 257
+    planes, size = np.moveaxis(values, -1, 0), 60 * 50 * 2
+    more = {"t284": (2,), "t273": [8 + i * size for i in range(channels)], "t279": [size] * channels}
+    more |= {"t338": (2,)} if channels == 4 else {}
+    data = tiff(planes.astype(f"{order}u2").tobytes(), (60, 50), order=order, meaning=2, bits=(16,) * channels, **more)
+    plain = encoded(scene(3, 60, 50), "PNG")
+    for rule in ("type", "0:65535"):
+        settings = replace(Preprocessing(), value_range=rule)
+        crops = [decoding.decode(one, settings, suffix="", max_pixels=10**6).crop for one in (data, plain)]
+        assert np.abs(crops[0].astype(int) - crops[1]).max() <= 1
+
+
+def test_planes_of_16_bits_in_cmyk_are_refused() -> None:
+    more = {"t284": (2,), "t273": [8 + i * 6000 for i in range(4)], "t279": [6000] * 4}
+    data = tiff(bytes(24000), (60, 50), meaning=5, bits=(16,) * 4, **more)
+    with pytest.raises(ImageError, match="16-bit CMYK in planes, which is not supported"):
+        decoding.decode(data, Preprocessing(), suffix=".tif", max_pixels=10**6)
+
+
+def test_jpeg_2000_with_wide_channels_is_refused() -> None:
+    """Pillow would turn white to black: it rounds 65408 to 65535 up to 256, and keeps the lower byte."""
+    data = bytearray(encoded(scene(3, 64, 64), "JPEG2000"))
+    at = data.index(b"\xff\x4f\xff\x51") + 4
+    assert decoding.decode(bytes(data), Preprocessing(), suffix=".jp2", max_pixels=10**6).damage == ""
+    data[at + 38] = 15  # 16 bits in its first channel
+    with pytest.raises(ImageError, match="JPEG 2000 with 3 channels of 16 bits, which is not supported: convert it"):
+        decoding.decode(bytes(data), Preprocessing(), suffix=".jp2", max_pixels=10**6)
+
+
+def test_ones_are_black_in_a_photoshop_bitmap() -> None:
+    head = b"8BPS" + struct.pack(">H6xHIIHH", 1, 1, 256, 256, 1, 0) + bytes(12) + b"\0\0"
+    crop = decoding.decode(head + b"\xff" * 4096 + b"\0" * 4096, Preprocessing(), suffix=".psd", max_pixels=10**6).crop
+    assert (crop[20].max(), crop[-20].min()) == (0, 255)
