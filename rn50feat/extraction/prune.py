@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from functools import partial
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from rn50feat.errors import PruneError, SourceError, count
 from rn50feat.extraction.todo import Todo
@@ -80,33 +80,36 @@ def gone(
         found = np.array(sorted(rows + left_out), np.int64)
         if not force:
             missing = np.array(rows, np.int64)
-            lost = missing[_lost(store, missing, found, arrived)]
-            _check_roots(store, selection, missing, lost)
-            _check_limit(lost, missing, under, limit)
+            _check_roots(store, selection, missing, missing[_lost(store, missing, len(met), arrived)])
+            _check_limit(missing[_lost(store, missing, 0, arrived, found)], missing, under, limit)
     return found
 
 
 def _lost(
-    store: FeatureStore, gone: NDArray[np.int64], leaving: NDArray[np.int64], arrived: Collection[int]
+    store: FeatureStore, gone: NDArray[np.int64], first: int, arrived: Collection[int], leaving: ArrayLike = ()
 ) -> NDArray[np.bool_]:
-    """Check for each of the `gone` rows whether its content is lost once the rows `leaving` are removed."""
+    """Check for each of the `gone` rows whether no row from `first` on has its content, except those `leaving`."""
     digests, sizes = store.column("digest"), store.column("size")[gone]
     contents = np.ascontiguousarray(digests).view("V16").reshape(-1)
-    stays = np.ones(len(contents), bool)
-    stays[leaving] = False
+    stays = np.arange(len(contents)) >= first
+    stays[np.asarray(leaving, np.int64)] = False
     unknown = ~digests[gone].any(axis=1)  # an import whose file was not there: zeros say nothing about its content
     survives = np.isin(contents[gone], contents[stays]) & ~unknown
     return ~survives & ~np.isin(sizes, np.fromiter(arrived, np.int64, len(arrived)))
 
 
 def _check_roots(store: FeatureStore, selection: Selection, gone: NDArray[np.int64], lost: NDArray[np.int64]) -> None:
-    """Raise `PruneError` for a source without any file, unless all of its images have moved elsewhere."""
+    """Raise `PruneError` for a source without any file, unless all of its images have moved elsewhere in this run.
+
+    Images that were elsewhere before are copies: an unmounted mirror has not moved.
+    """
     for root in selection.roots:
         if not selection.holds_any(root):
             below = partial(_any_below, store, root)
             if below(lost) or not below(gone):
-                empty = "empty" if next(sources.references([root]), None) is None else "empty but for what is excluded"
-                raise PruneError(f"nothing was pruned: {root} is {empty}: mount it, or use --force if that is right")
+                empty = next(sources.references([root]), None) is None
+                cause = "is empty: mount it, or" if empty else "holds only what is excluded: change that, or"
+                raise PruneError(f"nothing was pruned: {root} {cause} use --force if that is right")
 
 
 def _any_below(store: FeatureStore, root: str, rows: NDArray[np.int64]) -> bool:

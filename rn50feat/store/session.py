@@ -109,7 +109,7 @@ class WriteSession:
     ) -> None:
         self.summary.seconds = self._clock() - self._begun
         if isinstance(error, RN50FeatError):
-            error.summary = self._committed
+            error.summary = self._committed or Summary(seconds=self.summary.seconds)
         self._held.__exit__(kind, error, trace)
 
     # What is written to

@@ -374,3 +374,17 @@ def test_float16_is_what_it_says(here: Callable[..., Result], scenes: Path) -> N
         done = here("extract", one, "o.h5", *settings, *arguments)
         assert done.exit_code == 0, done.stderr
         assert package.FeatureStore("o.h5").dtype == np.dtype(dtype)
+
+
+def test_a_fifo_in_the_folder_is_no_store(rn50feat: Run, store: Path) -> None:
+    os.mkfifo(store.parent / "pipe.h5")
+    assert "5 rows" in rn50feat("verify").stderr
+
+
+def test_help_on_a_full_disk_is_one_line(rn50feat: Run) -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([*RN50FEAT, "--help"], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == (
+        "Error: standard output cannot be written (No space left on device): free some space, or redirect it\n"
+    )

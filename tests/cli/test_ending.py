@@ -95,9 +95,10 @@ def outcome(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
         (["info", "none.h5"], 1, "none.h5: No such file"),
         (["verify", "--sources"], 0, None),
         (["search", "--stored", "pictures/red.png"], 0, None),
-        (["search", "--stored", "none.png"], 1, "holds no"),
+        (["search", "--stored", "none.png"], 1, "has no image"),
         (["duplicates", "--threshold", "0.01"], 0, None),
         (["duplicates", "--exact"], 0, None),
+        (["duplicates", "--csv"], 2, "--json and --csv cannot be combined"),
         (["export", "out.h5", "out.npy"], 0, None),
         (["export", "out.h5", "out.doc"], 1, "out.doc"),
         (["export", "out.h5", "qdrant", "--to", "qdrant"], 0, None),
@@ -178,6 +179,23 @@ def test_a_run_that_a_signal_stops(tmp_path: Path, pictures: Path) -> None:
     assert (found["exit_code"], process.returncode, found["stopped"]) == (143, 143, "SIGTERM")
     assert (found["error"], found["new"]) == (None, 2)
     assert found["prune"] == {"done": False, "removed": 0, "reason": "stopped by SIGTERM"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_a_command_that_a_signal_ends(store: FeatureStore, number: signal.Signals) -> None:
+    """Even while it is busy in a library: a thread prints the line."""
+    code = (
+        "import threading, time; from rn50feat.cli.main import main; from rn50feat import FeatureStore;"
+        "FeatureStore.failures = lambda store: (print('here', flush=True), time.sleep(60)); main()"
+    )
+    command = [sys.executable, "-c", code, "info", str(store.path), "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "here\n"
+        process.send_signal(number)
+        output, messages = process.communicate()
+    assert (process.returncode, messages) == (128 + number, "")
+    assert told(output)["exit_code"] == 128 + number
 
 
 def test_an_error_in_the_middle_counts_what_was_committed(

@@ -677,3 +677,15 @@ def test_verify_recompute_shows_vectors_that_come_out_otherwise(
     report = rn50feat_verify(shades, recompute=8, start=start)
     assert len(report.findings) == 8
     assert "comes out otherwise now: 1.0e-03 away" in report.findings[0]
+
+
+def test_an_unmounted_mirror_is_not_a_move(shades: Path, tmp_path: Path, start: FakeStart) -> None:
+    """Its images have copies, which were there before: the rows of the mirror stay."""
+    mirror = tmp_path / "mirror"
+    shutil.copytree(shades, mirror)
+    rn50feat.extract([shades, mirror], tmp_path / "out.h5", weights="random", start=start)
+    shutil.rmtree(mirror)
+    mirror.mkdir()
+    with pytest.raises(PruneError, match="mirror is empty: mount it"):
+        rn50feat.extract([shades, mirror], tmp_path / "out.h5", prune=True, start=start)
+    assert len(FeatureStore(tmp_path / "out.h5")) == 40

@@ -179,12 +179,12 @@ def test_the_next_prune_removes_rows_that_are_left_out_whatever_the_limit(nas: P
 
 def test_prune_still_refuses_what_looks_like_an_unmounted_disk(nas: Path, start: FakeStart) -> None:
     extract("pictures", start)
-    with pytest.raises(PruneError, match="pictures is empty but for what is excluded: mount it"):
+    with pytest.raises(PruneError, match="pictures holds only what is excluded: change that"):
         extract("pictures", start, "**", prune=True)
     for path in nas.iterdir():
         if path.name != "@eaDir":
             shutil.rmtree(path) if path.is_dir() else path.unlink()
-    with pytest.raises(PruneError, match="pictures is empty but for what is excluded: mount it"):
+    with pytest.raises(PruneError, match="pictures holds only what is excluded: change that"):
         extract("pictures", start, prune=True, prune_limit=100)
     assert len(names()) == 5
     assert extract("pictures", start, prune=True, force=True).removed == 5
