@@ -59,7 +59,7 @@ def command(
     store = open_store(Path(stores[0]) if stores else None, ending)
     with stages(quiet) as on_stage, signals() as should_stop:
 
-        def told(stage: str, done: int, total: int) -> None:
+        def report(stage: str, done: int, total: int) -> None:
             on_stage(stage, done, total)
             if reason := should_stop():
                 ending.add(stopped=reason)
@@ -68,14 +68,14 @@ def command(
         if database is not None:
             from rn50feat.exchange.qdrant import shown, sync
 
-            done = sync(store, out, collection=collection, overwrite=overwrite, on_stage=told)
+            done = sync(store, out, collection=collection, overwrite=overwrite, on_stage=report)
             out = shown(out)
             ending.add(**dataclasses.asdict(done))
             result = f"{done.upserted} upserted, {done.deleted} deleted, {done.unchanged} unchanged"
         else:
             from rn50feat.exchange.export import export as run
 
-            rows = run(store, out, normalize=normalize, null=null, overwrite=overwrite, on_stage=told)
+            rows = run(store, out, normalize=normalize, null=null, overwrite=overwrite, on_stage=report)
             ending.add(rows=rows)
             result = f"{count(rows, 'row')} of 2048"
     ending.add(out=out)

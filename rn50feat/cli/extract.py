@@ -34,7 +34,7 @@ from rn50feat.cli.options import (
     shard_of,
     typed,
 )
-from rn50feat.cli.outcome import STOP_CODES, tell
+from rn50feat.cli.outcome import STOP_CODES, report_run
 from rn50feat.cli.terminal import progress, signals, write
 from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import PruneError, RN50FeatError, raise_all
@@ -179,7 +179,7 @@ def command(
             )
         except PruneError as error:
             errors, summary = [error], error.summary
-    tell(summary, out, ending, quiet=quiet)
+    report_run(summary, out, ending, quiet=quiet)
     ending.add(prune=_pruning(summary, errors) if settings["prune"] else None)
     if indexed and out.exists() and summary.stopped not in STOP_CODES:
         _update_index(out, ending, errors, quiet=quiet, rebuild=settings["overwrite"])

@@ -19,7 +19,7 @@ from rn50feat.cli.options import (
     out_argument,
     quiet_option,
 )
-from rn50feat.cli.outcome import tell
+from rn50feat.cli.outcome import report_run
 from rn50feat.cli.terminal import progress, signals
 
 
@@ -71,4 +71,4 @@ def command(ending: Ending, features: Path, out: Path, quiet: bool, as_json: boo
 
     with progress(quiet) as on_progress, signals() as should_stop:
         summary = run(features, out, should_stop=should_stop, on_progress=on_progress, **settings)
-    tell(summary, out, ending, quiet=quiet)
+    report_run(summary, out, ending, quiet=quiet)

@@ -107,7 +107,7 @@ class _Program(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            with limits.told():
+            with limits.explained():
                 os.getcwd()  # without a working folder, libraries end the process when they are imported
                 return super().invoke(ctx)
         except RN50FeatError as error:

@@ -8,7 +8,7 @@ import click
 
 from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import argument, dtype_option, json_option, out_argument, quiet_option
-from rn50feat.cli.outcome import tell
+from rn50feat.cli.outcome import report_run
 from rn50feat.cli.terminal import progress, signals
 
 
@@ -37,4 +37,4 @@ def command(ending: Ending, stores: tuple[Path, ...], out: Path, dtype: str | No
 
     with progress(quiet) as on_progress, signals() as should_stop:
         summary = run(stores, out, dtype=dtype, should_stop=should_stop, on_progress=on_progress)
-    tell(summary, out, ending, quiet=quiet)
+    report_run(summary, out, ending, quiet=quiet)

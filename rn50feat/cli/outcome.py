@@ -20,16 +20,16 @@ if TYPE_CHECKING:
 STOP_CODES = {number.name: 128 + number for number in STOPS}
 
 
-def tell(summary: Summary, out: Path, ending: Ending, *, quiet: bool) -> None:
+def report_run(summary: Summary, out: Path, ending: Ending, *, quiet: bool) -> None:
     """Report what a run did to the store `out`; a run stopped by a signal ends with that signal's exit code."""
     if not quiet:
-        _tell_in_words(summary, out)
+        _print(summary, out)
     ending.add(**summary.as_dict())
     if summary.stopped is not None:
         ending.stop(STOP_CODES.get(summary.stopped, 0))
 
 
-def _tell_in_words(summary: Summary, out: Path) -> None:
+def _print(summary: Summary, out: Path) -> None:
     say(f"{out}: {report.counts(summary.as_dict())}, in {summary.seconds:.1f} s")
     if summary.linked:
         say(report.linked_line(summary.linked))

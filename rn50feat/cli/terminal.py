@@ -79,10 +79,10 @@ def _clock(bar: Any) -> Iterator[None]:
 def downloads() -> Iterator[Callable[[int, int], None]]:
     """Yield a callback that shows (bytes done, bytes in all) of a possible download: a bar, or an occasional line."""
     bars: list[Any] = []
-    told = time.monotonic()
+    last = time.monotonic()
 
     def advance(done: int, total: int) -> None:
-        nonlocal told
+        nonlocal last
         if attended():
             from tqdm import tqdm
 
@@ -90,8 +90,8 @@ def downloads() -> Iterator[Callable[[int, int], None]]:
                 bars.append(tqdm(desc="downloading the weights", unit="B", unit_scale=True, leave=False))
             bars[0].total = total or None
             bars[0].update(done - bars[0].n)
-        elif time.monotonic() - told >= PLAIN_SECONDS:
-            told = time.monotonic()
+        elif time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
             say(f"downloading the weights: {done / 1e6:.0f} of {f'{total / 1e6:.0f}' if total else '?'} MB")
 
     try:
@@ -102,13 +102,13 @@ def downloads() -> Iterator[Callable[[int, int], None]]:
 
 
 def _plain_progress() -> Callable[[Progress], None]:
-    started = told = time.monotonic()
+    started = last = time.monotonic()
 
     def tell(progress: Progress) -> None:
-        nonlocal told
+        nonlocal last
         now = time.monotonic()
-        if now - told >= PLAIN_SECONDS:
-            told = now
+        if now - last >= PLAIN_SECONDS:
+            last = now
             if progress.phase:
                 say(progress.phase)
                 return
@@ -141,12 +141,12 @@ def stages(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 
 def _plain_stages() -> Callable[[str, int, int], None]:
-    told = time.monotonic()
+    last = time.monotonic()
 
     def tell(stage: str, done: int, total: int) -> None:
-        nonlocal told
-        if time.monotonic() - told >= PLAIN_SECONDS:
-            told = time.monotonic()
+        nonlocal last
+        if time.monotonic() - last >= PLAIN_SECONDS:
+            last = time.monotonic()
             say(f"{stage}: {done} of {count(total, 'row')}" if total else stage)
 
     return tell

@@ -58,7 +58,7 @@ def raise_open_files() -> None:
 
 
 @contextmanager
-def told() -> Iterator[None]:
+def explained() -> Iterator[None]:
     """Turn errors in the block that a limit causes into `LimitError`."""
     try:
         yield

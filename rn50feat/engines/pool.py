@@ -85,7 +85,7 @@ class DecoderPool:
         self._busy = 0.0  # seconds, added up over all processes
         limits.raise_open_files()
         try:
-            with limits.told():
+            with limits.explained():
                 for _ in range(workers):
                     self._workers.put(self._start())
         except BaseException:
@@ -95,7 +95,7 @@ class DecoderPool:
     def reserve(self, slots: int) -> None:
         """Make room for `slots` crops, before the first call of `decode`."""
         shape = (slots, *self._shape)
-        with limits.told():
+        with limits.explained():
             os.ftruncate(self.buffer, math.prod(shape) * self._dtype.itemsize)
         self.crops = np.frombuffer(mmap.mmap(self.buffer, 0), self._dtype).reshape(shape)
 

@@ -93,14 +93,14 @@ def test_memory_is_what_the_machine_and_all_groups_leave(group: Group, tmp_path:
 def test_errors_of_limits_name_the_limit(error: Exception, words: str) -> None:
     with (
         pytest.raises(limits.LimitError, match=f"(the limit on|no more) {words}.*: (raise it|use fewer)"),
-        limits.told(),
+        limits.explained(),
     ):
         raise error
 
 
 def test_other_errors_stay_as_they_are() -> None:
     for error in (OSError(errno.EIO, "Input/output error"), RuntimeError("odd"), ValueError("std::bad_alloc")):
-        with pytest.raises(type(error), match=str(error.args[-1])), limits.told():
+        with pytest.raises(type(error), match=str(error.args[-1])), limits.explained():
             raise error
 
 
