@@ -1,11 +1,11 @@
-"""Take features into a store that another program computed.
+"""Import features that another program computed into a store.
 
-In: a ``.npy`` or ``.parquet`` file of rows of 2048, the paths of their
-pictures, and a statement of what made them. Out: a row for each picture that
-the store lacks, and the record of the import. Files that are there get their
-size, time and digest, as if extracted; of others the row is kept, with a size
-and time of 0 and an unknown digest, all zeros: should the file
-turn up one day, `extract` computes it anew.
+Takes a ``.npy`` or ``.parquet`` file of rows of 2048, the paths of their images,
+and a statement of what made them. Adds a row for each image that the store
+lacks, and a record of the import. Rows of existing files get the file's size,
+time and digest, as if extracted; other rows are kept with size and time 0 and
+an unknown digest, all zeros: if the file turns up one day, `extract` computes
+it again.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ class FeatureFile(Protocol):
     """A file of features: their number, dtype, paths and, in blocks, themselves."""
 
     path: Path
-    about: dict[str, Any]  # what the file says of its rows, where rn50feat wrote it
+    about: dict[str, Any]  # what the file says about its rows, if rn50feat wrote it
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """Of the features."""
+        """The features' dtype."""
 
     def __len__(self) -> int: ...
 
@@ -81,18 +81,17 @@ def import_features(
     should_stop: Callable[[], str | None] = lambda: None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Give every picture of `features` that `store` lacks a row; those that it has keep theirs.
+    """Add a row for every image in `features` that `store` lacks; existing images keep their rows.
 
-    `paths` lists the pictures of a ``.npy`` file, ``<name>.paths.txt`` unless
-    given, by lines or (`null`) NULs, or in another ``.npy``; in a
-    ``.parquet`` file they are its column ``path``, and the features its
-    `column`, ``features`` unless given. Relative ones start at `root`, the
-    working folder unless given. `weights` to `value_range` say what made the
-    features, as for `extract`, or `made_by` does in words: then no picture
-    can be computed alike, and the store is searched by stored path alone.
-    Parquet files of `export` know it themselves. Raises `ExchangeError` for
-    files that do not fit, and the errors of `extract`; what was committed by
-    then stays.
+    `paths` lists the images of a ``.npy`` file, ``<name>.paths.txt`` by default,
+    as lines, ended by NULs (`null`), or in another ``.npy``. A ``.parquet`` file
+    has them in its column ``path``, and the features in `column`, ``features``
+    by default. Relative paths start at `root`, the working folder by default.
+    `weights` to `value_range` say what made the features, as for `extract`, or
+    `made_by` says it in words: then rn50feat cannot compute matching features,
+    and the store can only be searched by stored path. Parquet files from
+    `export` record it themselves. Raises `ExchangeError` for files that do not
+    fit, and the errors of `extract`; what was committed by then stays.
     """
     file = _open(Path(features), None if paths is None else Path(paths), null, column)
     path = locate_output(store)
@@ -113,40 +112,40 @@ def import_features(
 def _open(path: Path, listing: Path | None, null: bool, column: str | None) -> FeatureFile:
     if path.suffix == ".npy":
         if column is not None:
-            raise ExchangeError(f"{path} has no columns: leave --column out")
+            raise ExchangeError(f"{path} has no columns: leave out --column")
         return NpyFile(path, listing or path_list(path), null)
     if path.suffix != ".parquet":
-        raise ExchangeError(f"{path} is neither a .npy nor a .parquet file: name one that is, by its suffix")
+        raise ExchangeError(f"{path} is neither a .npy nor a .parquet file: name a file with one of these suffixes")
     if listing is not None or null:
-        raise ExchangeError(f"{path} has its paths in its column path: leave --paths and --null out")
+        raise ExchangeError(f"{path} has its paths in its column path: leave out --paths and --null")
     return ParquetFile(path, column or "features")
 
 
 def _provenance(file: FeatureFile, old: FeatureStore | None, choices: Choices, made_by: str | None) -> Provenance:
-    """Return what is said to have made the features; raise where nothing is, or `old` holds others."""
+    """Determine the provenance of the features; raise if it is not stated, or `old` has another."""
     if choices.weights is not None and made_by is not None:
-        raise ExchangeError("--weights and --made-by are two statements of what made the features: give one")
+        raise ExchangeError("--weights and --made-by cannot be combined: choose one to say what made the features")
     if choices.weights is not None:
         if old is not None and old.provenance.unstated:
             made = old.provenance.network
             raise ExchangeError(f"{old.path} holds features made by {made}, and no others: {_ANOTHER}")
         return agree(old, choices, None, remedy=_ANOTHER)[1]
     if choices != Choices():
-        raise ExchangeError("a variant and how pictures were prepared go together with weights: give --weights")
+        raise ExchangeError("the options for variant and preprocessing require --weights: add it")
     if made_by is not None:
         provenance = Provenance.unstated_but_for(made_by)
     elif file.about:
         provenance = Provenance.from_json(file.about["provenance"])
     else:
         raise ExchangeError(
-            f"{file.path} does not say what made its features: give --weights as for extract, or --made-by in words"
+            f"{file.path} does not say what made its features: use --weights as for extract, or --made-by in words"
         )
     require(old, provenance, remedy=_ANOTHER)
     return provenance
 
 
 def _locations(file: FeatureFile, root: Path) -> Callable[[], Iterator[str]]:
-    """Return what yields the absolute location of each row's picture; raise `ExchangeError` where these do not fit."""
+    """Return a function that yields the absolute location of each row's image; raise `ExchangeError` for a misfit."""
     real = lru_cache(1024)(os.path.realpath)
 
     def locations() -> Iterator[str]:
@@ -155,11 +154,11 @@ def _locations(file: FeatureFile, root: Path) -> Callable[[], Iterator[str]]:
     met, count = lists.Names(), 0
     for location in locations():
         if not met.add(location):
-            raise ExchangeError(f"{file.path} has two rows for {location}: leave one of them out")
+            raise ExchangeError(f"{file.path} has two rows for {location}: remove one of them")
         count += 1
     if count != len(file):
         rows, names = errors.count(len(file), "row"), errors.count(count, "path")
-        raise ExchangeError(f"{file.path} has {rows}, but {names}: give the list that belongs to it")
+        raise ExchangeError(f"{file.path} has {rows}, but {names}: use the list that belongs to it")
     return locations
 
 
@@ -178,7 +177,7 @@ def _take(session: WriteSession, file: FeatureFile, locations: Callable[[], Iter
         if new:
             references = [_reference(here[i]) for i in new]
             absent += sum(reference.digest == UNKNOWN for reference in references)
-            with np.errstate(over="ignore"):  # of float64: what becomes infinite goes into the ledger
+            with np.errstate(over="ignore"):  # float64 values that become infinite go into the ledger
                 narrow = rows[new].astype(np.float32)
             session.take(references, narrow, [None] * len(new), reject_zeros=True)
         session.tell()
@@ -186,7 +185,7 @@ def _take(session: WriteSession, file: FeatureFile, locations: Callable[[], Iter
 
 
 def _reference(location: str) -> Reference:
-    """Return what is known of a picture's file: nothing, where it cannot be read."""
+    """Describe an image's file; all is unknown if it cannot be read."""
     try:
         return sources.digest(sources.find(location))
     except SourceError:
@@ -194,13 +193,11 @@ def _reference(location: str) -> Reference:
 
 
 def _check(rows: NDArray[np.floating[Any]], path: Path) -> None:
-    """Raise `ExchangeError` for rows that no average pool of a ResNet50 gives, whatever is said of them."""
-    remedy = "give --made-by, in words, instead of --weights"
+    """Raise `ExchangeError` for rows that cannot come from a ResNet50's average pool, whatever the user states."""
+    remedy = "use --made-by, in words, instead of --weights"
     rows = rows[np.isfinite(rows).all(axis=1)]  # the others go into the ledger
     if (rows < 0).any():
-        raise ExchangeError(f"{path} has negative values, which an average pool after a ReLU never gives: {remedy}")
+        raise ExchangeError(f"{path} has negative values, which an average pool after a ReLU never has: {remedy}")
     lengths = np.linalg.norm(rows.astype(np.float64), axis=1)
     if (np.abs(lengths[lengths > 0] - 1) < 1e-2).all() and lengths.any():
-        raise ExchangeError(
-            f"{path} has rows of length 1, normalised ones, and a store holds them as they are: {remedy}"
-        )
+        raise ExchangeError(f"{path} has rows normalised to length 1, unlike those of the network: {remedy}")

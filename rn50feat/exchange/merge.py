@@ -1,9 +1,9 @@
-"""Join stores of one provenance: those of shards, or of several machines.
+"""Merge stores of one provenance, such as those of shards or of several machines.
 
-In: stores, and the path of one that takes their rows. Out: that store with a
-row for every picture of any of them, and a `Summary`. Memory holds some 80
-bytes a row and a block of features. A merge only adds and brings up to date: run
-again, it costs what is new, and a killed one goes on from its last commit.
+Takes stores, and the path of one that receives their rows. That store gets a
+row for every image in any of them. Memory holds about 80 bytes per row and a
+block of features. A merge only adds and updates rows: run again, it costs only
+what is new, and a killed one goes on from its last commit.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from rn50feat.store.snapshot import Snapshot
 from rn50feat.store.storable import settle_dtype
 from rn50feat.store.summary import Progress, Summary
 
-LEAVE, NEW = -2, -1  # what becomes of a row, where it does not take that of another
+LEAVE, NEW = -2, -1  # what happens to a row that does not replace another
 
 
 @dataclass(frozen=True)
 class _Part:
-    """A store that is merged: its rows, keys of their paths as seen from the new store, and their files' times."""
+    """A store to merge: its rows, keys of their paths relative to the new store, and their files' times."""
 
     snapshot: Snapshot
     keys: NDArray[np.uint64]  # (N, 2)
@@ -47,21 +47,21 @@ def merge(
     should_stop: Callable[[], str | None] = lambda: None,
     on_progress: Callable[[Progress], None] | None = None,
 ) -> Summary:
-    """Bring every row of `stores` into the store `out`, which is made or added to.
+    """Merge the rows of `stores` into the store `out`, which is created or added to.
 
-    A picture that several stores have, by its location, gets one row: that of
-    the newest file by its modification time, the first named of equal ones;
-    what `out` has comes before all. Pictures that could not be read come
-    along where no store has a row as new. `dtype`, float16 or float32, is
-    that of `out`, or of the widest of `stores`; float32 is rounded to float16
-    only when that is given. Raises `ProvenanceError` for stores of different
-    provenance and `StoreError` for those that cannot be read or written, or
-    whose rows move meanwhile; what was committed by then stays.
+    An image, by its location, that is in several stores gets one row: that of
+    the newest file by modification time, and among equal ones that of `out`,
+    then of the first named. Failures are taken too, unless a store has a row at
+    least as new. `dtype`, float16 or float32, is that of `out` by default, else
+    of the widest of `stores`; float32 is rounded to float16 only if asked for.
+    Raises `ProvenanceError` for stores of different provenance and `StoreError`
+    for those that cannot be read or written, or whose rows move meanwhile; what
+    was committed by then stays.
     """
     path = locate_output(out)
     parts = [FeatureStore(store) for store in stores]
     if not parts:
-        raise StoreError(f"there is nothing to merge into {path}: name some stores")
+        raise StoreError(f"there is nothing to merge into {path}: name at least one store")
     if any(part.path == path for part in parts):
         raise StoreError(f"{path} is named among the stores to merge into it: leave it out, it keeps its rows")
     with WriteSession(path, "merge", should_stop=should_stop, on_progress=on_progress) as session:
@@ -81,20 +81,20 @@ def merge(
 
 
 def _common(stores: Sequence[FeatureStore]) -> Provenance:
-    """Return the provenance that all stores have; the one that knows its weights' SHA-256, where any does."""
+    """Return the stores' common provenance, with the weights' SHA-256 if any store knows it."""
     chosen = next((store for store in stores if store.provenance.weights_sha256), stores[0])
     for store in stores:
         if difference := chosen.provenance.difference(store.provenance):
             name, own, other = difference
             raise ProvenanceError(
                 f"{chosen.path} holds features with {name} {own}, {store.path} with {other}:"
-                " only stores of one provenance can be merged"
+                " merge only stores of one provenance"
             )
     return chosen.provenance
 
 
 def _precision(stores: Iterable[FeatureStore]) -> str | None:
-    """Return what the rows were computed in: fp32, bf16, or both; None where nothing was."""
+    """Collect the precisions that the rows were computed in, such as fp32; None if nothing was computed."""
     found = {run["precision"] for store in stores for run in store.runs()} - {None}
     return ", ".join(sorted(found)) or None
 
@@ -110,12 +110,12 @@ def _part(store: FeatureStore, out: Path) -> _Part:
 
 
 def _targets(parts: Sequence[_Part], old: int) -> list[NDArray[np.int64]]:
-    """Return for each row of each part the row of the new store that it takes, or `LEAVE` or `NEW`.
+    """Choose for each row of each part the row of the new store that it replaces, or `LEAVE` or `NEW`.
 
-    The first `old` rows are those of the new store itself.
+    The first `old` rows are the new store's own.
     """
     keys, mtimes = np.concatenate([part.keys for part in parts]), np.concatenate([part.mtimes for part in parts])
-    order = np.lexsort((-mtimes, keys[:, 0], keys[:, 1]))  # stable: the first named of equal ones comes first
+    order = np.lexsort((-mtimes, keys[:, 0], keys[:, 1]))  # stable: among equal ones the first named comes first
     starts = np.r_[True, (np.diff(keys[order], axis=0) != 0).any(axis=1)][: len(order)]
     group = np.cumsum(starts) - 1
     own = np.full(group[-1] + 1 if len(group) else 0, NEW)

@@ -105,9 +105,9 @@ def test_features_of_which_there_are_only_words_are_searched_by_path_alone(
 
 def test_what_made_the_features_must_be_said_and_can_be_refuted(desk: Path) -> None:
     numbers = np.load("old.npy")
-    with pytest.raises(ExchangeError, match="does not say what made its features: give --weights"):
+    with pytest.raises(ExchangeError, match="does not say what made its features: use --weights"):
         import_features("old.npy", "out.h5")
-    with pytest.raises(ExchangeError, match="two statements"):
+    with pytest.raises(ExchangeError, match="--weights and --made-by cannot be combined"):
         import_features("old.npy", "out.h5", weights="random", made_by="me")
     with pytest.raises(ExchangeError, match="together with weights"):
         import_features("old.npy", "out.h5", made_by="me", exif=False)
@@ -116,10 +116,10 @@ def test_what_made_the_features_must_be_said_and_can_be_refuted(desk: Path) -> N
     with pytest.raises(ExchangeError, match="- has to be read twice"):
         import_features("old.npy", "out.h5", paths="-", made_by="me")
     np.save("old.npy", numbers - 1)
-    with pytest.raises(ExchangeError, match="negative values.* give --made-by"):
+    with pytest.raises(ExchangeError, match="negative values.* use --made-by"):
         import_features("old.npy", "out.h5", weights="random")
     np.save("old.npy", numbers / np.linalg.norm(numbers, axis=1, keepdims=True))
-    with pytest.raises(ExchangeError, match="rows of length 1.* give --made-by"):
+    with pytest.raises(ExchangeError, match="rows normalised to length 1.* use --made-by"):
         import_features("old.npy", "out.h5", weights="random")
     assert not Path("out.h5").exists()
     assert import_features("old.npy", "out.h5", made_by="me").new == 3
@@ -234,7 +234,7 @@ def test_what_is_no_file_of_features_says_so(desk: Path) -> None:
     pandas.DataFrame({"path": ["a", None], "vector": [[1.0, 2.0]] * 2}).to_parquet("null.parquet")
     Path("text.parquet").write_text("text")
     for name, column, message in (
-        ("old.npy", "x", "has no columns: leave --column out"),
+        ("old.npy", "x", "has no columns: leave out --column"),
         ("wide.npy", "", r"holds float32 of shape \(3, 512\): name a file of rows of 2048"),
         ("whole.npy", "", "holds int64"),
         ("objects.npy", "", "is not a .npy file of numbers or names"),
@@ -281,7 +281,7 @@ def test_a_parquet_file_of_another_program(desk: Path) -> None:
     frame.to_parquet("theirs.parquet")
     with pytest.raises(ExchangeError, match="does not say what made its features"):
         import_features("theirs.parquet", "out.h5", column="vector")
-    with pytest.raises(ExchangeError, match="has its paths in its column path: leave --paths and --null out"):
+    with pytest.raises(ExchangeError, match="has its paths in its column path: leave out --paths and --null"):
         import_features("theirs.parquet", "out.h5", column="vector", paths="old.paths.txt")
     assert import_features("theirs.parquet", "out.h5", column="vector", weights="random").new == 3
     assert np.array_equal(FeatureStore("out.h5").block(0, 9), numbers)
@@ -290,7 +290,7 @@ def test_a_parquet_file_of_another_program(desk: Path) -> None:
 def test_a_normalised_export_does_not_come_back_as_rows(desk: Path, start: FakeStart) -> None:
     extract("pictures", "out.h5", weights="random", start=start)
     export("out.h5", "rows.parquet", normalize=True)
-    with pytest.raises(ExchangeError, match="rows of length 1"):
+    with pytest.raises(ExchangeError, match="rows normalised to length 1"):
         import_features("rows.parquet", "again.h5")
 
 

@@ -127,7 +127,7 @@ def test_another_provenance_is_refused_with_both_values(tmp_path: Path) -> None:
     for other, message in ((b, r"a.h5 holds .*5e5e5e5e.*b.h5 with .*0b0b0b0b"), (c, "layer avgpool, .*c.h5 with fc")):
         with pytest.raises(ProvenanceError, match=message):
             merge([a, other], tmp_path / "out.h5")
-        with pytest.raises(ProvenanceError, match="only stores of one provenance"):
+        with pytest.raises(ProvenanceError, match="merge only stores of one provenance"):
             merge([other], a)
     assert not (tmp_path / "out.h5").exists()
     d = store(tmp_path / "d.h5", [("2.jpg", 1, 2)], weights_sha256="")  # a SHA-256 that is not known yet
