@@ -105,7 +105,7 @@ def import_features(
         absent = _take(session, file, _locations(file, Path(root)), checked=made_by is None)
         session.commit(ended=True)
     if absent:
-        logger.warning("%d of the pictures cannot be read where they are said to be: their rows are kept", absent)
+        logger.warning("cannot read %s at the path given; the rows are kept", errors.count(absent, "image"))
     return session.summary
 
 

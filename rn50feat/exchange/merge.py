@@ -63,7 +63,7 @@ def merge(
     if not parts:
         raise StoreError(f"there is nothing to merge into {path}: name at least one store")
     if any(part.path == path for part in parts):
-        raise StoreError(f"{path} is named among the stores to merge into it: leave it out, it keeps its rows")
+        raise StoreError(f"{path} is among the stores to merge into it: leave it out, it keeps its rows")
     with WriteSession(path, "merge", should_stop=should_stop, on_progress=on_progress) as session:
         old = [] if session.old is None else [session.old]
         provenance = _common([*old, *parts])

@@ -38,7 +38,7 @@ COUNT_SECONDS = 10.0  # for counting what a run leaves undone
 
 
 def extract(
-    pictures: Sources | Selection,
+    images: Sources | Selection,
     store: str | os.PathLike[str],
     *,
     weights: str | None = None,
@@ -64,7 +64,7 @@ def extract(
     on_progress: Callable[[Progress], None] | None = None,
     on_excluded: Callable[[Excluded], None] = lambda excluded: None,
 ) -> Summary:
-    """Give every image in `pictures`, folders, files or a `Selection`, a row in `store`.
+    """Compute a row in `store` for every image in `images`: folders, files or a `Selection`.
 
     Settings that are None (`weights` to `dtype`) are the store's; a new one gets ``imagenet-v1``, the variant that the
     weights belong to, its preprocessing, and float32 when computed in fp32, else float16. `overwrite` replaces the
@@ -76,7 +76,7 @@ def extract(
     a commit, when `time_budget` seconds are over or `should_stop` returns a reason. Raises the leaves of
     `RN50FeatError`; what was committed by then stays.
     """
-    selection = Selection.of(pictures)
+    selection = Selection.of(images)
     pruning.check(selection, prune)
     path = locate_output(store)
     choices = Choices(weights, variant, preprocess, exif, exact_decode, color, value_range)

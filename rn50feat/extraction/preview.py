@@ -58,7 +58,7 @@ class Preview:
 
 
 def preview(
-    pictures: Sources | Selection,
+    images: Sources | Selection,
     store: str | os.PathLike[str],
     *,
     weights: str | None = None,
@@ -78,8 +78,8 @@ def preview(
     options: EngineOptions = EngineOptions(),
     on_excluded: Callable[[Excluded], None] = lambda excluded: None,
 ) -> Preview:
-    """Return what `extract` would do with the same arguments; raise what it would raise before it begins."""
-    selection = Selection.of(pictures)
+    """Predict what `extract` would do with the same arguments; raise what it would raise at its start."""
+    selection = Selection.of(images)
     pruning.check(selection, prune)
     path = locate_output(store)
     existing = FeatureStore(path) if path.exists() else None
