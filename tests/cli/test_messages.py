@@ -70,7 +70,7 @@ def test_a_run_in_which_nothing_was_done_says_so_once(start: FakeStart) -> None:
 
 
 def test_small_limits_are_named_as_they_are() -> None:
-    with pytest.raises(IndexingError, match="takes about 200 MB of memory, and --max-ram allows 1 kB"):
+    with pytest.raises(IndexingError, match="takes about 200 MB of memory, but --max-ram allows 1 kB"):
         index_plan.choose(2, max_ram=1000)
 
 
@@ -96,10 +96,10 @@ def test_small_limits_are_named_as_they_are() -> None:
         ("search --stored pictures/red.png --weights none.pth", 2, "--weights requires a QUERY"),
         ("search --stored pictures/red.png --min-score 2", 1, "--min-score 2 is more than any cosine"),
         ("search pictures/red.png --min-score 2", 1, "--min-score 2 is more than any cosine"),
-        ("search --stored pictures/red.png --metric ip --min-score inf", 1, "--min-score inf is no number"),
+        ("search --stored pictures/red.png --metric ip --min-score inf", 1, "--min-score inf is not a finite number"),
         ("search --stored red.png", 1, "has no image red.png: did you mean pictures/red.png?"),
         ("search --stored pictures/whit.png", 1, "did you mean pictures/white.png?"),
-        ("search --stored nothing", 1, "give a path as rn50feat search -0 shows it"),
+        ("search --stored nothing", 1, "use a path as rn50feat search -0 shows it"),
         ("duplicates --exact --threshold 0.9", 2, "--exact cannot be combined with --threshold"),
         ("duplicates --exact --scan", 2, "--exact cannot be combined with --scan"),
         ("duplicates --threshold nan", 2, "nan is not a number"),
@@ -147,7 +147,7 @@ def test_an_import_in_words_is_told_what_helps_with_each_command(desk: Path, sta
     package.import_features("rows.npy", "words.h5", made_by="another program")
     with pytest.raises(WeightsError, match="made by another program, .*: leave --recompute out"):
         package.verify("words.h5", recompute=1, start=start)
-    with pytest.raises(WeightsError, match="search by --stored"):
+    with pytest.raises(WeightsError, match="search with --stored"):
         package.search("pictures/red.png", "words.h5", start=start)
     done = run("import", "rows.npy", "words.h5", "--weights", "random")
     assert "words.h5 holds features made by another program, and no others: import into another store" in done.stderr
