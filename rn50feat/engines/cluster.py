@@ -76,12 +76,12 @@ class Cluster:
         self._connect(address=address)
 
     def _start(self) -> None:
-        # Closed to others: Ray leaves its sockets and logs open to all. In /tmp: a socket's name has 107 characters.
+        # Closed to others: Ray opens its own folder inside to all. In /tmp: a socket's name has 107 characters.
         self._folder = tempfile.mkdtemp(prefix="rn50feat-ray-", dir="/tmp")
         os.environ.update(_LOCAL)
         settings = {"num_cpus": cores(), "object_store_memory": OBJECT_STORE, "include_dashboard": False}
         try:
-            self._connect(address="local", _temp_dir=self._folder, **settings)
+            self._connect(address="local", _temp_dir=f"{self._folder}/ray", **settings)
         except BaseException:
             shutil.rmtree(self._folder, ignore_errors=True)
             raise

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 import signal
+import stat
 import subprocess
 import time
 from collections.abc import Callable
@@ -283,11 +284,14 @@ def test_a_cluster_of_ones_own_is_quiet_keeps_to_loopback_and_computes_the_same(
         most: list[int] = []
         addresses: set[str] = set()
         folders: set[str] = set()
+        modes: set[int] = set()
         while process.poll() is None:
             pids = family(process.pid)
             most = max(most, pids, key=len)
             addresses |= listening(pids)
             folders |= ray_folders(pids)
+            with contextlib.suppress(FileNotFoundError):
+                modes |= {stat.S_IMODE(os.stat(folder).st_mode) for folder in folders}
             time.sleep(0.2)
         output, errors = process.communicate()
     assert process.returncode == 0, output + errors
@@ -297,6 +301,7 @@ def test_a_cluster_of_ones_own_is_quiet_keeps_to_loopback_and_computes_the_same(
     assert len(most) > 5  # this process, Ray's own, the worker and its decoding processes
     assert addresses and addresses <= LOOPBACK | NOBODY
     assert NOBODY & addresses  # some did listen
+    assert modes == {0o700}
     (folder,) = folders
     assert not Path(folder).exists()
     deadline = time.monotonic() + 30  # Ray kills what it started, and the kernel takes its time
