@@ -36,7 +36,7 @@ def resolve(path: Path) -> Path | None:
 
 
 def recognise(path: Path) -> Literal["keras", "checkpoint"] | None:
-    """Tell by its content whether a file is Keras' or a TensorFlow checkpoint; None for any other.
+    """Recognise a file of Keras or a TensorFlow checkpoint by its content; None for any other.
 
     Raises `WeightsError` for a file that cannot be read.
     """

@@ -44,7 +44,7 @@ class _Place:
 
 
 def recognise(path: Path) -> bool:
-    """Tell whether a file is a V1 checkpoint or the index of a V2 one."""
+    """Check whether a file is a V1 checkpoint or the index of a V2 one."""
     with open(path, "rb") as file:
         return table.is_table(file)
 
@@ -85,7 +85,7 @@ def _header(records: Iterator[Record]) -> Message:
 
 
 def _is_bundle(header: Message) -> bool:
-    """Tell a V2 header, whose first field counts the data files, from a V1 one, whose first field is a message."""
+    """Check whether a header is of V2, where field 1 counts the data files; in V1 it is a message."""
     return header.number(1) > 0
 
 
@@ -140,7 +140,7 @@ def _single(path: Path, header: Message, records: Iterator[Record]) -> Iterator[
 
 
 def _covers(piece: Message, shape: Shape) -> bool:
-    """Tell whether a TensorSliceProto is all of a variable: no extent has a length (2), or each has that of all."""
+    """Check whether a TensorSliceProto is all of a variable: no extent has a length (2), or each has that of all."""
     return all(not extent.has(2) or extent.number(2) == size for extent, size in zip(piece.messages(1), shape))
 
 

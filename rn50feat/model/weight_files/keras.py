@@ -95,7 +95,7 @@ def _by_layer(file: h5py.File, held: Mapping[str, h5py.Dataset], path: Path) -> 
 
 
 def _part(layer: str, leaf: str) -> str:
-    """Return what a tensor is to its layer: kernel, bias, gamma and so on, or its own name where that is unknown."""
+    """Name the role of a tensor in its layer: kernel, bias, gamma and so on, or its own name if that is unknown."""
     match = re.fullmatch(r"(.+?)(?:_\d+)?(?::\d+)?", leaf.removeprefix(f"{layer}_"))
     return _PARTS.get(match[1], leaf) if match else leaf
 

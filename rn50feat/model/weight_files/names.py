@@ -80,7 +80,7 @@ def _unit(stage: int, block: int, part: int, kernel: Shape) -> Unit:
 
 
 def expected(variant: Naming, *, classifier: bool, scope: str = "") -> list[Expected]:
-    """Return what a file holds, with or without its classifier; `scope` goes before each name there."""
+    """List what a file holds, with or without its classifier; `scope` goes before each name in it."""
     kernel, bias = ("weights", "biases") if variant == "slim" else ("kernel", "bias")
     found = []
     for unit in units():

@@ -56,7 +56,7 @@ class Message:
         return number - (1 << 64) if number >> 63 else number
 
     def has(self, field: int) -> bool:
-        """Tell whether a field is there."""
+        """Check whether a field is present."""
         return field in self._numbers or field in self._slices
 
     def text(self, field: int) -> str:

@@ -33,7 +33,7 @@ class Record:
 
 
 def is_table(file: BinaryIO) -> bool:
-    """Tell whether a file ends as a table does."""
+    """Check whether a file ends as a table does."""
     size = file.seek(0, 2)
     return size >= _FOOTER and _read(file, size - len(MAGIC), len(MAGIC)) == MAGIC
 

@@ -77,7 +77,7 @@ def _arranged(name: str, value: Array) -> Array:
 
 
 def _fault(found: Mapping[str, Stored], expected: list[Expected]) -> str | None:
-    """Return what is wrong with the first tensor that is missing, misshapen or one too many, or None."""
+    """Describe the first tensor that is missing, has the wrong shape or is one too many; None if all are right."""
     for tensor in expected:
         stored = found.get(tensor.source)
         if stored is None:
