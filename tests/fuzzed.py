@@ -2,7 +2,7 @@
 
 Prints the number of each file before it is read, and "ok" or "refused" after
 it. Ends by SIGALRM when one takes too long, and as HDF5 has it when that
-crashes: `test_formats_fuzz` goes on with the file after it.
+crashes: `test_weight_files_fuzz` goes on with the file after it.
 """
 
 import random

@@ -1,4 +1,4 @@
-"""formats.apart: a process that reads, and what becomes of one that cannot."""
+"""apart: a process that reads, and what becomes of one that cannot."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""formats.keras: the same tensors from every form that Keras has written, and none from a file that holds others."""
+"""keras: the same tensors from every form that Keras has written, and none from a file that holds others."""
 
 from __future__ import annotations
 

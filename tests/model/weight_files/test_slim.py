@@ -1,4 +1,4 @@
-"""formats.slim and formats.checkpoint: the right tensors from both forms of checkpoints, and none from damaged ones."""
+"""slim and checkpoint: the right tensors from both forms of checkpoints, and none from damaged ones."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""formats: what is which kind of file, and which files belong to it."""
+"""weight_files: what is which kind of file, and which files belong to it."""
 
 from __future__ import annotations
 
@@ -74,8 +74,8 @@ def test_checkpoints_need_no_h5py_and_nothing_needs_torch(tmp_path: Path) -> Non
     write_by_layer(tmp_path / "x.h5", LAYERS)
     for name, absent in (("x.ckpt", {"torch", "h5py"}), ("x.h5", {"torch"})):
         program = (
-            "import sys; from pathlib import Path; from rn50feat import formats, errors\n"
-            f"try: formats.read(Path({str(tmp_path / name)!r}))\n"
+            "import sys; from pathlib import Path; from rn50feat import errors; from rn50feat.model import weight_files\n"
+            f"try: weight_files.read(Path({str(tmp_path / name)!r}))\n"
             f"except errors.WeightsError: print(sorted({absent!r} & set(sys.modules)))"
         )
         output = subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8", check=True)
