@@ -92,7 +92,7 @@ def test_formats_that_are_read_by_now_give_another_attempt(monkeypatch: pytest.M
     assert not another(heic, 1) and not another(jxl, 1)
     monkeypatch.setattr(kinds, "HEIC", True)
     assert another(heic, 1)
-    monkeypatch.setattr(kinds, "_UNREAD", [entry for entry in kinds._UNREAD if entry[1] != "JPEG XL"])
+    monkeypatch.setattr(kinds, "_UNSUPPORTED", [entry for entry in kinds._UNSUPPORTED if entry[1] != "JPEG XL"])
     assert another(jxl, 1)
 
 

@@ -148,7 +148,7 @@ def test_color_and_range_are_on_record_and_never_mixed(pictures: Path, start: Fa
     with pytest.raises(ProvenanceError, match="value_range 0:4095, you asked for own"):
         extract(pictures, start, value_range="own")
     for wrong in ("5", "9:3", "0:inf", ""):
-        with pytest.raises(PreprocessingError, match="give type, own, or LOW:HIGH"):
+        with pytest.raises(PreprocessingError, match="use type, own or LOW:HIGH"):
             extract(pictures, start, "new.h5", value_range=wrong)
 
 
