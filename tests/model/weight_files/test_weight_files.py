@@ -74,7 +74,8 @@ def test_checkpoints_need_no_h5py_and_nothing_needs_torch(tmp_path: Path) -> Non
     write_by_layer(tmp_path / "x.h5", LAYERS)
     for name, absent in (("x.ckpt", {"torch", "h5py"}), ("x.h5", {"torch"})):
         program = (
-            "import sys; from pathlib import Path; from rn50feat import errors; from rn50feat.model import weight_files\n"
+            "import sys; from pathlib import Path\n"
+            "from rn50feat import errors; from rn50feat.model import weight_files\n"
             f"try: weight_files.read(Path({str(tmp_path / name)!r}))\n"
             f"except errors.WeightsError: print(sorted({absent!r} & set(sys.modules)))"
         )
