@@ -72,6 +72,7 @@ setup(
         "faiss-cpu>=1.12",  # the first with RaBitQ in inverted lists and in factory strings
         "pathspec>=1.0",  # .gitignore rules as git follows them
         "tqdm>=4.66",
+        "xxhash>=3.4",
         "safetensors>=0.5",
     ],
     extras_require={

@@ -37,6 +37,7 @@ OWNERS = {
     "torch": {"backends", "model.network", "model.structure", "model.tensors"},
     "torchvision": {"model.network"},
     "tqdm": {"cli.terminal"},
+    "xxhash": {"store.checksums"},
 }
 
 

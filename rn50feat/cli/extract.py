@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     help="Keep a row for damaged images that still decode, and note the damage, or count them as failures.",
 )
 @option("--retry-failed", is_flag=True, help="Retry failed images even if they have not changed.")
+@option("--heal", is_flag=True, help="Check every row, not only some, and recompute damaged ones.")
 @option("--prune", is_flag=True, help="Remove the rows of images that are gone from these sources.")
 @option(
     "--prune-limit",

@@ -44,8 +44,11 @@ class Catalogue:
     Members that `selection` excludes do not count as known members of their archives.
     """
 
-    def __init__(self, store: FeatureStore | None, selection: Selection | None = None) -> None:
-        self._store, self._selection = store, selection
+    def __init__(
+        self, store: FeatureStore | None, selection: Selection | None = None, damaged: frozenset[int] = frozenset()
+    ) -> None:
+        """Read what `store` knows; what it knows of its `damaged` rows does not count."""
+        self._store, self._selection, self._damaged = store, selection, list(damaged)
         self._sizes = self._mtimes = np.empty(0, np.int64)
         self._digest_of_row: NDArray[np.uint8] = np.empty((0, 16), np.uint8)
         self._paths = self._digests = _Lookup(self._digest_of_row)
@@ -56,6 +59,7 @@ class Catalogue:
             with store.reading():
                 self._sizes, self._mtimes = store.column("size"), store.column("mtime_ns")
                 self._digest_of_row = store.column("digest")
+                self._digest_of_row[self._damaged] = 0  # unknown: neither unchanged nor the original of a copy
                 self._digests = _Lookup(self._digest_of_row)
                 self._archives = {archive.path: archive for archive in store.archives()}
                 self._paths = _Lookup(self._path_keys(store))
@@ -112,7 +116,7 @@ class Catalogue:
         if record is None or (record.size, record.mtime_ns) != (reference.size, reference.mtime_ns):
             return None
         rows = np.array(self._members.get(path, ()), np.int64)
-        rows = rows[self._mtimes[rows] == reference.mtime_ns]
+        rows = rows[(self._mtimes[rows] == reference.mtime_ns) & ~np.isin(rows, self._damaged)]
         failures = self._failed.get((path, reference.mtime_ns), ())
         whole = len(rows) + len(failures) == record.pictures
         return KnownArchive(rows, failures, record.others) if whole else None

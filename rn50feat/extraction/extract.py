@@ -24,6 +24,7 @@ from rn50feat.extraction import prune as pruning
 from rn50feat.extraction.attempts import Attempts
 from rn50feat.extraction.catalogue import Catalogue
 from rn50feat.extraction.changes import Changes, nothing_found
+from rn50feat.extraction.healing import damaged_rows, settle_damaged
 from rn50feat.extraction.plan import Step, Verdict, plan
 from rn50feat.extraction.todo import Todo
 from rn50feat.model.compatibility import agree, require
@@ -51,6 +52,7 @@ def extract(
     dtype: str | None = None,
     overwrite: bool = False,
     retry_failed: bool = False,
+    heal: bool = False,
     damaged: str = "keep",
     prune: bool = False,
     prune_limit: float = pruning.LIMIT,
@@ -66,15 +68,16 @@ def extract(
 ) -> Summary:
     """Compute a row in `store` for every image in `images`: folders, files or a `Selection`.
 
-    Settings that are None (`weights` to `dtype`) are the store's; a new one gets ``imagenet-v1``, the variant that the
-    weights belong to, its preprocessing, and float32 when computed in fp32, else float16. `overwrite` replaces the
-    store. A failure is tried again once its file, or the extra or limit that it failed by, has changed, and with
-    `retry_failed`. Images that decode with a warning are `damaged`: keep gives them a row and a note, skip makes them
-    failures. `prune` removes the rows of images that are gone from these sources, or excluded by the selection
-    (`on_excluded` gets each exclusion); not when a source is empty or more than `prune_limit` percent of its rows
-    would go, unless `force` is set. A commit follows `commit_rows` images or `commit_seconds`. A run ends early, after
-    a commit, when `time_budget` seconds are over or `should_stop` returns a reason. Raises the leaves of
-    `RN50FeatError`; what was committed by then stays.
+    Settings that are None (`weights` to `dtype`) are the store's; a new one gets ``imagenet-v1``, the variant that
+    the weights belong to, its preprocessing, and float32 when computed in fp32, else float16. `overwrite` replaces
+    the store. A failure is tried again once its file, or the extra or limit that it failed by, has changed, and
+    with `retry_failed`. A row that differs from its checksum is computed again; each run checks a part of the rows,
+    with `heal` all of them. Images that decode with a warning are `damaged`: keep gives them a row and a note, skip
+    makes them failures. `prune` removes the rows of images that are gone from these sources, or excluded by the
+    selection (`on_excluded` gets each exclusion); not when a source is empty or more than `prune_limit` percent of
+    its rows would go, unless `force` is set. A commit follows `commit_rows` images or `commit_seconds`. A run ends
+    early, after a commit, when `time_budget` seconds are over or `should_stop` returns a reason. Raises the leaves
+    of `RN50FeatError`; what was committed by then stays.
     """
     selection = Selection.of(images)
     pruning.check(selection, prune)
@@ -95,7 +98,7 @@ def extract(
             network = _Network(session, choices, dtype, start, options)
             if on_progress is not None:
                 threading.Thread(target=_count_files, args=(session, selection), daemon=True).start()
-            todo = _fill(session, selection, network, attempts, on_excluded)
+            todo = _fill(session, selection, network, attempts, heal, on_excluded)
             if prune and not session.summary.stopped:
                 pruning.prune(session, selection, todo, limit=prune_limit, force=force)
             return session.summary
@@ -140,12 +143,15 @@ def _fill(
     selection: Selection,
     network: _Network,
     attempts: Attempts,
+    heal: bool,
     on_excluded: Callable[[Excluded], None],
 ) -> Todo:
     """Find all files, plan what to do with each, settle what needs no network, and compute the rest."""
     if not selection.can_be_read_again:
         network.weights.require()  # a download would begin the run anew
-    catalogue = Catalogue(session.old, selection)
+    session.repair_tables()
+    damaged = frozenset[int]() if session.old is None else damaged_rows(session.old, thorough=heal)
+    catalogue = Catalogue(session.old, selection, damaged)
     found = selection.found()
     steps = plan(found, session.path, catalogue, again=attempts.another, rule=selection.rule)
     todo, changes = Todo(steps, catalogue, session, on_excluded), Changes(session, catalogue)
@@ -157,6 +163,8 @@ def _fill(
                 _compute(engine, todo, changes, session)
     changes.settle(todo)
     _finish(session, selection, todo)
+    if not session.summary.stopped:
+        settle_damaged(session, damaged, todo.met)
     if session.summary.stopped == "time budget":
         rest = plan(found, session.path, catalogue, again=attempts.another, hashing=False, rule=selection.rule)
         _count_left(session, todo, rest)

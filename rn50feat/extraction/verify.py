@@ -68,12 +68,11 @@ def verify(
             " repeated here: leave --recompute out"
         )
     report = Findings()
-    with store.reading():
-        if _check_shapes(store, report):
+    if _check_shapes(store, report):
+        with store.reading():
             _check_numbers(store, report)
             _check_paths(store, report)
             _check_records(store, report)
-    if not report.findings:
         _check_rows(store, report)
     if not report.findings and sources:
         _check_sources(store, report)
@@ -152,11 +151,15 @@ def _check_records(store: FeatureStore, report: Findings) -> None:
 
 def _check_rows(store: FeatureStore, report: Findings) -> None:
     """Read every chunk; no row may be NaN, infinite or all zero. A run may commit between two blocks."""
-    count = len(store)
+    report.findings += [f"what it holds in {name} differs from its checksum" for name in store.wrong_tables()]
+    if (count := len(store)) and not store.has_checksums:
+        report.notes.append(f"{counted(count, 'row')} without a checksum: the next run that writes adds them")
     for first in range(0, count, BLOCK):
         rows_read = _reading(f"rows {first} to {min(count, first + BLOCK) - 1}", report)
         with store.reading(), rows_read, np.errstate(invalid="ignore"):
             block: Any = store.block(first, BLOCK).astype(np.float32)
+            for row in store.wrong_rows(first, BLOCK):
+                report.findings.append(f"row {row} ({store.path_of(row)}) differs from its checksum")
             for wrong, rows in (("not finite", ~np.isfinite(block).all(axis=1)), ("all zero", ~block.any(axis=1))):
                 for row in np.flatnonzero(rows):
                     report.findings.append(f"row {first + row} ({store.path_of(first + int(row))}) is {wrong}")

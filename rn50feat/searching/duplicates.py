@@ -232,6 +232,7 @@ class _Groups:
         others = zip(taken[order].tolist(), scores.tolist())
         rows = [(row, 1.0, True) for row in self._files.copies(first).tolist()]
         rows += [(copy, score, False) for row, score in others for copy in self._files.copies(row).tolist()]
+        self._store.require_sound(row for row, _, _ in rows)
         members = []
         for row, similarity, same in rows:
             path, size = self._store.path_of(row), int(self._files.sizes[row])

@@ -127,6 +127,7 @@ def search_stored(
 
     def work() -> list[list[_HitFile]]:
         rows = np.array(_rows_of(names, store), np.int64)
+        store.require_sound(rows.tolist())
         own = [rows[i : i + 1] if exclude_self else NO_ROWS for i in range(len(rows))]
         return _rank(store.features(rows), own, store, k, metric, min_score, exact)
 
@@ -231,8 +232,10 @@ def _rank(
     nearest = Nearest(store, metric, None if exact else open_index(store))
     facts = {name: store.column(name) for name in ("ids", "size", "mtime_ns")}
     damage = store.damage()
+    rankings = nearest.find(queries, own, k)
+    store.require_sound(row for rows, _ in rankings for row in rows.tolist())
     results = []
-    for rows, scores in nearest.find(queries, own, k):
+    for rows, scores in rankings:
         hits = []
         if min_score is not None:
             rows, scores = rows[reaches(scores, min_score)], scores[reaches(scores, min_score)]

@@ -22,9 +22,10 @@ from rn50feat.durable.hdf5_storage import link_fault, storage_fault
 from rn50feat.errors import StoreError
 from rn50feat.store import layout
 from rn50feat.store.damage import reporting_damage
+from rn50feat.store.guards import disk_errors
 from rn50feat.store.opening import opened, shared
 from rn50feat.store.reader import FeatureStore, locate_output, locate_store
-from rn50feat.store.writer import VERSION, disk_errors
+from rn50feat.store.writer import VERSION
 
 WASTE = 1 / 8  # of a file that may be holes: a run that leaves more compacts its store
 _SAMPLE = 1000  # paths that the average length is estimated from

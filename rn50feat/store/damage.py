@@ -51,6 +51,14 @@ def damaged(path: Path, reason: str) -> DamagedStoreError:
     return DamagedStoreError(f"{path} is damaged ({reason}): {REMEDY}")
 
 
+def wrong_row(path: Path, image: str) -> DamagedStoreError:
+    """Return the error for a row that differs from its checksum."""
+    return DamagedStoreError(
+        f"the row of {image} in {path} is damaged: run rn50feat extract on its sources with --heal, which computes it"
+        " again"
+    )
+
+
 def _out_of_memory(path: Path) -> OutOfMemoryError:
     return OutOfMemoryError(f"not enough memory for {path}: close other programs, or raise the limit")
 

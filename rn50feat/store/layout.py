@@ -52,8 +52,11 @@ _MOST_COMPRESSED = 1032  # bytes out of one, with the deflate filter: h5repack m
 DAMAGED: Table = {"damaged/id": (np.int64, (), 256), "damaged/reason": (TEXT, (), 256)}
 # A random mark for each commit: two copies of a store with the same last mark have the same rows and ids.
 HISTORY: Table = {"history": (np.uint8, (16,), 64)}
-TABLES = (ROWS, LEDGER, RUNS, ARCHIVES, DAMAGED, HISTORY)
-OPTIONAL = {"archives": ARCHIVES, "damaged": DAMAGED, "history": HISTORY}  # by group: older stores lack these
+CHECKSUM: Table = {"checksum": (np.uint64, (), 2048)}  # of each row; see `checksums`
+TABLES = (ROWS, LEDGER, RUNS, ARCHIVES, DAMAGED, HISTORY, CHECKSUM)
+# By group: older stores lack these.
+OPTIONAL = {"archives": ARCHIVES, "damaged": DAMAGED, "history": HISTORY, "checksum": CHECKSUM}
+SMALL_TABLES = {"failures": LEDGER, "runs": RUNS, "archives": ARCHIVES, "damaged": DAMAGED, "history": HISTORY}
 _TABLE_OF = {name: table for table in TABLES for name in table}
 _ATTRIBUTES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("format", "store_id", "provenance"), (str, bytes)),
@@ -67,6 +70,14 @@ class Column:
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+
+
+def create(file: h5py.File, table: Table, dtype: np.dtype[Any] | None = None) -> None:
+    """Create the datasets of a table, without entries; features are of `dtype`."""
+    for name, (kind, shape, chunk) in table.items():
+        file.create_dataset(
+            name, (0, *shape), dtype if kind is None else kind, maxshape=(None, *shape), chunks=(chunk, *shape)
+        )
 
 
 def decode_text(value: bytes) -> str:

@@ -71,8 +71,9 @@ class DamageNotes:
                     self._file[f"damaged/{name}"].resize(entry + 1, axis=0)
                     self._file[f"damaged/{name}"][entry] = value
 
-    def drop(self, ids: Iterable[int]) -> None:
-        """Remove the notes of removed rows; the last notes take their places."""
+    def drop(self, ids: Iterable[int]) -> bool:
+        """Remove the notes of removed rows; the last notes take their places. Return whether there were any."""
+        before = len(self._entries)
         for number in ids:
             if (entry := self._entries.pop(number, None)) is not None:
                 last = len(self._entries)
@@ -83,3 +84,4 @@ class DamageNotes:
                     if entry != last:
                         self._file[name][entry] = self._file[name][last]
                     self._file[name].resize(last, axis=0)
+        return len(self._entries) < before

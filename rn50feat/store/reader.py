@@ -7,15 +7,13 @@ file is plain, dense HDF5: row i of every dataset belongs to one image.
 
 from __future__ import annotations
 
-import json
 import os
 import stat
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from types import NoneType
 from typing import Any, TypeVar, cast
 
 import h5py
@@ -29,10 +27,12 @@ from rn50feat.sources.archives import ArchiveRecord
 from rn50feat.sources.remote import is_url
 from rn50feat.sources.sources import Reference
 from rn50feat.store import layout
-from rn50feat.store.damage import Malformed, reporting_damage
+from rn50feat.store.checksums import Record, spans
+from rn50feat.store.damage import reporting_damage, wrong_row
 from rn50feat.store.layout import ARCHIVES, DAMAGED, LEDGER, TABLES, Column, decode_text
 from rn50feat.store.opening import MOVED, opened, shared
 from rn50feat.store.rows import row_number, row_numbers, span
+from rn50feat.store.summary import parse_run
 
 SUFFIXES = (".h5", ".hdf5")
 T = TypeVar("T")
@@ -250,6 +250,31 @@ class FeatureStore:
             for path, size, mtime_ns, digest in zip(*columns)
         ]
 
+    def wrong_rows(self, first: int, rows: int) -> list[int]:
+        """Return which of at most `rows` rows from `first` on differ from their checksums: they are damaged."""
+        part = span(first, rows)
+        with self._access() as file:
+            return [int(row) for row in Record(file).wrong_rows(part)]
+
+    def require_sound(self, rows: Iterable[int]) -> None:
+        """Raise `DamagedStoreError` for the first of `rows` that differs from its checksum."""
+        with self._access() as file:
+            record = Record(file)
+            for part in spans(rows) if record.current else ():
+                for row in record.wrong_rows(part).tolist():
+                    raise wrong_row(self.path, decode_text(layout.dataset(file, "paths")[row]))
+
+    def wrong_tables(self) -> list[str]:
+        """Return the names of the tables other than rows (failures, runs, …) that differ from their checksums."""
+        with self._access() as file:
+            return Record(file).wrong_tables()
+
+    @property
+    def has_checksums(self) -> bool:
+        """Whether the rows have checksums that hold for the last commit; older versions write none."""
+        with self._access() as file:
+            return Record(file).current
+
     def layout(self) -> dict[str, Column]:
         """Read the shape and dtype of each dataset of the layout that this store has."""
         with self._access() as file:
@@ -285,7 +310,7 @@ class FeatureStore:
     def runs(self) -> list[dict[str, Any]]:
         """Read the record of each run, oldest first; see `summary.RunRecord`."""
         with self._access() as file:
-            return [_run(text) for text in layout.dataset(file, "runs")[:]]
+            return [parse_run(text) for text in layout.dataset(file, "runs")[:]]
 
     def locate(self, path: str) -> str:
         """Return the absolute location of the image with a stored path."""
@@ -300,26 +325,3 @@ def _part(file: h5py.File, start: int | None, stop: int | None) -> slice:
     """Resolve ``start:stop`` to a slice of the rows without negative numbers."""
     first, last, _ = slice(start, stop).indices(_count(file))
     return slice(first, max(first, last))
-
-
-def _run(text: bytes) -> dict[str, Any]:
-    """Parse the record of a run; raise `Malformed` if it lacks values or has wrong types."""
-    try:
-        record: dict[str, Any] = json.loads(text)
-        fits = all(isinstance(record[name], kinds) for name, kinds in _RUN.items())
-        fits = fits and isinstance(record.get("command", ""), str)
-        fits = fits and isinstance(record["counts"].get("images_per_second", 0), (int, float, NoneType))
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
-        raise Malformed("a run's record is malformed or incomplete") from error
-    if not fits:
-        raise Malformed("a run's record has values of the wrong type")
-    return record
-
-
-_RUN: dict[str, Any] = {
-    "started": str,
-    "ended": (str, NoneType),
-    "device": (str, NoneType),
-    "precision": (str, NoneType),
-    "counts": dict,
-}

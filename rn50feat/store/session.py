@@ -269,6 +269,13 @@ class WriteSession:
         with self.summary.timed("write"):
             self._open().note_archive(record)
 
+    def repair_tables(self) -> None:
+        """Clear what the store says of failures and archives where that is damaged: it is found out again."""
+        if self.old is not None and self.old.wrong_tables():
+            with self.summary.timed("write"):
+                self._open().repair_tables()
+            self.commit()
+
     def update_weights_path(self) -> None:
         """Note where the weights are now, if they have moved."""
         old, new = None if self.old is None else self.old.provenance, self._provenance

@@ -64,6 +64,7 @@ class Snapshot:
                     f"{store.path} changed while it was read (rows were replaced or removed):"
                     " wait until the run that writes to it ends, then try again"
                 )
+            store.require_sound((first + rows).tolist())
             paths, references = store.paths(first, first + len(ids)), store.references(first, len(ids))
             features, damage = store.block(first, len(ids))[rows], store.damage()
         known = [replace(references[row], damage=damage.get(int(ids[row]), "")) for row in rows]

@@ -93,3 +93,14 @@ def settle_dtype(old: FeatureStore | None, asked: str | None, offered: Mapping[s
             f"{wide} holds {offered[wide]}, {old.path} float16: give --dtype float16 to round, or use another file"
         )
     return old.dtype
+
+
+def require_rows(references: Sequence[Reference], features: NDArray[np.floating[Any]], shape: tuple[int, ...]) -> None:
+    """Raise `ArgumentError` for features of another shape, and for files that a store cannot hold."""
+    given = np.asarray(features)
+    if given.shape != shape or given.dtype.kind not in "fiu":
+        raise ArgumentError(
+            f"features of shape {given.shape} and dtype {given.dtype} do not fit {len(references)} images:"
+            f" use numbers of shape {shape}"
+        )
+    require_storable(references)

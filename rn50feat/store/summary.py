@@ -6,6 +6,7 @@ the record of the run in the store, and the `Progress` of a run on its way.
 
 from __future__ import annotations
 
+import json
 import platform
 import socket
 import time
@@ -15,10 +16,12 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from types import NoneType
 from typing import Any, Protocol
 
 from rn50feat import __version__
 from rn50feat.errors import TooManyFailuresError
+from rn50feat.store.damage import Malformed
 
 Limit = tuple[float, bool]  # a number, and whether it is a percentage
 PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py")
@@ -171,3 +174,26 @@ def _version(package: str) -> str | None:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+_RUN: dict[str, Any] = {
+    "started": str,
+    "ended": (str, NoneType),
+    "device": (str, NoneType),
+    "precision": (str, NoneType),
+    "counts": dict,
+}
+
+
+def parse_run(text: bytes) -> dict[str, Any]:
+    """Parse the record of a run; raise `Malformed` if it lacks values or has wrong types."""
+    try:
+        record: dict[str, Any] = json.loads(text)
+        fits = all(isinstance(record[name], kinds) for name, kinds in _RUN.items())
+        fits = fits and isinstance(record.get("command", ""), str)
+        fits = fits and isinstance(record["counts"].get("images_per_second", 0), (int, float, NoneType))
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise Malformed("a run's record is malformed or incomplete") from error
+    if not fits:
+        raise Malformed("a run's record has values of the wrong type")
+    return record

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import signal
-import threading
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,18 +21,20 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.durable import journal, lock
-from rn50feat.durable.disk import DISK, Disk, advice
-from rn50feat.errors import ArgumentError, StoreBusyError, StoreError
+from rn50feat.durable.disk import DISK, Disk
+from rn50feat.errors import ArgumentError, StoreBusyError
 from rn50feat.images.provenance import Provenance
 from rn50feat.sources.archives import ArchiveRecord
 from rn50feat.sources.sources import UNKNOWN, Reference
 from rn50feat.store import layout
+from rn50feat.store.checksums import Seals, row_checksums
 from rn50feat.store.damage import reporting_damage
+from rn50feat.store.guards import disk_errors, uninterrupted
 from rn50feat.store.marks import DamageNotes
 from rn50feat.store.opening import MOVED, shared
 from rn50feat.store.reader import stored_path
 from rn50feat.store.rows import row_number, row_numbers
-from rn50feat.store.storable import for_ledger, require_storable, text_for_ledger
+from rn50feat.store.storable import for_ledger, require_rows, require_storable, text_for_ledger
 
 logger = logging.getLogger(__name__)
 
@@ -64,17 +64,10 @@ def create_store(path: Path, provenance: Provenance, dtype: np.dtype[Any], *, di
         journaled = journal.JournaledFile(path, create=True, disk=disk)
         file = h5py.File(journaled, "w", libver=VERSION)
         for table in layout.TABLES:
-            _create(file, table, dtype)
+            layout.create(file, table, dtype)
         attributes = {"format": layout.FORMAT, "schema": layout.SCHEMA, "store_id": str(uuid.uuid4()), "next_id": 0}
         file.attrs.update({**attributes, "provenance": provenance.to_json()})
     return StoreWriter(journaled, file)
-
-
-def _create(file: h5py.File, table: layout.Table, dtype: np.dtype[Any]) -> None:
-    for name, (kind, shape, chunk) in table.items():
-        file.create_dataset(
-            name, (0, *shape), dtype if kind is None else kind, maxshape=(None, *shape), chunks=(chunk, *shape)
-        )
 
 
 class StoreWriter:
@@ -96,30 +89,38 @@ class StoreWriter:
         self._ledger = {layout.decode_text(name): i for i, name in enumerate(file["failures/path"][:])}
         self._archives: dict[str, int] | None = None
         self._damage_notes = DamageNotes(file)
+        with self._writing():
+            self._seals = Seals(file)
         self._recorded, self._changed, self._postponed = False, True, False
 
     def append(self, references: Sequence[Reference], features: NDArray[np.floating[Any]]) -> None:
         """Add one row for each of `references`, with features of shape (n, 2048)."""
-        _require(references, features, (len(references), layout.WIDTH))
+        require_rows(references, features, (len(references), layout.WIDTH))
         if not references:
             return
         paths = [stored_path(self.path, reference.location) for reference in references]
         facts = self._facts(references)
         with self._writing():
-            self._append(layout.ROWS, {"paths": paths, "features": np.asarray(features, self.dtype), **facts})
-            self._damage_notes.add(facts["ids"], references)
+            columns = {
+                "paths": [*map(layout.encode_text, paths)],
+                "features": np.asarray(features, self.dtype),
+                **facts,
+            }
+            self._append({**layout.ROWS, **layout.CHECKSUM}, {**columns, "checksum": row_checksums(columns)})
+            self._note_damage(facts["ids"], references)
         self.clear_failures(paths)
 
     def replace(self, row: int, reference: Reference, features: NDArray[np.floating[Any]]) -> None:
         """Give `row`, whose image has changed, new features of shape (2048,) and a new id."""
-        _require([reference], features, (layout.WIDTH,))
+        require_rows([reference], features, (layout.WIDTH,))
         row, facts = self._row(row), self._facts([reference])
         with self._writing():
-            self._damage_notes.drop([int(self._file["ids"][row])])
+            self._drop_notes([int(self._file["ids"][row])])
             self._file["features"][row] = features
             for name, values in facts.items():
                 self._file[name][row] = values[0]
-            self._damage_notes.add(facts["ids"], [reference])
+            self._note_damage(facts["ids"], [reference])
+            self._seals.row_changed(row)
         self.clear_failures([stored_path(self.path, reference.location)])
 
     def damage(self, row: int) -> str:
@@ -132,12 +133,15 @@ class StoreWriter:
         row = self._row(row)
         with self._writing():
             self._file["mtime_ns"][row] = reference.mtime_ns
+            self._seals.row_changed(row)
 
     def features_of_copy(self, row: int, reference: Reference) -> NDArray[np.floating[Any]] | None:
-        """Return the features of `row` if it has the digest of `reference`, else None."""
+        """Return the features of `row` if it has the digest of `reference` and is not damaged, else None."""
         row = self._row(row)
         with reporting_damage(self.path):
             if reference.digest == UNKNOWN or bytes(self._file["digest"][row]) != reference.digest:
+                return None
+            if not self._seals.is_sound(row):
                 return None
             return np.asarray(self._file["features"][row])
 
@@ -153,12 +157,23 @@ class StoreWriter:
             "digest": np.array([list(reference.digest) for reference in references], np.uint8),
         }
 
+    def _note_damage(self, ids: NDArray[np.int64], references: Sequence[Reference]) -> None:
+        """Note what is wrong with the images of new rows."""
+        if any(reference.damage for reference in references):
+            self._seals.table_changed("damaged")
+            self._damage_notes.add(ids, references)
+
+    def _drop_notes(self, ids: Sequence[int]) -> None:
+        if self._damage_notes.drop(ids):
+            self._seals.table_changed("damaged")
+
     def fail(self, reference: Reference, reason: str, *, attempts: int = 1) -> None:
         """Add an image to the ledger, after `attempts` attempts, or count another attempt if it is there."""
         reference = for_ledger(reference)
         path = stored_path(self.path, reference.location)
         facts = {"reason": text_for_ledger(reason), "size": reference.size, "mtime_ns": reference.mtime_ns}
         with self._writing():
+            self._seals.table_changed("failures")
             if path in self._ledger:
                 entry = self._ledger[path]
                 for name, value in facts.items():
@@ -178,11 +193,12 @@ class StoreWriter:
         if rows.ndim != 1 or (np.diff(rows) <= 0).any():
             raise ArgumentError("rows to remove must be a list in ascending order, with each row once")
         with self._writing():
-            self._damage_notes.drop(self._file["ids"][:][rows].tolist())
+            self._seals.settle()
+            self._drop_notes(self._file["ids"][:][rows].tolist())
             count = self._file["ids"].shape[0] - len(rows)
             holes = rows[rows < count]
             movers = np.setdiff1d(np.arange(count, count + len(rows)), rows)
-            for name in layout.ROWS:
+            for name in (*layout.ROWS, *layout.CHECKSUM):
                 dataset = self._file[name]
                 if len(holes):
                     dataset[holes] = dataset[movers]
@@ -193,6 +209,7 @@ class StoreWriter:
         with self._writing():
             for path in paths:
                 if path in self._ledger:
+                    self._seals.table_changed("failures")
                     entry = self._ledger.pop(path)
                     last = layout.decode_text(self._file["failures/path"][len(self._ledger)])
                     if last != path:
@@ -202,8 +219,9 @@ class StoreWriter:
     def note_archive(self, archive: ArchiveRecord) -> None:
         """Record what an archive holds, replacing its earlier record."""
         with self._writing():
+            self._seals.table_changed("archives")
             if "archives" not in self._file:
-                _create(self._file, layout.ARCHIVES, self.dtype)
+                layout.create(self._file, layout.ARCHIVES)
             if self._archives is None:
                 self._archives = {layout.decode_text(name): i for i, name in enumerate(self._file["archives/path"][:])}
             facts = {f"archives/{name}": value for name, value in asdict(archive).items()}
@@ -217,10 +235,28 @@ class StoreWriter:
     def record(self, run: Mapping[str, Any]) -> None:
         """Write this run's record; a later call in the same run replaces it."""
         with self._writing():
+            self._seals.table_changed("runs")
             if not self._recorded:
                 self._append(layout.RUNS, {"runs": [""]})
                 self._recorded = True
             self._file["runs"][-1] = json.dumps(run)
+
+    def repair_tables(self) -> None:
+        """Clear damaged tables that the next run fills again, and take others as they are."""
+        with self._writing():
+            for name in self._seals.wrong_tables:
+                again = name in ("failures", "archives")
+                logger.warning(
+                    "what %s holds in %s is damaged: %s",
+                    self.path,
+                    name,
+                    "found out again" if again else "kept as it is",
+                )
+                for column in layout.SMALL_TABLES[name] if again else ():
+                    self._file[column].resize(0, axis=0)
+                self._seals.table_changed(name)
+            self._ledger = {layout.decode_text(name): i for i, name in enumerate(self._file["failures/path"][:])}
+            self._archives = None
 
     def update_provenance(self, provenance: Provenance) -> None:
         """Update the provenance, whose path of the weights may change."""
@@ -255,8 +291,10 @@ class StoreWriter:
         with self._writing():
             self._file.attrs["next_id"] = self._next_id
             if "history" not in self._file:
-                _create(self._file, layout.HISTORY, self.dtype)
+                layout.create(self._file, layout.HISTORY)
             self._append(layout.HISTORY, {"history": np.frombuffer(uuid.uuid4().bytes, np.uint8)[None]})
+            self._seals.table_changed("history")
+            self._seals.close()
             self._file.flush()
         try:
             self._commit(READER_SECONDS)
@@ -271,7 +309,7 @@ class StoreWriter:
                 self._commit(LAST_READER_SECONDS)
 
     def _commit(self, patience: float) -> None:
-        with disk_errors(self.path), _uninterrupted():
+        with disk_errors(self.path), uninterrupted():
             self._journal.commit(lambda: lock.alone(self._journal.handle, self.path, patience=patience))
         self._changed = False
 
@@ -279,7 +317,7 @@ class StoreWriter:
     def _writing(self) -> Iterator[None]:
         """Change the file; raise the errors that the journal has kept, and report damage."""
         self._changed = True
-        with disk_errors(self.path), _uninterrupted():
+        with disk_errors(self.path), uninterrupted():
             try:
                 with reporting_damage(self.path):
                     yield
@@ -295,46 +333,7 @@ class StoreWriter:
             if kind is None and self._changed:
                 self.commit()
         finally:
-            with _uninterrupted():
+            with uninterrupted():
                 self._journal.abandon()  # nobody needs what HDF5 writes when it closes the file
                 self._file.close()
                 self._journal.close()
-
-
-def _require(references: Sequence[Reference], features: NDArray[np.floating[Any]], shape: tuple[int, ...]) -> None:
-    """Raise `ArgumentError` for features of another shape, and for files that a store cannot hold."""
-    given = np.asarray(features)
-    if given.shape != shape or given.dtype.kind not in "fiu":
-        raise ArgumentError(
-            f"features of shape {given.shape} and dtype {given.dtype} do not fit {len(references)} images:"
-            f" use numbers of shape {shape}"
-        )
-    require_storable(references)
-
-
-@contextmanager
-def disk_errors(path: Path) -> Iterator[None]:
-    """Turn a disk's errors into `StoreError`."""
-    try:
-        yield
-    except OSError as error:
-        raise StoreError(
-            f"{path} cannot be written ({error.strerror or error}): {advice(error)} and run again;"
-            " what was committed is safe"
-        ) from error
-
-
-@contextmanager
-def _uninterrupted() -> Iterator[None]:
-    """Delay Ctrl-C: an exception while HDF5 is calling back for bytes would crash it."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    kept: list[int] = []
-    handler = signal.signal(signal.SIGINT, lambda number, _: kept.append(number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
-        if kept:
-            signal.raise_signal(signal.SIGINT)

@@ -1,0 +1,166 @@
+"""Checksums of rows and tables: a bit that flips on a disk is noticed before it shows in a result.
+
+A row's checksum is the XXH3-64 hash of its id, path, size, modification time
+and digest, combined by XOR with that of its features. Dataset ``checksum``
+holds one for each row; the attribute ``checksums`` says for which commit they
+hold, since an older version that writes to a store does not keep them up to
+date, and holds the hash of each smaller table. Rows of a store without them
+get theirs from the next run that writes.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import groupby
+from typing import Any
+
+import h5py
+import numpy as np
+import xxhash
+from numpy.typing import NDArray
+
+from rn50feat.store import layout
+from rn50feat.store.damage import Malformed
+
+BLOCK = 1024  # rows that are in memory at once: 8 MB of float32
+_META = struct.Struct("<qqq16s")  # id, size, modification time, digest
+
+
+def row_checksums(columns: Mapping[str, Any]) -> NDArray[np.uint64]:
+    """Return the checksums of rows, uint64 of shape (n,), from the values of their columns by name.
+
+    Paths are bytes; features have the dtype and byte order of the file.
+    """
+    facts = zip(columns["ids"], columns["size"], columns["mtime_ns"], columns["digest"], columns["paths"])
+    found = [
+        xxhash.xxh3_64_intdigest(row) ^ xxhash.xxh3_64_intdigest(_META.pack(*numbers, bytes(digest)) + path)
+        for row, (*numbers, digest, path) in zip(np.ascontiguousarray(columns["features"]), facts)
+    ]
+    return np.array(found, np.uint64)
+
+
+def read_columns(file: h5py.File, rows: slice) -> dict[str, Any]:
+    """Return what `row_checksums` takes, for the rows of an open file."""
+    return {name: layout.dataset(file, name)[rows] for name in layout.ROWS}
+
+
+def state(file: h5py.File) -> str:
+    """Return what a writer of any version changes: the last mark, the next id, and the numbers of rows and runs."""
+    marks = layout.dataset(file, "history") if "history" in file else ()
+    counts = (layout.dataset(file, name).shape[0] for name in ("ids", "runs"))
+    mark = bytes(marks[-1]).hex() if len(marks) else ""
+    return ":".join([mark, str(layout.attribute(file, "next_id")), *map(str, counts)])
+
+
+def table_hashes(file: h5py.File, tables: Iterable[str] = layout.SMALL_TABLES) -> dict[str, str]:
+    """Return the hash of each of `tables` that a file has, by name."""
+    return {name: _table_hash(file, name) for name in tables if name not in layout.OPTIONAL or name in file}
+
+
+def _table_hash(file: h5py.File, name: str) -> str:
+    state = xxhash.xxh3_64()
+    for value in _table_values(file, name):
+        state.update(len(value).to_bytes(8, "little"))  # where one value ends and the next begins
+        state.update(value)
+    return str(state.hexdigest())
+
+
+def _table_values(file: h5py.File, name: str) -> Iterator[Any]:
+    for column in layout.SMALL_TABLES[name]:
+        values = layout.dataset(file, column)[:]
+        if values.dtype == object:
+            yield from values
+        else:
+            yield np.ascontiguousarray(values)
+
+
+def spans(rows: Iterable[int]) -> Iterator[slice]:
+    """Yield rows as spans of neighbours, of at most `BLOCK` rows each, in ascending order."""
+    for _, neighbours in groupby(enumerate(sorted(set(rows))), lambda pair: (pair[1] - pair[0], pair[1] // BLOCK)):
+        numbers = [row for _, row in neighbours]
+        yield slice(numbers[0], numbers[-1] + 1)
+
+
+class Record:
+    """The checksums of an open file."""
+
+    def __init__(self, file: h5py.File) -> None:
+        """Read which commit the checksums of `file` are for; those of another commit are none."""
+        self._file = file
+        self.hashes: dict[str, str] = {}
+        self.current = False
+        if "checksum" in file and "checksums" in file.attrs:
+            try:
+                known = json.loads(file.attrs["checksums"])
+                self.current, self.hashes = known["state"] == state(file), dict(known["tables"])
+            except (ValueError, LookupError, TypeError) as error:
+                raise Malformed("the attribute checksums is none that this version writes") from error
+
+    def wrong_rows(self, rows: slice) -> NDArray[np.int64]:
+        """Return which of some rows differ from their checksums, int64 in ascending order."""
+        if not self.current:
+            return np.empty(0, np.int64)
+        known = layout.dataset(self._file, "checksum")[rows]
+        return rows.start + np.flatnonzero(row_checksums(read_columns(self._file, rows)) != known)
+
+    def wrong_tables(self) -> list[str]:
+        """Return the names of the small tables that differ from their hashes."""
+        if not self.current:
+            return []
+        found = table_hashes(self._file, self.hashes)
+        return [name for name, value in self.hashes.items() if found.get(name) != value]
+
+
+class Seals:
+    """Keeps the checksums of a file that is being written up to date."""
+
+    def __init__(self, file: h5py.File) -> None:
+        """Begin with the checksums of `file`; rows without them get theirs now: some 4 s for a million."""
+        self._file = file
+        record = Record(file)
+        self.wrong_tables = record.wrong_tables()
+        self._hashes, self._open, self._changed = dict(record.hashes), set[int](), set[str]()
+        if not record.current:
+            self._begin()
+
+    def _begin(self) -> None:
+        count = layout.dataset(self._file, "ids").shape[0]
+        if "checksum" in self._file:
+            self._file["checksum"].resize(count, axis=0)
+        else:
+            layout.create(self._file, layout.CHECKSUM)
+            self._file["checksum"].resize(count, axis=0)
+        self._hashes, self._changed = {}, set(layout.SMALL_TABLES)
+        for first in range(0, count, BLOCK):
+            self._seal(slice(first, min(count, first + BLOCK)))
+
+    def _seal(self, rows: slice) -> None:
+        self._file["checksum"][rows] = row_checksums(read_columns(self._file, rows))
+
+    def row_changed(self, row: int) -> None:
+        """Note that a row has changed, or was added without a checksum."""
+        self._open.add(row)
+
+    def table_changed(self, name: str) -> None:
+        """Note that a small table has changed."""
+        self._changed.add(name)
+
+    def is_sound(self, row: int) -> bool:
+        """Check whether a row is as it was written."""
+        columns = read_columns(self._file, slice(row, row + 1))
+        return row in self._open or bool((row_checksums(columns) == self._file["checksum"][row]).all())
+
+    def settle(self) -> None:
+        """Compute the checksums of changed rows."""
+        for part in spans(self._open):
+            self._seal(part)
+        self._open.clear()
+
+    def close(self) -> None:
+        """Make all checksums those of the commit that follows."""
+        self.settle()
+        self._hashes.update(table_hashes(self._file, self._changed))
+        self._changed.clear()
+        self._file.attrs["checksums"] = json.dumps({"state": state(self._file), "tables": self._hashes})
