@@ -33,10 +33,11 @@ def row_checksums(columns: Mapping[str, Any]) -> NDArray[np.uint64]:
 
     Paths are bytes; features have the dtype and byte order of the file.
     """
-    facts = zip(columns["ids"], columns["size"], columns["mtime_ns"], columns["digest"], columns["paths"])
+    facts = zip(*(columns[name] for name in ("features", "paths", "ids", "size", "mtime_ns", "digest")))
     found = [
-        xxhash.xxh3_64_intdigest(row) ^ xxhash.xxh3_64_intdigest(_META.pack(*numbers, bytes(digest)) + path)
-        for row, (*numbers, digest, path) in zip(np.ascontiguousarray(columns["features"]), facts)
+        xxhash.xxh3_64_intdigest(np.ascontiguousarray(features))
+        ^ xxhash.xxh3_64_intdigest(_META.pack(number, size, mtime_ns, bytes(digest)) + path)
+        for features, path, number, size, mtime_ns, digest in facts
     ]
     return np.array(found, np.uint64)
 
@@ -103,7 +104,8 @@ class Record:
         if not self.current:
             return np.empty(0, np.int64)
         known = layout.dataset(self._file, "checksum")[rows]
-        return rows.start + np.flatnonzero(row_checksums(read_columns(self._file, rows)) != known)
+        wrong = np.flatnonzero(row_checksums(read_columns(self._file, rows)) != known)
+        return np.asarray(wrong + rows.start, np.int64)
 
     def wrong_tables(self) -> list[str]:
         """Return the names of the small tables that differ from their hashes."""

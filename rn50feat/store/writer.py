@@ -101,7 +101,7 @@ class StoreWriter:
         paths = [stored_path(self.path, reference.location) for reference in references]
         facts = self._facts(references)
         with self._writing():
-            columns = {
+            columns: dict[str, Any] = {
                 "paths": [*map(layout.encode_text, paths)],
                 "features": np.asarray(features, self.dtype),
                 **facts,
