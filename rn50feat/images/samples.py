@@ -11,7 +11,7 @@ import struct
 from dataclasses import dataclass, replace
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageFile
 
 from rn50feat.errors import ImageError
 from rn50feat.images import colors, png, tiff
@@ -49,8 +49,8 @@ def declared(data: bytes, image: Image.Image) -> Declared:
         png.scale_transparency(data, image)
     if image.format == "JPEG2000":
         _require_narrow_channels(data, image)
-    if image.format == "PSD" and image.mode == "1":
-        image.tile = [tile._replace(args=("1;I", *tile.args[1:])) for tile in image.tile]  # ones are black
+    if image.format == "PSD" and image.mode == "1" and isinstance(image, ImageFile.ImageFile):
+        image.tile = [tile._replace(args="1;I") if tile.args == "1" else tile for tile in image.tile]  # ones are black
     return Declared(_BY_MODE.get(image.mode[:4], SampleFormat()))
 
 

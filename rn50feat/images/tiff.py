@@ -91,7 +91,11 @@ def _read_wide_planes(image: TiffImagePlugin.TiffImageFile) -> None:
         )
     if image.mode in ("RGB", "RGBA"):
         order = ";16B" if image.tag_v2.prefix == b"MM" else ";16L"
-        image.tile = [tile._replace(args=(tile.args[0] + order, *tile.args[1:])) for tile in image.tile]
+        image.tile = [
+            tile._replace(args=(tile.args[0] + order, *tile.args[1:]))
+            for tile in image.tile
+            if isinstance(tile.args, tuple)
+        ]
 
 
 def undeclared_alpha(image: Image.Image) -> bool:
