@@ -35,7 +35,7 @@ def row_checksums(columns: Mapping[str, Any]) -> NDArray[np.uint64]:
     """
     facts = zip(*(columns[name] for name in ("features", "paths", "ids", "size", "mtime_ns", "digest")))
     found = [
-        xxhash.xxh3_64_intdigest(np.ascontiguousarray(features))
+        xxhash.xxh3_64_intdigest(np.ascontiguousarray(features).data)
         ^ xxhash.xxh3_64_intdigest(_META.pack(number, size, mtime_ns, bytes(digest)) + path)
         for features, path, number, size, mtime_ns, digest in facts
     ]
@@ -49,9 +49,9 @@ def read_columns(file: h5py.File, rows: slice) -> dict[str, Any]:
 
 def state(file: h5py.File) -> str:
     """Return what a writer of any version changes: the last mark, the next id, and the numbers of rows and runs."""
-    marks = layout.dataset(file, "history") if "history" in file else ()
-    counts = (layout.dataset(file, name).shape[0] for name in ("ids", "runs"))
+    marks: Any = layout.dataset(file, "history") if "history" in file else ()
     mark = bytes(marks[-1]).hex() if len(marks) else ""
+    counts = (layout.dataset(file, name).shape[0] for name in ("ids", "runs"))
     return ":".join([mark, str(layout.attribute(file, "next_id")), *map(str, counts)])
 
 
