@@ -2,8 +2,9 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+TWO := --numprocesses=2 --dist=loadfile  # two files of tests at a time
 
-.PHONY: demo test check bench readme clean
+.PHONY: demo quick test check bench readme clean
 
 demo: $(VENV)/installed  ## extract the example images and search them
 	rm -f demo.h5
@@ -12,8 +13,11 @@ demo: $(VENV)/installed  ## extract the example images and search them
 	$(BIN)/rn50feat search --stored examples/images/hills-rotated.jpg demo.h5 -k 3 --exclude-self
 	$(BIN)/rn50feat info demo.h5
 
+quick: $(VENV)/installed  ## the tests of a minute, while you work
+	$(BIN)/python -m pytest $(TWO) -m "not slow and not network and not browser"
+
 test: check  ## all checks and all tests
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 check: $(VENV)/installed  ## style, types and packaging
 	$(BIN)/ruff check .

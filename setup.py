@@ -32,6 +32,7 @@ TEST = [
     "setuptools>=69",
     "twine>=6.1",
     "pytest>=8",
+    "pytest-xdist>=3.6",
     "ruff>=0.14",
     "mypy>=1.18",
     "scikit-learn>=1.5",

@@ -32,6 +32,20 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 _CODE = "from rn50feat.cli import main, terminal; terminal.PLAIN_SECONDS = 1e9; main.main(prog_name='rn50feat')"
 RN50FEAT = [sys.executable, "-c", _CODE]
 
+MARKS = {  # by the fixture that a test asks for
+    "browser": {"chromium"},
+    "network": {"moto", "ray_cluster", "server"},
+    "slow": {"card", "planted", "ray_cluster", "resnet", "resnet50"},
+}
+
+
+@pytest.hookimpl(tryfirst=True)  # before `-m` selects
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for mark, fixtures in MARKS.items():
+            if fixtures.intersection(item.fixturenames):  # type: ignore[attr-defined]
+                item.add_marker(mark)
+
 
 @pytest.fixture
 def start() -> FakeStart:

@@ -130,6 +130,7 @@ def test_each_library_has_its_owner() -> None:
             assert owned or not used, f"{name} imports {library}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("module", "absent"), [("store.writer", "torch"), ("model.network", "h5py")])
 def test_store_works_without_torch_and_the_network_without_h5py(module: str, absent: str) -> None:
     program = f"import sys, rn50feat.{module}; print({absent!r} in sys.modules)"

@@ -14,6 +14,8 @@ import pytest
 from conftest import Run
 from readme import CONSOLE, DOCS, PAGES, README, ROOT, SCREENSHOT, blocks, examples, plain, run, with_reference
 
+pytestmark = pytest.mark.slow
+
 TEXT = README.read_text(encoding="utf-8")
 
 

@@ -30,6 +30,8 @@ from rn50feat.searching.search import search_stored
 from rn50feat.sources.selection import Selection
 from rn50feat.store.writer import create_store, open_store
 
+pytestmark = pytest.mark.slow
+
 NIGHTS, SEED = int(os.environ.get("SOAK_NIGHTS", "30")), int(os.environ.get("SOAK_SEED", "0"))
 CHUNK = 32 * 2048 * 4  # bytes of features that a store takes at once
 Files = dict[str, tuple[bytes, int]]

@@ -401,6 +401,7 @@ def test_memory_that_held_nan_does_not_reach_the_rows() -> None:
 BENCHMARK = str(Path(__file__).parent.parent / "benchmarks" / "gpu.py")
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="is about machines without a CUDA device")
 def test_the_benchmark_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", [BENCHMARK])
@@ -408,6 +409,7 @@ def test_the_benchmark_says_that_there_is_no_gpu(monkeypatch: pytest.MonkeyPatch
         runpy.run_path(BENCHMARK, run_name="__main__")
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_what_it_can_on_the_cpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     arguments = ["--device", "cpu", "--count", "4", "--seconds", "0.01", "--json", str(tmp_path / "figures.json")]
     monkeypatch.setattr(sys, "argv", [BENCHMARK, *arguments])

@@ -366,6 +366,7 @@ def test_every_command_and_option_has_help() -> None:
                 assert parameter.envvar in variables
 
 
+@pytest.mark.slow
 def test_float16_is_what_it_says(here: Callable[..., Result], scenes: Path) -> None:
     one = sorted(scenes.iterdir())[0]
     exact, rough = ["--precision", "fp32"], ["--precision", "bf16"]  # which torch emulates anywhere

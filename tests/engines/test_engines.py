@@ -45,7 +45,7 @@ def ray_engine(ray_cluster: Cluster) -> Iterator[Engine]:
         yield engine
 
 
-@pytest.fixture(params=["fake", "local", "ray"])
+@pytest.fixture(params=["fake", "local", pytest.param("ray", marks=[pytest.mark.network, pytest.mark.slow])])
 def engine(request: pytest.FixtureRequest) -> Iterator[Engine]:
     if request.param == "fake":
         yield FakeEngine(Preprocessing(), BATCH)

@@ -31,6 +31,8 @@ from rn50feat.engines.contract import EngineOptions, StartEngine
 from rn50feat.errors import ClusterError, DeviceError
 from rn50feat.store.summary import Summary
 
+pytestmark = pytest.mark.network
+
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster as TestCluster
 
@@ -269,6 +271,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 NOBODY = {"00000000", "00000000000000000000000000000000"}  # the other end of a socket that listens
 
 
+@pytest.mark.slow
 def test_a_cluster_of_ones_own_is_quiet_keeps_to_loopback_and_computes_the_same(scenes: Path, tmp_path: Path) -> None:
     options = EngineOptions(backend="torch", precision="fp32")
     settings = ["--weights", "random", "--backend", "torch", "--precision", "fp32", "--json", "--quiet"]

@@ -26,6 +26,8 @@ from rn50feat.images.provenance import PREPROCESSINGS, Preprocessing
 from rn50feat.model import network, tensors, variants, weights
 from rn50feat.model.convert import convert
 
+pytestmark = pytest.mark.slow
+
 
 def written(folder: Path, kind: str) -> Path:
     """Write random weights into a file of each kind."""

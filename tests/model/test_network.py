@@ -82,6 +82,7 @@ def test_rows_do_not_depend_on_batches_workers_or_interruptions(
         assert np.linalg.norm(parts[path] - row) <= 1e-5 * np.linalg.norm(row)
 
 
+@pytest.mark.slow
 def test_orientations_give_one_vector_unless_they_are_left(tmp_path: Path) -> None:
     from scenes import scene, turned
 
@@ -204,6 +205,7 @@ def test_a_state_dict_that_is_cut_off_is_told_as_that(tmp_path: Path, zipped: bo
         network.load(weights.find(str(path)))
 
 
+@pytest.mark.slow
 def test_random_weights_are_those_of_a_seeded_torchvision() -> None:
     torch.manual_seed(5)
     expected = torchvision.models.resnet50().eval()
@@ -323,6 +325,7 @@ def test_a_folder_is_no_file_of_weights(tmp_path: Path) -> None:
         weights.find(str(tmp_path))
 
 
+@pytest.mark.slow
 def test_bf16_rows_point_the_same_way_as_fp32_rows() -> None:
     crops = np.random.default_rng(0).integers(0, 256, (4, 224, 224, 3), np.uint8)
     exact, rough = backend("fp32").features(crops), backend("bf16").features(crops)
@@ -332,6 +335,7 @@ def test_bf16_rows_point_the_same_way_as_fp32_rows() -> None:
     assert not np.array_equal(exact, rough)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("precision", "device", "reason"),
     [
@@ -345,6 +349,7 @@ def test_devices_and_precisions_that_are_not_here(precision: str, device: str, r
         backend(precision, device)
 
 
+@pytest.mark.slow
 def test_a_device_that_runs_out_of_memory_gets_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rows and their order stay; what a GPU does is played by a network that refuses more than three pictures."""
     crops = np.random.default_rng(0).integers(0, 256, (11, 224, 224, 3), np.uint8)
@@ -370,6 +375,7 @@ def test_a_device_that_runs_out_of_memory_gets_smaller_batches(monkeypatch: pyte
         whole.features(crops)
 
 
+@pytest.mark.slow
 @OPENVINO
 @pytest.mark.parametrize(("precision", "nearness"), [("fp32", 0.9999), ("bf16", 0.999)])
 def test_openvino_gives_torchs_rows_whatever_the_batch(
@@ -410,6 +416,7 @@ def test_openvino_gives_torchs_rows_whatever_the_batch(
     assert len(loads) == 3  # another normalisation is another network
 
 
+@pytest.mark.slow
 @OPENVINO
 def test_what_openvino_cannot_compute_in_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """As for bf16 where ONEDNN_MAX_CPU_ISA forbids it."""
@@ -439,6 +446,7 @@ def test_bf16_is_not_chosen_where_onednn_is_told_to_do_without(monkeypatch: pyte
         assert cpu_has_bf16() == expected
 
 
+@pytest.mark.slow
 @OPENVINO
 def test_search_with_a_cached_network_imports_no_torch(scenes: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}

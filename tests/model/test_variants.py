@@ -30,6 +30,8 @@ from rn50feat.model import network, tensors, variants, weights
 from rn50feat.model.variants import VARIANTS
 from rn50feat.model.weights import Choices
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -340,6 +340,7 @@ for i in range(1000):
 """
 
 
+@pytest.mark.slow
 def test_real_processes_killed_at_random_moments_leave_a_whole_index(store: FeatureStore) -> None:
     rng, stamps = random.Random(1), set()
     rn50feat.index(store)

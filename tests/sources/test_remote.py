@@ -35,6 +35,8 @@ from rn50feat.sources.presence import is_gone
 from rn50feat.sources.selection import Selection
 from rn50feat.store.summary import Summary
 
+pytestmark = pytest.mark.network
+
 KEY = "AKIAIOSFODNN7EXAMPLE"
 
 

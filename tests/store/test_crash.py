@@ -25,6 +25,8 @@ from rn50feat.durable import journal, rollback
 from rn50feat.sources.sources import Reference
 from rn50feat.store.writer import StoreWriter, create_store, open_store
 
+pytestmark = pytest.mark.slow
+
 KILLS = int(os.environ.get("CRASH_KILLS", "15"))
 State = frozenset[tuple[str, int, float]]  # path, id and first feature of every row
 

@@ -258,6 +258,7 @@ model.save(folder / "whole.h5")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(find_spec("keras") is None, reason="needs keras")
 def test_the_files_that_keras_itself_writes(tmp_path: Path) -> None:
     """With the classifier; `test_variants` has those without."""

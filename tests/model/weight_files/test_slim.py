@@ -44,6 +44,7 @@ def test_both_forms_give_the_same_tensors(
     same(translated.tensors, tensors)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", ["v1", "v2"])
 def test_a_whole_checkpoint_of_full_size(tmp_path: Path, form: str) -> None:
     tensors = state()

@@ -18,6 +18,8 @@ from rn50feat.errors import WeightsError
 from rn50feat.model import weight_files
 from rn50feat.model.weight_files import names
 
+pytestmark = pytest.mark.slow
+
 FILES = int(os.environ.get("FUZZ_FILES", "80"))
 TENSORS = state(narrower=64)
 SHAPES = {name: value.shape for name, value in TENSORS.items()}
