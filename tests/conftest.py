@@ -20,6 +20,7 @@ from click.testing import CliRunner, Result
 from fake import FakeStart
 from PIL import Image
 from scenes import encoded, scene
+from streams import Player
 
 from rn50feat import FeatureStore, extract
 from rn50feat.cli.main import main
@@ -66,6 +67,16 @@ def pictures(tmp_path: Path) -> Path:
         path = folder / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(encoded(Image.new("RGB", (40, 30), color), "PNG"))
+    return folder
+
+
+@pytest.fixture
+def shades(tmp_path: Path) -> Path:
+    """A folder of twenty pictures; the value of each is its number."""
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    for i in range(20):
+        (folder / f"{i:02}.png").write_bytes(encoded(Image.new("RGB", (9, 9), (i, 1, 0)), "PNG"))
     return folder
 
 
@@ -170,6 +181,12 @@ def ray_cluster() -> Iterator[Cluster]:
         finally:
             cluster.shutdown()
             shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.fixture
+def player(monkeypatch: pytest.MonkeyPatch) -> Player:
+    """A GPU that is played on the CPU."""
+    return Player(monkeypatch)
 
 
 def rows(store: Path) -> dict[str, np.ndarray]:

@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+import rn50feat
 from rn50feat.engines.contract import Batch, Engine, EngineOptions, Failure
 from rn50feat.engines.local import BUFFERS, LocalEngine
 from rn50feat.engines.pool import DecoderPool
@@ -21,6 +22,7 @@ from rn50feat.images.provenance import Preprocessing, Provenance
 from rn50feat.model.weights import Weights
 from rn50feat.sources import sources
 from rn50feat.sources.sources import Reference
+from rn50feat.store.summary import Summary
 
 
 class FakeBackend:
@@ -142,3 +144,8 @@ class _BlindEngine(FakeEngine):
     def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
         for reference in references:
             yield Batch((), np.empty((0, 2048), np.float32), (Failure(reference, "has vanished", "vanished"),))
+
+
+def extract(pictures: Path, start: FakeStart, **settings: object) -> Summary:
+    """Extract to `out.h5` next to the pictures."""
+    return rn50feat.extract(pictures, pictures.parent / "out.h5", **{"weights": "random", "start": start, **settings})  # type: ignore[arg-type]

@@ -7,6 +7,7 @@ from importlib.util import find_spec
 import numpy as np
 import published
 import pytest
+import torch
 
 from rn50feat import EngineOptions
 from rn50feat.backends.torch import TorchBackend
@@ -34,3 +35,16 @@ def trained(seed: int) -> tuple[published.Tensors, published.Tensors]:
         else:
             found[name] = np.clip(np.abs(value), 0.3, 1.2)
     return found, {name: bias * np.float32(0.3) for name, bias in published.biases(found).items()}
+
+
+def cosines(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    return (a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)
+
+
+def distance(module: torch.nn.Module, whole: torch.nn.Module) -> float:
+    """Return the relative L2 between a network's features and those of a ResNet50 with its classifier."""
+    pictures = torch.rand((2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    body = torch.nn.Sequential(*list(whole.children())[:-1], torch.nn.Flatten())
+    with torch.no_grad():
+        expected = body(pictures)
+        return float((module(pictures) - expected).norm() / expected.norm())

@@ -6,6 +6,7 @@ import ast
 import re
 import subprocess
 import sys
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -152,3 +153,24 @@ def test_modules_and_functions_stay_short() -> None:
             if isinstance(node, ast.FunctionDef):
                 assert (node.end_lineno or 0) - node.lineno <= 65, f"{name}.{node.name}"
         assert max((node.end_lineno or 0 for node in tree.body), default=0) <= 340, name
+
+
+# Modules whose tests are those of what they serve: a command's are in test_cli and test_messages, a file format's in
+# the test of its reader or writer.
+WITHOUT_A_TEST = """
+    cli.* durable.hdf5_storage durable.records durable.waiting engines.actor engines.cluster engines.node
+    exchange.npy exchange.parquet extraction.catalogue extraction.changes extraction.plan
+    model.weight_files.checkpoint model.weight_files.hdf5 model.weight_files.names
+    model.weight_files.protobuf model.weight_files.table model.weight_files.translation pages.figures
+    searching.faiss_index searching.recall sources.folders sources.zip_names sources.zips store.guards store.layout
+    store.summary
+""".split()
+
+
+def test_every_module_with_logic_has_a_test_file() -> None:
+    tests = Path(__file__).parent
+    for path in PACKAGE.rglob("[!_]*.py"):
+        inner = path.relative_to(PACKAGE)
+        name = ".".join(inner.with_suffix("").parts)
+        if not any(fnmatch(name, pattern) for pattern in WITHOUT_A_TEST):
+            assert (tests / inner.with_name(f"test_{inner.name}")).exists(), name

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import faiss
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from rn50feat import FeatureStore
 from rn50feat.images.provenance import Provenance
+from rn50feat.searching import index_file
+from rn50feat.searching.faiss_index import FaissIndex
+from rn50feat.searching.search import search_stored
 from rn50feat.sources.sources import Reference
 from rn50feat.store.writer import create_store, open_store
 
@@ -54,3 +59,41 @@ def remove(store: FeatureStore, rows: list[int]) -> None:
     """Remove rows, given in ascending order."""
     with open_store(store.path) as writer:
         writer.remove(np.array(rows))
+
+
+def tied(tmp_path: Path, dtype: str, *, apart: bool = True) -> FeatureStore:
+    """Make a store in which each of 20 vectors has 15 copies, some a rounding `apart`, in rows that are not by id."""
+    kinds = clusters(20)
+    rows = np.tile(kinds, (16, 1))
+    if apart:
+        rows[100:140] *= np.float32(1 + 1e-7)
+        rows[200:240] += np.float32(1e-6)
+    store = filled(tmp_path / "out.h5", rows, dtype)
+    remove(store, [3, 17, 40, 41, 90])  # the last rows take their places
+    append(store, 320, kinds[:7])
+    assert not (np.diff(store.column("ids")) > 0).all()
+    return store
+
+
+def held(store: FeatureStore) -> list[int]:
+    """Return the ids of the FAISS file, read by FAISS alone."""
+    index = faiss.read_index(str(store.path.with_suffix(".faiss")))
+    assert index.ntotal == index_file.read_facts(store.path).rows
+    return sorted(FaissIndex(index).ids().tolist())
+
+
+def check(store: FeatureStore, metric: str = "cosine", k: int = 10) -> None:
+    """Compare searches through the index with scans; of equal scores either may come first."""
+    names = store.paths()[::19]
+    through = search_stored(names, store, k=k, metric=metric)
+    for found, truth in zip(through, search_stored(names, store, k=k, metric=metric, exact=True)):
+        assert [hit.score for hit in found.hits] == pytest.approx([hit.score for hit in truth.hits], abs=1e-6)
+        inside = {hit.path for hit in truth.hits if hit.score - truth.hits[-1].score > 1e-6}
+        assert inside <= {hit.path for hit in found.hits}
+
+
+def flip(store: FeatureStore) -> None:
+    path = store.path.with_suffix(".faiss")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)

@@ -14,7 +14,7 @@ from click.testing import CliRunner, Result
 from fake import FakeStart
 
 import rn50feat as package
-from rn50feat import FeatureStore, errors
+from rn50feat import FeatureStore
 from rn50feat.cli import report, terminal
 from rn50feat.cli.description import describe
 from rn50feat.cli.main import main
@@ -34,13 +34,6 @@ def desk(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def run(*arguments: str, **variables: str) -> Result:
     return CliRunner(env=variables).invoke(main, list(arguments))
-
-
-@pytest.mark.parametrize(
-    ("number", "words"), [(0, "0 bytes"), (1, "1 byte"), (999, "999 bytes"), (1000, "1 kB"), (2.5e9, "2.5 GB")]
-)
-def test_sizes(number: float, words: str) -> None:
-    assert errors.size(number) == words
 
 
 def test_one_thing_is_no_plural(desk: Path, start: FakeStart) -> None:

@@ -1,4 +1,4 @@
-"""What a process may take: of a container, of its ulimits, of the memory that decoding processes share."""
+"""limits: what a process may take of a container and of its ulimits."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from pathlib import Path
 import pytest
 
 from rn50feat.durable import limits
-from rn50feat.engines import allowance
 
 Group = Callable[..., None]
 
@@ -102,15 +101,6 @@ def test_other_errors_stay_as_they_are() -> None:
     for error in (OSError(errno.EIO, "Input/output error"), RuntimeError("odd"), ValueError("std::bad_alloc")):
         with pytest.raises(type(error), match=str(error.args[-1])), limits.explained():
             raise error
-
-
-@pytest.mark.parametrize("workers", [1, 2, 64])
-def test_all_processes_together_stay_within_the_budget(workers: int) -> None:
-    for available in (1 << 32, 1 << 34, 1 << 38):
-        share, whole = allowance.shares(workers, 200_000_000, available)
-        assert share <= whole <= allowance.needed(200_000_000)
-        assert workers * share + whole <= available or share == allowance.LEAST
-    assert allowance.shares(workers, 1, None) == (allowance.needed(1),) * 2
 
 
 def limited(limit: str, program: str, folder: Path) -> subprocess.CompletedProcess[str]:

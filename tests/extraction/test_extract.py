@@ -350,3 +350,30 @@ def test_names_that_no_file_has_are_an_error_in_one_line(pictures: Path, start: 
             rn50feat.extract([name], pictures.parent / "out.h5", start=start)
         with pytest.raises(StoreError, match="name a file for the store"):
             FeatureStore(f"{name}.h5")
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "replaced"])
+def test_a_store_that_is_moved_during_a_run_is_told_as_that(
+    pictures: Path, tmp_path: Path, start: FakeStart, kind: str
+) -> None:
+    folder = tmp_path / "stores"
+    folder.mkdir()
+    store = folder / "out.h5"
+    rn50feat.extract(pictures / "red.png", store, weights="random", start=start)
+    saved = store.read_bytes()
+
+    def move(progress: object) -> None:
+        if kind == "folder" and folder.exists():
+            folder.rename(tmp_path / "moved")
+        elif kind == "file" and store.exists():
+            store.rename(folder / "moved.h5")
+        elif kind == "replaced":
+            (folder / "copy").write_bytes(saved)
+            (folder / "copy").rename(store)
+
+    with pytest.raises(StoreError) as caught:
+        rn50feat.extract(pictures, store, start=start, commit_rows=1, on_progress=move)
+    assert "renamed, replaced or removed" in str(caught.value)
+    assert "run again" in str(caught.value)
+    left = {"folder": tmp_path / "moved/out.h5", "file": folder / "moved.h5", "replaced": store}[kind]
+    assert len(FeatureStore(left)) == 1

@@ -5,54 +5,30 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 import signal
-import sys
 import threading
 from pathlib import Path
 
-import fake as rn50feat_fake
 import h5py
-import numpy as np
 import pytest
 from conftest import Run, rows
-from fake import FakeStart
+from fake import FakeStart, extract
 from PIL import Image
 from scenes import encoded
 from slow import slow, stopped
+from stores import stored
 
 import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.cli.terminal import STOPS, signals
 from rn50feat.durable import journal
 from rn50feat.engines.contract import EngineOptions
-from rn50feat.errors import PruneError, StoreBusyError, StoreError
+from rn50feat.errors import StoreBusyError, StoreError
 from rn50feat.extraction import extract as extraction
-from rn50feat.extraction.preview import preview
-from rn50feat.extraction.verify import Findings
-from rn50feat.store import session, writer
-from rn50feat.store.summary import Progress, Summary
+from rn50feat.store import writer
+from rn50feat.store.summary import Progress
 from rn50feat.store.writer import open_store
-
-
-@pytest.fixture
-def shades(tmp_path: Path) -> Path:
-    """A folder of twenty pictures; the value of each is its number."""
-    folder = tmp_path / "pictures"
-    folder.mkdir()
-    for i in range(20):
-        (folder / f"{i:02}.png").write_bytes(encoded(Image.new("RGB", (9, 9), (i, 1, 0)), "PNG"))
-    return folder
-
-
-def extract(pictures: Path, start: FakeStart, **settings: object) -> Summary:
-    return rn50feat.extract(pictures, pictures.parent / "out.h5", **{"weights": "random", "start": start, **settings})  # type: ignore[arg-type]
-
-
-def stored(folder: Path) -> dict[str, int]:
-    return {Path(path).name: int(row[0]) for path, row in rows(folder / "out.h5").items()}
-
 
 # Stopping
 
@@ -358,152 +334,6 @@ def test_a_file_that_cannot_be_read_now_is_tried_again_next_time(
     assert FeatureStore(shades.parent / "out.h5").failures() == []
 
 
-# Pruning
-
-
-def test_prune_removes_what_is_gone_and_only_there(shades: Path, start: FakeStart) -> None:
-    other = shades.parent / "other"
-    shutil.copytree(shades, other)
-    (shades / "bad.png").write_text("no picture")
-    store = shades.parent / "out.h5"
-    rn50feat.extract([shades, other], store, weights="random", start=start)
-    for path in (shades / "03.png", shades / "19.png", shades / "bad.png", other / "00.png"):
-        path.unlink()
-    assert extract(shades, start).removed == 0
-    assert len(FeatureStore(store)) == 40
-    assert extract(shades, start, prune=True).removed == 2
-    after = rows(store)
-    assert {"pictures/03.png", "pictures/19.png"}.isdisjoint(after)
-    assert "other/00.png" in after  # not under this run's sources
-    assert len(after) == 38
-    assert all(int(row[0]) == int(Path(path).stem) for path, row in after.items())
-    assert FeatureStore(store).failures() == []
-    assert len(set(FeatureStore(store).column("ids"))) == 38
-    # A file that comes back is found again, under a new id.
-    shutil.copy(other / "03.png", shades / "03.png")
-    assert extract(shades, start).reused == 1
-    assert max(FeatureStore(store).column("ids")) == 40
-    assert FeatureStore(store).rows_of(["pictures/03.png"]) == [38]
-
-
-@pytest.mark.parametrize("gone", [[0], [19], [0, 1, 2], [17, 18, 19], [0, 5, 18], list(range(19)), [1, 3, 5, 7, 16]])
-def test_rows_stay_dense_whichever_go(
-    shades: Path, start: FakeStart, gone: list[int], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    extract(shades, start)
-    for i in gone:
-        (shades / f"{i:02}.png").unlink()
-    monkeypatch.setattr(session, "PORTION", 2)
-    assert extract(shades, start, prune=True, force=True).removed == len(gone)
-    assert stored(shades.parent) == {f"{i:02}.png": i for i in range(20) if i not in gone}
-    assert rn50feat.verify(shades.parent / "out.h5").findings == []
-
-
-def test_prune_in_a_run_that_adds_rows(shades: Path, start: FakeStart) -> None:
-    extract(shades, start)
-    (shades / "04.png").unlink()
-    (shades / "new.png").write_bytes(encoded(Image.new("RGB", (9, 8), (1, 2, 3)), "PNG"))
-    summary = extract(shades, start, prune=True)
-    assert (summary.new, summary.removed, summary.unchanged) == (1, 1, 19)
-    assert {"pictures/04.png", "pictures/new.png"} & rows(shades.parent / "out.h5").keys() == {"pictures/new.png"}
-
-
-def test_prune_refuses_what_looks_like_a_mistake(shades: Path, start: FakeStart) -> None:
-    extract(shades, start)
-    for i in range(5):
-        (shades / f"{i:02}.png").unlink()
-    with pytest.raises(PruneError, match="5 of the 20 rows .* more than 20 %: use --force"):
-        extract(shades, start, prune=True)
-    assert len(FeatureStore(shades.parent / "out.h5")) == 20
-    assert extract(shades, start, prune=True, prune_limit=25).removed == 5
-    for path in shades.iterdir():
-        path.unlink()
-    with pytest.raises(PruneError, match="pictures is empty: mount it"):
-        extract(shades, start, prune=True, prune_limit=100)
-    assert len(FeatureStore(shades.parent / "out.h5")) == 15
-    assert extract(shades, start, prune=True, force=True).removed == 15
-
-
-def test_images_that_moved_are_not_lost(shades: Path, start: FakeStart) -> None:
-    extract(shades, start)
-    for i in range(12):
-        (shades / f"{i:02}.png").rename(shades / f"moved{i:02}.png")
-    assert preview(shades, shades.parent / "out.h5", prune=True).remove == 12
-    summary = extract(shades, start, prune=True)
-    assert (summary.reused, summary.removed) == (12, 12)
-    assert len(stored(shades.parent)) == 20
-    for i in range(4):
-        (shades / f"moved{i:02}.png").rename(shades / f"again{i:02}.png")
-    for i in range(5, 10):
-        (shades / f"moved{i:02}.png").unlink()
-    with pytest.raises(PruneError, match="5 of the 20 rows under these sources would go, not counting 4 that moved,"):
-        extract(shades, start, prune=True)
-    assert len(stored(shades.parent)) == 24
-    assert extract(shades, start, prune=True, prune_limit=25).removed == 9
-
-
-def test_a_copy_elsewhere_keeps_content_and_a_copy_that_goes_too_does_not(shades: Path, start: FakeStart) -> None:
-    other = shades.parent / "other"
-    shutil.copytree(shades, other)
-    rn50feat.extract([shades, other], shades.parent / "out.h5", weights="random", start=start)
-    for folder in (shades, other):
-        for i in range(5):
-            (folder / f"{i:02}.png").unlink()
-    with pytest.raises(PruneError, match="10 of the 40 rows under these sources would go, more"):
-        rn50feat.extract([shades, other], shades.parent / "out.h5", start=start, prune=True)
-    assert extract(shades, start, prune=True).removed == 5  # as things are, the other rows stay
-
-
-def test_a_source_whose_images_all_moved_may_be_empty(shades: Path, start: FakeStart) -> None:
-    extract(shades, start)
-    other, store = shades.parent / "other", shades.parent / "out.h5"
-    shades.rename(other)
-    shades.mkdir()
-    with pytest.raises(PruneError, match="pictures is empty: mount it"):
-        extract(shades, start, prune=True)
-    assert rn50feat.extract([shades, other], store, start=start, prune=True).removed == 20
-    with pytest.raises(PruneError, match="pictures is empty: mount it"):
-        extract(shades, start, prune=True)
-
-
-def test_rows_of_unknown_content_never_count_as_moved(shades: Path, start: FakeStart) -> None:
-    store = shades.parent / "out.h5"
-    extract(shades, start)
-    np.save(shades.parent / "rows.npy", np.ones((5, 2048), np.float32))
-    names = [f"{shades}/none{i}.png" for i in range(4)] + ["/elsewhere.png"]
-    (shades.parent / "rows.paths.txt").write_text("\n".join(names))
-    rn50feat.import_features(shades.parent / "rows.npy", store, weights="random")
-    with pytest.raises(PruneError, match="4 of the 24 rows"):
-        extract(shades, start, prune=True, prune_limit=10)
-
-
-def test_a_refused_prune_tells_what_was_done_all_the_same(rn50feat: Run, shades: Path, start: FakeStart) -> None:
-    extract(shades, start)
-    for i in range(5, 20):
-        (shades / f"{i:02}.png").unlink()
-    done = rn50feat("extract", "pictures", "out.h5", "--prune", "--json")
-    assert done.returncode == 1
-    assert json.loads(done.stdout)["unchanged"] == 5
-    assert "out.h5: 5 unchanged, in" in done.stderr
-    assert "Error: nothing was pruned: 15 of the 20 rows" in done.stderr
-
-
-def test_a_folder_that_cannot_be_searched_proves_nothing(
-    shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    extract(shades, start)
-    shutil.move(shades / "04.png", shades.parent)
-    stat = os.stat
-
-    def forbidden(path: object, **settings: object) -> os.stat_result:
-        if isinstance(path, str) and path.endswith("04.png"):
-            raise PermissionError(errno.EACCES, "Permission denied")
-        return stat(path, **settings)  # type: ignore[arg-type,call-overload]
-
-    monkeypatch.setattr(os, "stat", forbidden)
-    assert extract(shades, start, prune=True).removed == 0
-
-
 # Telling
 
 
@@ -534,29 +364,6 @@ def test_max_ledger_counts_what_failed_before(shades: Path) -> None:
         assert (message in errors) == (code == 4)
 
 
-def test_dry_run_tells_and_does_nothing(rn50feat: Run, shades: Path, start: FakeStart) -> None:
-    done = rn50feat("extract", "pictures", "out.h5", "--weights", "random", "--dry-run")
-    assert done.stdout == (
-        "at most 20 to compute, 0 unchanged, 0 failed before, 0 ignored, 0 to remove;"
-        " about 244 kB, time unknown before a first run\n"
-    )
-    assert not (shades.parent / "out.h5").exists()
-    extract(shades, start, dtype="float16")
-    before = (shades.parent / "out.h5").read_bytes()
-    assert len(before) == pytest.approx(244_000, rel=0.05)
-    (shades / "bad.png").write_text("no picture")
-    (shades / "00.png").unlink()
-    done = rn50feat("extract", "pictures", "out.h5", "--prune", "--dry-run", "--json")
-    expected = json.loads(done.stdout)
-    assert (expected["compute"], expected["unchanged"], expected["remove"]) == (1, 19, 1)
-    assert len(before) < expected["bytes"] < 1.01 * len(before)  # there is room in the chunk
-    told = rn50feat("extract", "pictures", "out.h5", "--dry-run").stdout
-    assert re.search(r"^at most 1 to compute, .*; about \d+ kB, in about \d+ s$", told)
-    assert expected["seconds"] > 0
-    assert (shades.parent / "out.h5").read_bytes() == before
-    assert rn50feat("extract", "pictures", "out.h5", "--weights", "random:9", "--dry-run").returncode == 1
-
-
 def test_the_json_summary_is_complete(shades: Path) -> None:
     with slow(shades.parent, 0.01, "--json") as process:
         output, _ = process.communicate()
@@ -580,112 +387,3 @@ def test_plain_lines_where_there_is_no_terminal(shades: Path, monkeypatch: pytes
     assert said[-1].startswith("20 images of 20 files, ")
     with terminal.progress(quiet=True) as on_progress:
         assert on_progress is None
-
-
-# Verifying
-
-
-def damage(path: Path, dataset: str, row: int, value: object) -> None:
-    with h5py.File(path, "r+") as file:
-        file[dataset][row] = value
-
-
-@pytest.mark.parametrize(
-    ("dataset", "value", "finding"),
-    [
-        ("features", np.nan, "row 3 .pictures/03.png. is not finite"),
-        ("features", np.inf, "row 3 .pictures/03.png. is not finite"),
-        ("features", 0, "row 3 .pictures/03.png. is all zero"),
-        ("ids", 4, "id 4 belongs to 2 rows"),
-        ("ids", 99, "ids run from 0 to 99, but the next id is 20"),
-        ("paths", "pictures/04.png", "row 4 .pictures/04.png. is there twice"),
-        ("paths", "../../etc/passwd", "leads elsewhere"),
-    ],
-)
-def test_verify_finds_faults(
-    rn50feat: Run, shades: Path, start: FakeStart, dataset: str, value: object, finding: str
-) -> None:
-    extract(shades, start)
-    verify = rn50feat_verify(shades)
-    assert verify.findings == []
-    damage(shades.parent / "out.h5", dataset, 3, value)
-    (found,) = rn50feat_verify(shades).findings
-    assert re.search(finding, found)
-    done = rn50feat("verify")
-    assert done.returncode == 1
-    assert done.stdout == found + "\n"
-    assert "has 1 fault: restore it from a backup" in done.stderr
-
-
-def rn50feat_verify(shades: Path, **settings: object) -> Findings:
-    return rn50feat.verify(shades.parent / "out.h5", **settings)  # type: ignore[arg-type]
-
-
-def test_verify_reads_every_chunk(shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch) -> None:
-    extract(shades, start)
-    block = FeatureStore.block
-
-    def damaged(self: FeatureStore, first: int, count: int) -> np.ndarray:
-        if first <= 16 < first + count:
-            raise StoreError("out.h5 is damaged (Can't synchronously read data)")
-        return block(self, first, count) + 1
-
-    monkeypatch.setattr(FeatureStore, "block", damaged)
-    monkeypatch.setattr(sys.modules["rn50feat.extraction.verify"], "BLOCK", 8)
-    assert rn50feat_verify(shades).findings == [
-        "rows 16 to 19 cannot be read: out.h5 is damaged (Can't synchronously read data)"
-    ]
-
-
-def test_verify_compares_the_datasets(shades: Path, start: FakeStart) -> None:
-    store = shades.parent / "out.h5"
-    extract(shades, start)
-    with h5py.File(store, "r+") as file:
-        file["size"].resize(19, axis=0)
-    assert "the datasets differ in length: features 20, " in rn50feat_verify(shades).findings[0]
-    with h5py.File(store, "r+") as file:
-        file["size"].resize(20, axis=0)
-        del file["digest"]
-    assert rn50feat_verify(shades).findings == ["digest is missing"]
-
-
-def test_verify_sources_hashes_the_files(shades: Path, start: FakeStart) -> None:
-    extract(shades, start)
-    rotten, changed, gone = shades / "05.png", shades / "06.png", shades / "07.png"
-    status = rotten.stat()
-    data = bytearray(rotten.read_bytes())
-    data[-5] ^= 1
-    rotten.write_bytes(data)
-    os.utime(rotten, ns=(status.st_atime_ns, status.st_mtime_ns))
-    os.utime(changed, (1, 1))
-    gone.unlink()
-    assert rn50feat_verify(shades).findings == []
-    report = rn50feat_verify(shades, sources=True)
-    (finding,) = report.findings
-    assert "05.png) has other bytes, though the same size and time" in finding
-    assert report.notes == ["20 files hashed: 1 gone, 1 changed since their rows were made"]
-
-
-def test_verify_recompute_shows_vectors_that_come_out_otherwise(
-    shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    extract(shades, start)
-    report = rn50feat_verify(shades, recompute=8, start=start)
-    assert (report.findings, report.notes) == ([], ["8 rows computed again: at most 0.0e+00 away (relative L2)"])
-    features = rn50feat_fake.FakeBackend.features
-    monkeypatch.setattr(rn50feat_fake.FakeBackend, "features", lambda self, crops: features(self, crops) * 1.001)
-    report = rn50feat_verify(shades, recompute=8, start=start)
-    assert len(report.findings) == 8
-    assert "comes out otherwise now: 1.0e-03 away" in report.findings[0]
-
-
-def test_an_unmounted_mirror_is_not_a_move(shades: Path, tmp_path: Path, start: FakeStart) -> None:
-    """Its images have copies, which were there before: the rows of the mirror stay."""
-    mirror = tmp_path / "mirror"
-    shutil.copytree(shades, mirror)
-    rn50feat.extract([shades, mirror], tmp_path / "out.h5", weights="random", start=start)
-    shutil.rmtree(mirror)
-    mirror.mkdir()
-    with pytest.raises(PruneError, match="mirror is empty: mount it"):
-        rn50feat.extract([shades, mirror], tmp_path / "out.h5", prune=True, start=start)
-    assert len(FeatureStore(tmp_path / "out.h5")) == 40

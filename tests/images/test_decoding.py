@@ -1,30 +1,20 @@
-"""images: every kind of picture becomes the crop that a person would expect."""
+"""decoding: every kind of image becomes the crop that a person would expect."""
 
 from __future__ import annotations
 
 import struct
-import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image, features
 from scenes import encoded, scene, turned
+from shown import PLAIN, decode, middle, png
 from torchvision import transforms
 
 from rn50feat.errors import ImageError
-from rn50feat.images import decoding, kinds
+from rn50feat.images import decoding
 from rn50feat.images.provenance import Preprocessing
-
-PLAIN = Preprocessing()
-
-
-def decode(data: bytes, settings: Preprocessing = PLAIN, suffix: str = ".png") -> np.ndarray:
-    return decoding.decode(data, settings, suffix=suffix, max_pixels=10**7).crop
-
-
-def middle(data: bytes, **settings: str) -> tuple[int, ...]:
-    return tuple(int(value) for value in decode(data, **settings)[112, 112])
 
 
 @pytest.mark.parametrize("size", [(256, 256), (640, 480), (333, 1000), (40, 30), (1, 1), (3, 900), (257, 255)])
@@ -78,13 +68,6 @@ def test_formats(kind: str) -> None:
     assert decoding.has_image_signature(data[:32]) == (kind not in ("PPM", "TGA"))
 
 
-def test_unsigned_formats_are_tried_for_their_names_only() -> None:
-    data = encoded(Image.new("RGB", (30, 30), "red"), "TGA")
-    assert middle(data, suffix=".TGA") == (255, 0, 0)
-    with pytest.raises(ImageError, match="not an image"):
-        decode(data, suffix=".jpg")
-
-
 def test_animations_give_their_first_frame() -> None:
     frames = [Image.new("RGB", (30, 30), color) for color in ("red", "lime", "blue")]
     for kind in ("GIF", "WEBP", "PNG", "TIFF"):
@@ -130,30 +113,6 @@ def test_a_palette_with_transparency_lies_over_white() -> None:
     assert middle(encoded(Image.new("RGB", (30, 30), (1, 2, 3)), "PNG", transparency=(1, 2, 3))) == (255, 255, 255)
 
 
-def png(width: int, height: int, depth: int, kind: int, line: bytes) -> bytes:
-    """Write a PNG by hand: what Pillow cannot save."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = struct.pack(">IIBBBBB", width, height, depth, kind, 0, 0, 0)
-    pixels = zlib.compress((b"\0" + line) * height)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
-
-
-def test_16_bit_colour_is_scaled_not_clipped() -> None:
-    assert middle(png(30, 30, 16, 2, struct.pack(">HHH", 0x8000, 0x4000, 0xFFFF) * 30)) == (128, 64, 255)
-    assert middle(png(30, 30, 16, 0, struct.pack(">H", 0x4000) * 30)) == (64, 64, 64)
-
-
-def test_values_beyond_their_range_are_stretched() -> None:
-    ramp = np.linspace(-3, 5, 300 * 300).reshape(300, 300).astype(np.float32)
-    crop = decode(encoded(Image.fromarray(ramp), "TIFF"))
-    assert crop.min() < 30
-    assert crop.max() > 225
-    assert abs(int(crop[112, 112, 0]) - 127) < 3
-
-
 def broken() -> dict[str, bytes]:
     jpeg, whole = encoded(scene(7), quality=90), encoded(scene(7), "PNG")
     checksum = bytearray(whole)
@@ -186,12 +145,6 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(monkeypatch
     decoding.lift_pillow_limit()
     with pytest.raises(ImageError, match="50000x50000 .2500 of 10 megapixels.: raise --max-megapixels"):
         decode(png(50_000, 50_000, 8, 0, b""))
-
-
-def test_heic_without_its_extra_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kinds, "HEIC", False)
-    with pytest.raises(ImageError, match="pip install 'rn50feat\\[heic\\]'"):
-        decode(b"\0\0\0\x18ftypheic" + bytes(50))
 
 
 @pytest.mark.parametrize(

@@ -8,14 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from vectors import append, clusters, filled, remove
+from vectors import filled, tied
 
 import rn50feat
 from rn50feat import FeatureStore
-from rn50feat.searching import exact, nearest
 from rn50feat.searching.faiss_index import FaissIndex
 from rn50feat.searching.scores import METRICS, contenders, in_order, reaches, score
-from rn50feat.searching.search import search_stored
 
 KINDS = [None, "IDMap2,Flat", "IVF8,RaBitQ", "IVF8,SQ8"]
 
@@ -54,78 +52,6 @@ def test_what_ties_with_the_last_place_is_kept_and_more_copies_than_can_be_hits_
     ids = np.arange(len(scores))[::-1]
     kept = contenders(scores, ids, 4, "cosine")
     assert sorted(ids[kept].tolist()) == [0, 1, 2, 3, 4, 5, 6]
-
-
-def tied(tmp_path: Path, dtype: str, *, apart: bool = True) -> FeatureStore:
-    """Make a store in which each of 20 vectors has 15 copies, some a rounding `apart`, in rows that are not by id."""
-    kinds = clusters(20)
-    rows = np.tile(kinds, (16, 1))
-    if apart:
-        rows[100:140] *= np.float32(1 + 1e-7)
-        rows[200:240] += np.float32(1e-6)
-    store = filled(tmp_path / "out.h5", rows, dtype)
-    remove(store, [3, 17, 40, 41, 90])  # the last rows take their places
-    append(store, 320, kinds[:7])
-    assert not (np.diff(store.column("ids")) > 0).all()
-    return store
-
-
-def by_definition(store: FeatureStore, query: NDArray[np.floating], metric: str) -> list[int]:  # type: ignore[type-arg]
-    """Return the ids of the hits, by a plain loop: each score takes the next ones that are equal to it."""
-    rows, vector = store.features(np.arange(len(store))).astype(np.float64), query.astype(np.float64)
-    costs = np.linalg.norm(rows - vector, axis=1) if metric == "l2" else -(rows @ vector)
-    if metric == "cosine":
-        costs /= np.linalg.norm(rows, axis=1) * np.linalg.norm(vector)
-    found, tie, lead = [], [], -1e300
-    for cost, number in sorted(zip(costs.tolist(), store.column("ids").tolist())):
-        if cost > lead + 1e-6 * max(1, abs(lead)):
-            found, tie, lead = found + sorted(tie), [], cost
-        tie.append(number)
-    return found + sorted(tie)
-
-
-@pytest.mark.parametrize(("factory", "dtype"), [*zip(KINDS, ["float16"] * 4), (None, "float32"), (KINDS[1], "float32")])
-@pytest.mark.parametrize("metric", METRICS)
-def test_ties_are_by_id_at_every_place(
-    tmp_path: Path, metric: str, factory: str | None, dtype: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store = tied(tmp_path, dtype, apart="RaBitQ" not in (factory or ""))  # its bits part what is a rounding apart
-    if factory:
-        rn50feat.index(store, factory=factory, metric=metric, target_recall=1.0)
-        append(store, 400, clusters(20)[:9])
-        monkeypatch.setattr(nearest, "CANDIDATES", 12)  # fewer than tie
-    monkeypatch.setattr(exact, "BLOCK", 64)
-    names = store.paths()[::64]
-    with store.reading():
-        queries = store.features(np.arange(0, len(store), 64))
-        expected = [by_definition(store, query, metric) for query in queries]
-        for k in (1, 10, 16, 21):
-            together = search_stored(names, store, k=k, metric=metric)
-            alone = [search_stored([name], store, k=k, metric=metric)[0] for name in names[:3]]
-            for results in (together, alone):
-                found = [[hit.id for hit in result.hits] for result in results]
-                assert found == [ids[:k] for ids in expected[: len(found)]]
-
-
-def test_more_copies_than_an_index_has_candidates_need_no_scan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = clusters(300)
-    rows[50:250] = rows[7]
-    store = filled(tmp_path / "out.h5", rows)
-    rn50feat.index(store, factory="IVF8,SQ8", target_recall=1.0)
-    monkeypatch.setattr(exact, "best_of", lambda *_: pytest.fail("scanned"))
-    (result,) = search_stored(["00200.jpg"], store, k=12)
-    assert [hit.id for hit in result.hits] == [7, *range(50, 61)]
-    (result,) = search_stored(["00200.jpg"], store, k=3, exclude_self=True)
-    assert [hit.id for hit in result.hits] == [7, 50, 51]
-    monkeypatch.undo()
-    monkeypatch.setattr(nearest, "BLOCK", 100)
-    assert search_stored(["00200.jpg"], store, k=12)[0].hits[-1].id == 60
-
-
-def test_a_score_that_equals_the_least_one_is_a_hit(tmp_path: Path) -> None:
-    store = filled(tmp_path / "out.h5", clusters(50))
-    for name in store.paths():
-        assert len(search_stored([name], store, min_score=1)[0].hits) == 1
 
 
 @pytest.mark.parametrize("factory", KINDS)
