@@ -145,7 +145,7 @@ def _plan(factory: str | None, metric: str, rows: int, max_ram: int) -> tuple[Pl
 
 
 def _facts_there(store: FeatureStore) -> IndexFacts | None:
-    """Return the facts of an index that is about to be replaced, None also for one that is of no use."""
+    """Read the facts of an index that is about to be replaced; None if there are none or they cannot be used."""
     try:
         return index_file.read_facts(store.path)
     except IndexingError:

@@ -39,15 +39,15 @@ Index = TypeVar("Index")
 
 @dataclass(frozen=True)
 class IndexFacts:
-    """What is known of an index.
+    """The facts about an index.
 
     It holds all rows of the store ``store_id`` with ids below ``next_id``,
-    and perhaps some that the store has no more. ``trained_next_id`` is
-    ``next_id`` as it was when the index was built, from ``trained_on`` rows.
-    ``recall`` is recall@10 of the re-ranked candidates as measured then; None
-    when there were no rows to compare. ``mark`` is that of the store's last
-    commit that it has seen, empty for a store without marks. ``size``, ``mtime_ns`` and
-    ``checksum`` (BLAKE2b-128) are those of the FAISS file.
+    and perhaps some that the store no longer has. ``trained_next_id`` is the
+    ``next_id`` when the index was built, from ``trained_on`` rows. ``recall``
+    is recall@10 of the re-ranked candidates, measured then; None if there
+    were no rows to compare. ``mark`` is the mark of the store's last commit
+    when the index was written, empty for a store without marks. ``size``,
+    ``mtime_ns`` and ``checksum`` (BLAKE2b-128) are those of the FAISS file.
     """
 
     store_id: str
@@ -66,18 +66,18 @@ class IndexFacts:
     mark: str = ""
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the facts, ready for JSON, but for the mark."""
+        """Convert the facts, without the mark, to a dict for JSON."""
         facts = {**asdict(self), "provenance": json.loads(self.provenance.to_json())}
         return {name: value for name, value in facts.items() if name != "mark"}
 
 
 def faiss_path(store: Path) -> Path:
-    """Return where the FAISS file of a store lies."""
+    """Return the path of a store's FAISS file."""
     return store.with_suffix(".faiss")
 
 
 def facts_path(store: Path) -> Path:
-    """Return where the facts about it lie."""
+    """Return the path of the facts about a store's FAISS file."""
     return store.with_suffix(".faiss.json")
 
 
@@ -120,17 +120,17 @@ def require_same(store: FeatureStore, facts: IndexFacts) -> None:
     """Raise `IndexingError` when an index is not one of `store` as it is now, `HistoryError` when it once was."""
     path, helps = faiss_path(store.path), remedy(store.path)
     if facts.store_id != store.id:
-        raise IndexingError(f"{path} is the index of another store, {facts.store_id}, not of {store.id}: {helps}")
+        raise IndexingError(f"{path} belongs to another store, {facts.store_id}, not {store.id}: {helps}")
     if difference := store.provenance.difference(facts.provenance):
         name, own, others = difference
-        raise IndexingError(f"{path} is of features with {name} {others}, {store.path} holds {own}: {helps}")
+        raise IndexingError(f"{path} has features with {name} {others}, but {store.path} has {own}: {helps}")
     if facts.mark and facts.mark not in store.history():
         raise HistoryError(
-            f"{path} is of another history of {store.path} (a backup of one of them was restored, or copies of both"
-            f" went on by themselves): {helps}"
+            f"{path} belongs to another history of {store.path} (one of them was restored from a backup, or copies of"
+            f" both were changed separately): {helps}"
         )
     if facts.next_id > store.next_id:
-        raise IndexingError(f"{path} is newer than {store.path}, which is a backup, maybe: {helps}")
+        raise IndexingError(f"{path} is newer than {store.path}, which may be a restored backup: {helps}")
 
 
 @dataclass(frozen=True)
@@ -166,8 +166,8 @@ def _text(path: Path) -> bytes | None:
 
 
 def remedy(store: Path) -> str:
-    """Return what helps against an index that is not to be used, whichever command met it."""
-    return f"make a new one with rn50feat index {store} --rebuild, or do without: search --exact, duplicates --scan"
+    """Return the fix for an index that cannot be used, whichever command found it."""
+    return f"rebuild it with rn50feat index {store} --rebuild, or ignore it: search --exact, duplicates --scan"
 
 
 def _fitting(store: Path, seen: _State, thorough: bool) -> IndexFacts:
@@ -184,7 +184,7 @@ def _fitting(store: Path, seen: _State, thorough: bool) -> IndexFacts:
     for facts in known:
         if facts.checksum == checksum:
             return facts
-    raise IndexingError(f"{path} is damaged, or of another program: {remedy(store)}")
+    raise IndexingError(f"{path} is damaged, or written by another program: {remedy(store)}")
 
 
 def _parsed(store: Path, text: bytes) -> list[IndexFacts]:
@@ -246,7 +246,7 @@ def save(
     except OSError as error:
         remove_leftovers(store, disk=disk)
         raise IndexingError(
-            f"{path} cannot be written ({error.strerror or error}): {advice(error)}; what was there is as it was"
+            f"{path} cannot be written ({error.strerror or error}): {advice(error)}; the existing index is unchanged"
         ) from error
     return facts
 

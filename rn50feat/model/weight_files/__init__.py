@@ -1,8 +1,8 @@
-"""Read the published ResNet50s' own weight files: those of Keras and of TF-slim, without TensorFlow.
+"""Read the weights files of Keras and TF-slim without TensorFlow.
 
-In: a file of Keras (HDF5 or ``.keras``) or a TensorFlow checkpoint. Out: its
-tensors under torchvision's names, and which of the published networks it holds.
-Nothing in a file is ever executed. Keras' files take h5py, checkpoints
+In: a Keras file (HDF5 or ``.keras``) or a TensorFlow checkpoint. Out: its
+tensors under torchvision's names, and which published network they belong to.
+Nothing in a file is ever executed. Keras files need h5py, checkpoints
 google-crc32c.
 """
 
@@ -23,10 +23,10 @@ _HDF5 = b"\x89HDF\r\n\x1a\n"
 
 
 def resolve(path: Path) -> Path | None:
-    """Return the file that a path of weights means, or None.
+    """Find the file that a path of weights refers to; None if there is none.
 
-    TensorFlow calls a checkpoint by the prefix of its files: for ``x.ckpt``, or
-    one of its data files, that is ``x.ckpt.index``.
+    TensorFlow names a checkpoint by the prefix of its files: for ``x.ckpt``, or
+    one of its data files, the file is ``x.ckpt.index``.
     """
     shard = re.fullmatch(r"(.+)\.data-\d{5}-of-\d{5}", path.name)
     index = path.with_name(f"{shard[1] if shard else path.name}.index")
@@ -36,7 +36,7 @@ def resolve(path: Path) -> Path | None:
 
 
 def recognise(path: Path) -> Literal["keras", "checkpoint"] | None:
-    """Recognise a file of Keras or a TensorFlow checkpoint by its content; None for any other.
+    """Recognise a Keras file or a TensorFlow checkpoint by its content; None for any other file.
 
     Raises `WeightsError` for a file that cannot be read.
     """
@@ -50,18 +50,18 @@ def recognise(path: Path) -> Literal["keras", "checkpoint"] | None:
                 return "keras" if names.ARCHIVED in archive.namelist() else None
         return "checkpoint" if checkpoint.recognise(path) else None
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror}): mend that or name another file") from error
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): fix that, or use another file") from error
     except (zipfile.BadZipFile, NotImplementedError, ValueError, LookupError):
         return None
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """Return all files that belong to the weights at `path`, itself first; raise `WeightsError` when one is missing."""
+    """List the files of the weights at `path`, itself first; raise `WeightsError` if one is missing."""
     return checkpoint.files(path) if recognise(path) == "checkpoint" else (path,)
 
 
 def variant(path: Path) -> str | None:
-    """Return which network the file at `path` is for, None for a file of neither kind; raises what `read` raises."""
+    """Find which network the file at `path` is for; None for a file of neither kind. Raises the errors of `read`."""
     kind = recognise(path)
     if kind == "keras":
         return read(path).variant
@@ -69,10 +69,10 @@ def variant(path: Path) -> str | None:
 
 
 def read(path: Path) -> Translated:
-    """Return the tensors of a file of Keras or TF-slim; raise `WeightsError` when they are not those of a ResNet50."""
+    """Read the tensors of a Keras or TF-slim file; raise `WeightsError` if they are not a ResNet50's."""
     kind = recognise(path)
     if kind == "checkpoint":
         return slim.read(path)
     if kind == "keras":
         return apart.read(path)
-    raise WeightsError(f"{path} is no file of Keras and no checkpoint of TensorFlow: give one of those")
+    raise WeightsError(f"{path} is neither a Keras file nor a TensorFlow checkpoint: use one of those")

@@ -41,16 +41,18 @@ def read(path: Path) -> Translated:
     except subprocess.TimeoutExpired as error:
         raise _damaged(path, f"reading it took more than {SECONDS:.0f} s") from error
     if child.returncode == -signal.SIGKILL:
-        raise WeightsError(f"{path} was not read: the process at it was killed, for want of memory perhaps: run again")
+        raise WeightsError(
+            f"{path} was not read: the process that read it was killed, perhaps for lack of memory: run again"
+        )
     if child.returncode < 0:
-        raise _damaged(path, f"HDF5 ended in {signal.Signals(-child.returncode).name} over it")
+        raise _damaged(path, f"HDF5 crashed with {signal.Signals(-child.returncode).name}")
     if child.returncode:
         raise RuntimeError(f"reading {path} failed:\n{child.stderr.decode('utf-8', 'replace')}")
     return _received(child.stdout)
 
 
 def _damaged(path: Path, reason: str) -> WeightsError:
-    return WeightsError(f"{path} is a damaged HDF5 file ({reason}): fetch it again")
+    return WeightsError(f"{path} is a damaged HDF5 file ({reason}): download it again")
 
 
 def _received(answer: bytes) -> Translated:

@@ -1,15 +1,15 @@
 """Read the variables of a TensorFlow checkpoint without TensorFlow.
 
-In: a file of either form. Out: its variables by name, as tensors to be read one
-by one. Both forms are tables in LevelDB's format:
+In: a file of either form. Out: its variables by name, as tensors that are read
+one by one. Both forms are tables in LevelDB's format:
 
 - V1, one file: the record with the empty key lists the variables
   (``saved_tensor_slice.proto``), the others hold their values;
-- V2, a bundle: ``PREFIX.index`` tells where in ``PREFIX.data-00000-of-00001``
-  and so on the values are (``tensor_bundle.proto``).
+- V2, a bundle: ``PREFIX.index`` says where the values are in
+  ``PREFIX.data-00000-of-00001`` and so on (``tensor_bundle.proto``).
 
-All checksums are checked: those of the tables' blocks, which hold the values of
-V1, and those of the values of V2.
+All checksums are verified: those of the tables' blocks, which hold the values
+of V1, and those of the values of V2.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from rn50feat.model.weight_files.table import Record
 from rn50feat.model.weight_files.translation import Array, Stored, shown_name
 
 _FLOAT = 1  # DT_FLOAT of types.proto
-_MOST_SHARDS = 100_000  # what five digits can count
+_MOST_SHARDS = 100_000  # as many as five digits can number
 
 
 @dataclass(frozen=True)
 class _Place:
-    """Where the values of a variable are: bytes of a file, and their masked checksum unless it has been checked."""
+    """Where a variable's values are in a file, and their masked checksum unless it has been verified."""
 
     path: Path
     offset: int
@@ -50,9 +50,9 @@ def recognise(path: Path) -> bool:
 
 
 def files(path: Path) -> tuple[Path, ...]:
-    """Return the files of a checkpoint: a V1 file alone, or an index and its data files in order.
+    """List the files of a checkpoint: a single V1 file, or an index and its data files in order.
 
-    Raises `WeightsError` when the table is damaged or a data file is missing.
+    Raises `WeightsError` if the table is damaged or a data file is missing.
     """
     with _damage_named(path), open(path, "rb") as file:
         header = _header(table.records(file))
@@ -60,7 +60,7 @@ def files(path: Path) -> tuple[Path, ...]:
 
 
 def read(path: Path) -> dict[str, Stored]:
-    """Return the variables of a checkpoint by name; raise `WeightsError` when it is damaged."""
+    """Read the variables of a checkpoint by name; raise `WeightsError` if it is damaged."""
     with _damage_named(path), open(path, "rb") as file:
         records = table.records(file)
         header = _header(records)
@@ -72,7 +72,7 @@ def _damage_named(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise WeightsError(f"{path} cannot be read ({error.strerror}): mend that or name another file") from error
+        raise WeightsError(f"{path} cannot be read ({error.strerror}): fix that, or use another file") from error
     except ValueError as error:
         raise WeightsError(f"{path} is a damaged checkpoint ({error}): copy it again") from error
 
@@ -85,21 +85,21 @@ def _header(records: Iterator[Record]) -> Message:
 
 
 def _is_bundle(header: Message) -> bool:
-    """Check whether a header is of V2, where field 1 counts the data files; in V1 it is a message."""
+    """Check for a V2 header, whose first field is the number of data files; a V1 header's is a message."""
     return header.number(1) > 0
 
 
 def _shards(path: Path, header: Message) -> list[Path]:
-    """Return the data files of a bundle, all of which exist."""
+    """List the data files of a bundle, all of which exist."""
     count = header.number(1)
     if path.suffix != ".index" or count > _MOST_SHARDS:
-        raise ValueError(f"it is the index of {count} data files, but not called PREFIX.index as one")
+        raise ValueError(f"it is the index of {count} data files, but its name is not PREFIX.index")
     shards = []
     for number in range(count):
         shards.append(path.with_suffix(f".data-{number:05}-of-{count:05}"))
         if not shards[-1].is_file():
             raise WeightsError(
-                f"{path} needs {shards[-1].name}, which is not beside it: copy all files of the checkpoint"
+                f"{path} needs {shards[-1].name}, which is not next to it: copy all files of the checkpoint"
             )
     return shards
 
@@ -110,14 +110,14 @@ def _bundle(path: Path, header: Message, records: Iterator[Record]) -> Iterator[
     BundleEntryProto has dtype 1, shape 2, shard 3, offset 4, size 5, crc32c 6, slices 7.
     """
     if header.number(2):
-        raise ValueError("its values are big-endian, which only such machines write")
+        raise ValueError("its values are big-endian")
     shards = _shards(path, header)
     for record in records:
         if record.key.startswith(b"\0"):  # a piece of a partitioned variable
             continue
         entry = Message(record.value)
         if not 0 <= entry.number(3) < len(shards):
-            raise ValueError(f"it tells of data file {entry.number(3)} of {len(shards)}")
+            raise ValueError(f"it refers to data file {entry.number(3)} of {len(shards)}")
         place = _Place(shards[entry.number(3)], entry.number(4), entry.number(5), entry.number(6))
         name = str(record.key, "utf-8")
         yield name, _stored(name, entry.number(1), _shape(entry.message(2)), place, whole=not entry.has(7))
@@ -140,7 +140,7 @@ def _single(path: Path, header: Message, records: Iterator[Record]) -> Iterator[
 
 
 def _covers(piece: Message, shape: Shape) -> bool:
-    """Check whether a TensorSliceProto is all of a variable: no extent has a length (2), or each has that of all."""
+    """Check whether a TensorSliceProto is a whole variable: its extents have no lengths (2), or the full ones."""
     return all(not extent.has(2) or extent.number(2) == size for extent, size in zip(piece.messages(1), shape))
 
 
@@ -152,7 +152,7 @@ def _shape(message: Message) -> Shape:
 def _stored(name: str, kind: int, shape: Shape, place: _Place, *, whole: bool) -> Stored:
     def read() -> Array:
         if kind != _FLOAT or not whole:
-            reason = "is partitioned" if not whole else f"is not of float32 but of TensorFlow's type {kind}"
+            reason = "is partitioned" if not whole else f"is not float32 but TensorFlow's type {kind}"
             raise WeightsError(f"{place.path}: {shown_name(name)} {reason}: save it whole, as float32")
         with _damage_named(place.path):
             return _values(name, shape, place)
@@ -169,5 +169,5 @@ def _values(name: str, shape: Shape, place: _Place) -> Array:
         if file.readinto(values.data.cast("B")) != place.size:
             raise ValueError(f"it ends in the middle of {shown_name(name)}")
     if place.crc is not None and crc32c.masked(values.data.cast("B")) != place.crc:
-        raise ValueError(f"{shown_name(name)} has another checksum")
+        raise ValueError(f"{shown_name(name)} has a wrong checksum")
     return values

@@ -1,8 +1,8 @@
 """Read the datasets of an HDF5 file that may come from anywhere.
 
-In: a file. Out: its datasets by path, as tensors to be read one by one. What
-would make HDF5 open other files, run filters of others, or go round in circles
-is refused: links of any but the plain kind, external and virtual storage.
+In: a file. Out: its datasets by path, as tensors that are read one by one.
+Anything that would make HDF5 open other files, run other filters or loop
+forever is refused: links other than plain ones, external and virtual storage.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _LONGEST_TEXT = 4096
 
 @contextmanager
 def opened(path: Path, content: Path | IO[bytes]) -> Iterator[h5py.File]:
-    """Open the HDF5 file that `content` is; raise `WeightsError` that names `path`."""
+    """Open `content`, an HDF5 file; raise a `WeightsError` that names `path` if it is damaged."""
     with damage_named(path):
         file = h5py.File(content, "r", locking=False)
     with file:
@@ -34,7 +34,7 @@ def opened(path: Path, content: Path | IO[bytes]) -> Iterator[h5py.File]:
 
 @contextmanager
 def damage_named(path: Path) -> Iterator[None]:
-    """Turn whatever h5py raises of a damaged file into a `WeightsError`."""
+    """Turn any error that h5py raises on a damaged file into a `WeightsError`."""
     try:
         yield
     except WeightsError:
@@ -43,11 +43,11 @@ def damage_named(path: Path) -> Iterator[None]:
         Exception
     ) as error:  # OSError, RuntimeError, KeyError, ValueError, TypeError and others, as the bytes have it
         reason = str(error).strip().partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"{path} is a damaged HDF5 file ({reason}): fetch it again") from error
+        raise WeightsError(f"{path} is a damaged HDF5 file ({reason}): download it again") from error
 
 
 def datasets(file: h5py.File, path: Path) -> dict[str, h5py.Dataset]:
-    """Return all datasets of a file by path; raise `WeightsError` for one with links or storage elsewhere."""
+    """Find all datasets of a file by path; raise `WeightsError` for links or storage outside the file."""
     found: dict[str, h5py.Dataset] = {}
     waiting: deque[tuple[str, h5py.Group]] = deque([("", file)])
     with damage_named(path):
@@ -77,12 +77,12 @@ def _child(group: h5py.Group, name: str, path: Path) -> Any:
 
 def _refusal(path: Path, name: str, kind: str) -> WeightsError:
     return WeightsError(
-        f"{path} is refused: {shown_name(name)} is {kind}: give a file that holds its tensors itself, as Keras writes"
+        f"{path} is refused: {shown_name(name)} is {kind}: use a file that holds its own tensors, as Keras writes it"
     )
 
 
 def stored(dataset: h5py.Dataset, name: str, path: Path) -> Stored:
-    """Return a dataset as a tensor, to be read as float32 while the file is open."""
+    """Wrap a dataset as a tensor that is read as float32 while the file is open."""
 
     def read() -> Array:
         with damage_named(path):
@@ -100,12 +100,12 @@ def stored(dataset: h5py.Dataset, name: str, path: Path) -> Stored:
 
 
 def text(item: Any, name: str, path: Path) -> str | None:
-    """Return an attribute that is one string, of text or of bytes, or None when there is none of that name."""
+    """Read an attribute that is a single string, text or bytes; None if there is none of that name."""
     with damage_named(path):
         if name not in item.attrs:
             return None
         kind = item.attrs.get_id(name)
         if kind.shape != () or kind.dtype.kind not in "OS" or kind.dtype.itemsize > _LONGEST_TEXT:
-            raise ValueError(f"its attribute {name} is no string")
+            raise ValueError(f"its attribute {name} is not a string")
         value = item.attrs[name]
         return value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value)

@@ -1,16 +1,16 @@
-"""Read the weights of a ResNet50 from the files of Keras, in all of its forms.
+"""Read ResNet50 weights from Keras files in all forms.
 
 In: an HDF5 file or a ``.keras`` archive. Out: torchvision's tensors. Keras has
-written three forms, told apart by what is inside:
+written three forms, which are recognised by their content:
 
-- up to Keras 2 and its ``.h5`` of today, a group for each layer:
+- up to Keras 2, and in today's ``.h5``, a group for each layer:
   ``conv1_conv/conv1_conv/kernel:0``; under ``model_weights`` in whole models;
 - Keras 1, likewise, with ``conv1/conv1_W_1:0`` and ``bn_conv1_running_std_1:0``,
   which holds the variance;
 - ``.weights.h5``, and with it ``.keras``: ``layers/conv2d_1/vars/0``, numbered
-  by class; the layer's own name stands beside it from Keras 3.6 on.
+  by class; the layer's own name is next to it from Keras 3.6 on.
 
-Nothing of the model's configuration is read, let alone executed.
+The model's configuration is not read, let alone executed.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ _ROOTS = ("layers/", "_layer_checkpoint_dependencies/")  # the second in Keras 2
 
 
 def read(path: Path) -> Translated:
-    """Return the tensors of a Keras file; raise `WeightsError` when they are not those of a ResNet50."""
+    """Read the tensors of a Keras file; raise `WeightsError` if they are not a ResNet50's."""
     with hdf5.opened(path, _content(path)) as file:
         # Keras 2.12 on Windows wrote backslashes.
         held = {name.replace("\\", "/"): item for name, item in hdf5.datasets(file, path).items()}
@@ -59,28 +59,28 @@ def read(path: Path) -> Translated:
         variant = max(variants, key=lambda variant: known[variant])
         if not known[variant]:
             raise WeightsError(
-                f"{path} holds no layer of Keras' ResNet50 (such as conv1_conv):"
-                " give a file of weights of keras.applications.ResNet50"
+                f"{path} has no layer of Keras's ResNet50 (such as conv1_conv):"
+                " use a weights file of keras.applications.ResNet50"
             )
         return translate(path, variant, found)
 
 
 def _content(path: Path) -> Path | io.BytesIO:
-    """Return the HDF5 file that `path` is, or the one in the archive that it is."""
+    """Return the HDF5 file at `path`, or the one in the archive at `path`."""
     if h5py.is_hdf5(path):
         return path
     try:
         with zipfile.ZipFile(path) as archive:
             entry = archive.getinfo(names.ARCHIVED)
             if entry.file_size > _LARGEST:
-                raise WeightsError(f"{path} holds {entry.file_size} bytes of weights: give a file of one ResNet50")
+                raise WeightsError(f"{path} holds {entry.file_size} bytes of weights: use a file of one ResNet50")
             return io.BytesIO(archive.read(entry))  # checks the CRC, too
     except (zipfile.BadZipFile, zlib.error, OSError, ValueError, LookupError, RuntimeError, EOFError) as error:
-        raise WeightsError(f"{path} is a damaged .keras archive ({error}): fetch it again") from error
+        raise WeightsError(f"{path} is a damaged .keras archive ({error}): download it again") from error
 
 
 def _by_layer(file: h5py.File, held: Mapping[str, h5py.Dataset], path: Path) -> dict[str, Stored]:
-    """Return the tensors of the form with a group for each layer."""
+    """Collect the tensors of the form with a group for each layer."""
     root = "model_weights/" if any(name.startswith("model_weights/") for name in held) else ""
     with hdf5.damage_named(path):
         group = file[root] if root else file
@@ -95,13 +95,13 @@ def _by_layer(file: h5py.File, held: Mapping[str, h5py.Dataset], path: Path) -> 
 
 
 def _part(layer: str, leaf: str) -> str:
-    """Name the role of a tensor in its layer: kernel, bias, gamma and so on, or its own name if that is unknown."""
+    """Return a tensor's role in its layer (kernel, bias, gamma, …), or its own name if that is unknown."""
     match = re.fullmatch(r"(.+?)(?:_\d+)?(?::\d+)?", leaf.removeprefix(f"{layer}_"))
     return _PARTS.get(match[1], leaf) if match else leaf
 
 
 def _by_class(held: Mapping[str, h5py.Dataset], root: str, path: Path) -> dict[str, Stored]:
-    """Return the tensors of the form with numbered layers and numbered tensors."""
+    """Collect the tensors of the form with numbered layers and numbered tensors."""
     places = {name: re.fullmatch(rf"{root}([^/]+)/vars/([0-9])", name) for name in held if name.startswith(root)}
     with hdf5.damage_named(path):
         groups = {place[1]: held[name].parent for name, place in places.items() if place}
@@ -118,9 +118,9 @@ def _by_class(held: Mapping[str, h5py.Dataset], root: str, path: Path) -> dict[s
 
 
 def _called_by_order(layers: list[str]) -> dict[str, str]:
-    """Return the names of layers that are numbered, some 0, 1, 2 and others (Keras 2.12 and 2.13) 0, 2, 4.
+    """Find the names of numbered layers, which count 0, 1, 2 or (in Keras 2.12 and 2.13) 0, 2, 4.
 
-    The order is that of `names.units` (held in Keras 2.12 to 3.5).
+    Their order is that of `names.units` (verified with Keras 2.12 to 3.5).
     """
     units = list(names.units())
     called: dict[str, str] = {}
@@ -135,7 +135,7 @@ def _called_by_order(layers: list[str]) -> dict[str, str]:
 
 
 def _counted(layer: str) -> tuple[str, int]:
-    """Return class and number of a layer such as ``conv2d_3``; the first has no number."""
+    """Split a layer such as ``conv2d_3`` into class and number; the first layer has no number."""
     match = re.fullmatch(r"(.+?)_([0-9]{1,9})", layer)
     return (match[1], int(match[2])) if match else (layer, 0)
 
@@ -143,5 +143,5 @@ def _counted(layer: str) -> tuple[str, int]:
 def _add(found: dict[str, Stored], key: str, stored: Stored, path: Path) -> None:
     if key in found:
         both = f"{shown_name(found[key].name)} and {shown_name(stored.name)}"
-        raise WeightsError(f"{path} holds {key} twice, as {both}: give a file of one network's weights")
+        raise WeightsError(f"{path} holds {key} twice, as {both}: use a file with one network's weights")
     found[key] = stored

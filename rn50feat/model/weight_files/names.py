@@ -1,7 +1,7 @@
-"""The names of a ResNet50's tensors in Keras, in TF-slim and in torchvision.
+"""Map the names of ResNet50's tensors between Keras, TF-slim and torchvision.
 
-In: the name of a variant. Out: what a file of it must hold, tensor by tensor:
-the name and shape there, and the name in torchvision. Variants: "keras" (layers
+In: the name of a variant. Out: the tensors that its file must hold: name and
+shape in the file, and name in torchvision. Variants: "keras" (layers
 such as ``conv2_block1_1_conv``), "keras-old" (``res2a_branch2a``, up to Keras
 2.2.4) and "slim" (``resnet_v1_50/block1/unit_1/bottleneck_v1/conv1``).
 """
@@ -19,13 +19,13 @@ WIDTH = 64  # channels of the first convolution; all others are multiples of it
 CLASSES = 1000
 ARCHIVED = "model.weights.h5"  # the weights in a .keras archive
 CLASSIFIER: Mapping[Naming, str] = {"keras": "predictions", "keras-old": "fc1000", "slim": "logits"}
-# The tensors of a batch norm under torchvision's names and under those of both others.
+# The tensors of a batch norm by torchvision's names, and by the names of the other two.
 _NORM = {"weight": "gamma", "bias": "beta", "running_mean": "moving_mean", "running_var": "moving_variance"}
 
 
 @dataclass(frozen=True)
 class Unit:
-    """A convolution and its batch norm: their two names in torchvision and in each variant, and the kernel (HWIO)."""
+    """A convolution and its batch norm: its two names in each place, and the shape of the kernel (HWIO)."""
 
     torchvision: tuple[str, str]
     layers: Mapping[Naming, tuple[str, str]]
@@ -34,7 +34,7 @@ class Unit:
 
 @dataclass(frozen=True)
 class Expected:
-    """One tensor of a file: name and shape there, name in torchvision; or a bias to subtract from the one named."""
+    """A tensor of a file: name and shape there, and name in torchvision; or a bias to subtract from that one."""
 
     source: str
     shape: Shape
@@ -43,7 +43,7 @@ class Expected:
 
 
 def units() -> Iterator[Unit]:
-    """Yield the 53 units in the order in which Keras counts them: 1, 2, 0 (the shortcut), 3 in a first block."""
+    """Yield the 53 units in Keras's order: 1, 2, 0 (the shortcut), 3 in a stage's first block."""
     stem: dict[Naming, tuple[str, str]] = {
         "keras": ("conv1_conv", "conv1_bn"),
         "keras-old": ("conv1", "bn_conv1"),
@@ -63,7 +63,7 @@ def units() -> Iterator[Unit]:
 
 
 def _unit(stage: int, block: int, part: int, kernel: Shape) -> Unit:
-    """Return the unit of a block's convolution 1, 2 or 3, or 0 for its projection shortcut."""
+    """Build the unit of a block's convolution 1, 2 or 3, or 0 for its projection shortcut."""
     here = f"layer{stage - 1}.{block - 1}"
     keras = f"conv{stage}_block{block}_{part}"
     old = f"{stage}{'abcdef'[block - 1]}_branch" + ("1", "2a", "2b", "2c")[part]
@@ -80,7 +80,7 @@ def _unit(stage: int, block: int, part: int, kernel: Shape) -> Unit:
 
 
 def expected(variant: Naming, *, classifier: bool, scope: str = "") -> list[Expected]:
-    """List what a file holds, with or without its classifier; `scope` goes before each name in it."""
+    """List the tensors that a file holds, with or without its classifier; `scope` precedes each name there."""
     kernel, bias = ("weights", "biases") if variant == "slim" else ("kernel", "bias")
     found = []
     for unit in units():
@@ -88,7 +88,7 @@ def expected(variant: Naming, *, classifier: bool, scope: str = "") -> list[Expe
         channels = unit.kernel[-1:]
         found.append(Expected(f"{scope}{conv}/{kernel}", unit.kernel, f"{here_conv}.weight"))
         found += [Expected(f"{scope}{norm}/{leaf}", channels, f"{here_norm}.{name}") for name, leaf in _NORM.items()]
-        if variant != "slim":  # a batch norm takes the mean away again: so may the bias be
+        if variant != "slim":  # the batch norm subtracts the mean, so the bias can be subtracted from that
             found.append(Expected(f"{scope}{conv}/{bias}", channels, f"{here_norm}.running_mean", subtracted=True))
     if classifier:
         layer, shape = scope + CLASSIFIER[variant], (32 * WIDTH, CLASSES)

@@ -1,7 +1,7 @@
-"""Read messages of protocol buffers, as far as checkpoints need them.
+"""Read protocol buffer messages, as far as checkpoints need them.
 
-In: the bytes of a message. Out: its fields by number. The form is Google's
-"Protocol Buffers: Encoding"; what the numbers mean stands where they are used.
+In: the bytes of a message. Out: its fields by number. The format is Google's
+"Protocol Buffers: Encoding"; the numbers are explained where they are used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ _VARINT, _FIXED64, _BYTES, _FIXED32 = 0, 1, 2, 5
 
 
 def varint(data: memoryview, at: int) -> tuple[int, int]:
-    """Return the unsigned number at `at`, seven bits a byte, and where it ends; raise `ValueError`."""
+    """Read the unsigned number at `at`, seven bits per byte, and where it ends; raise `ValueError` if it does not."""
     number = 0
     for i, byte in enumerate(data[at : at + 10]):
         number |= (byte & 0x7F) << (7 * i)
@@ -22,7 +22,7 @@ def varint(data: memoryview, at: int) -> tuple[int, int]:
 class Message:
     """The fields of a message that begins `offset` bytes into its file.
 
-    Raises `ValueError`, here and from every method, for what is no such message.
+    Raises `ValueError`, here and from every method, for a malformed message.
     """
 
     def __init__(self, data: memoryview, offset: int = 0) -> None:

@@ -1,8 +1,8 @@
-"""Read tables in LevelDB's format, which checkpoints are kept in.
+"""Read tables in LevelDB's format, which checkpoints use.
 
 In: an open file. Out: its records, in the order of their keys. A table is a
-row of blocks, then an index block that tells where they are, then a footer of
-48 bytes that tells where the index is (LevelDB's ``doc/table_format.md``).
+series of blocks, an index block that says where they are, and a footer of 48
+bytes that says where the index is (LevelDB's ``doc/table_format.md``).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from rn50feat.model.weight_files.protobuf import varint
 MAGIC = (0xDB4775248B80FB57).to_bytes(8, "little")
 _FOOTER = 48
 _TRAILER = 5  # after each block: its compression, and its checksum
-# More, or longer ones, than any checkpoint of a ResNet50 has: beyond them, a file is made to keep its reader busy.
+# Limits above those of any ResNet50 checkpoint: a file beyond them is meant to keep its reader busy.
 _MOST_RECORDS = 100_000
 _LONGEST_KEY = 4096
 
@@ -33,18 +33,18 @@ class Record:
 
 
 def is_table(file: BinaryIO) -> bool:
-    """Check whether a file ends as a table does."""
+    """Check whether a file ends like a table."""
     size = file.seek(0, 2)
     return size >= _FOOTER and _read(file, size - len(MAGIC), len(MAGIC)) == MAGIC
 
 
 def records(file: BinaryIO) -> Iterator[Record]:
-    """Yield all records; every checksum is checked. Raises `ValueError` for a table that is damaged."""
+    """Yield all records after verifying their checksums; raise `ValueError` for a damaged table."""
     if not is_table(file):
-        raise ValueError("it does not end as a table does")
+        raise ValueError("it does not end like a table")
     footer_at = file.seek(0, 2) - _FOOTER
     footer = memoryview(_read(file, footer_at, _FOOTER))
-    _, at = _handle(footer, 0)  # of an index of filters, which checkpoints leave empty
+    _, at = _handle(footer, 0)  # of the filter index, which is empty in checkpoints
     (index_at, index_size), _ = _handle(footer, at)
     previous, count, end = None, 0, 0
     for entry in _entries(_block(file, index_at, index_size, footer_at), index_at):
@@ -61,7 +61,7 @@ def records(file: BinaryIO) -> Iterator[Record]:
 
 
 def _handle(data: memoryview, at: int) -> tuple[tuple[int, int], int]:
-    """Return offset and size of a block as they stand at `at`, and where they end."""
+    """Read a block's offset and size at `at`, and where they end."""
     offset, at = varint(data, at)
     size, at = varint(data, at)
     return (offset, size), at
@@ -73,22 +73,22 @@ def _read(file: BinaryIO, offset: int, size: int) -> bytes:
 
 
 def _block(file: BinaryIO, offset: int, size: int, limit: int) -> memoryview:
-    """Return the content of a block that lies before `limit`."""
+    """Read the content of a block, which must end before `limit`."""
     if offset + size + _TRAILER > limit:
-        raise ValueError("it is cut off, or a block reaches beyond its end")
+        raise ValueError("it is truncated, or a block reaches beyond its end")
     data = memoryview(_read(file, offset, size + _TRAILER))
     if len(data) != size + _TRAILER or int.from_bytes(data[size + 1 :], "little") != crc32c.masked(data[: size + 1]):
-        raise ValueError(f"the block at byte {offset} has another checksum")
+        raise ValueError(f"the block at byte {offset} has a wrong checksum")
     if data[size] != 0:
-        raise ValueError("its blocks are compressed, which TensorFlow itself does not do")
+        raise ValueError("its blocks are compressed, unlike TensorFlow's own")
     return data[:size]
 
 
 def _entries(block: memoryview, offset: int) -> Iterator[Record]:
-    """Yield the records of a block; each key begins with as many bytes of the one before as it says."""
+    """Yield the records of a block; each key shares a given number of leading bytes with the previous one."""
     if len(block) < 4:
         raise ValueError("a block is too short")
-    (restarts,) = struct.unpack("<I", block[-4:])  # for binary searches, which a whole reading does not need
+    (restarts,) = struct.unpack("<I", block[-4:])  # for binary searches, not needed to read all records
     end = len(block) - 4 - 4 * restarts
     at, key = 0, b""
     while at < end:

@@ -1,8 +1,8 @@
-"""Turn the tensors of a Keras or slim file into those of torchvision's ResNet50.
+"""Convert the tensors of a Keras or slim file to those of torchvision's ResNet50.
 
-In: what a file holds and what it must hold. Out: float32 arrays under
-torchvision's names and in its layout. A file that lacks a tensor, has one too
-many or one of another shape is refused, before anything of it is read.
+In: the tensors that a file holds and those that it must hold. Out: float32
+arrays under torchvision's names and in its layout. A file with a missing,
+unexpected or misshapen tensor is refused before any tensor is read.
 """
 
 from __future__ import annotations
@@ -45,24 +45,24 @@ class Translated:
 
 
 def translate(path: Path, variant: Naming, found: Mapping[str, Stored], *, scope: str = "") -> Translated:
-    """Return the tensors of `variant` from those found in the file `path`, by their names there.
+    """Convert the tensors found in the file `path`, by their names there, to those of `variant`.
 
-    Convolutions become OIHW, the classifier (1000, 2048), and the biases before
+    Convolutions become OIHW, the classifier (1000, 2048), and biases before
     batch norms are subtracted from the means. Raises `WeightsError` naming the
-    first tensor that is missing, misshapen or one too many.
+    first tensor that is missing, unexpected, misshapen or not finite.
     """
     classifier = any(name.rpartition("/")[0] == scope + names.CLASSIFIER[variant] for name in found)
     expected = names.expected(variant, classifier=classifier, scope=scope)
     if fault := _fault(found, expected):
-        raise WeightsError(f"{path} is not {_ORIGIN[variant]}: {fault}: give a file of that network's weights")
+        raise WeightsError(f"{path} is not {_ORIGIN[variant]} ({fault}): use a weights file of that network")
     tensors: dict[str, Array] = {}
     for tensor in expected:
         stored = found[tensor.source]
         value = stored.read()
         if not np.isfinite(value).all():
-            raise WeightsError(f"{path}: {shown_name(stored.name)} holds values that are not finite: fetch it again")
+            raise WeightsError(f"{path}: {shown_name(stored.name)} has NaN or infinite values: download it again")
         if tensor.subtracted:
-            with np.errstate(over="ignore"):  # of a damaged file; the network refuses what is not finite
+            with np.errstate(over="ignore"):  # from a damaged file; the network refuses values that are not finite
                 tensors[tensor.name] -= value
         else:
             tensors[tensor.name] = np.ascontiguousarray(_arranged(tensor.name, value))
@@ -70,14 +70,14 @@ def translate(path: Path, variant: Naming, found: Mapping[str, Stored], *, scope
 
 
 def _arranged(name: str, value: Array) -> Array:
-    """Return a tensor in torch's layout."""
+    """Rearrange a tensor in torch's layout."""
     if name == "fc.weight":
         return value.reshape(-1, names.CLASSES).T  # slim's is a convolution of 1x1
     return value.transpose(3, 2, 0, 1) if value.ndim == 4 else value
 
 
 def _fault(found: Mapping[str, Stored], expected: list[Expected]) -> str | None:
-    """Describe the first tensor that is missing, has the wrong shape or is one too many; None if all are right."""
+    """Describe the first tensor that is missing, unexpected or misshapen; None if there is none."""
     for tensor in expected:
         stored = found.get(tensor.source)
         if stored is None:
@@ -86,10 +86,10 @@ def _fault(found: Mapping[str, Stored], expected: list[Expected]) -> str | None:
             return f"{shown_name(stored.name)} has shape {stored.shape}, not {tensor.shape}"
     known = {tensor.source for tensor in expected}
     surplus = [stored.name for name, stored in found.items() if name not in known]
-    return f"{shown_name(surplus[0])} is one too many" if surplus else None
+    return f"{shown_name(surplus[0])} is unexpected" if surplus else None
 
 
 def shown_name(name: str) -> str:
-    """Return a name from a file as it can stand in a message of one line."""
+    """Escape and shorten a name from a file for a message of one line."""
     shown = name if name.isprintable() else ascii(name)
     return shown if len(shown) <= 120 else f"{shown[:117]}..."

@@ -19,9 +19,9 @@ LAYERS = keras_layers(TENSORS, biases(TENSORS))
 
 def test_a_refusal_comes_through_as_it_is(tmp_path: Path) -> None:
     path = write_by_layer(tmp_path / "a file\udcff.h5", {"conv1_conv": {"kernel": np.ones((7, 7, 3, 9), np.float32)}})
-    with pytest.raises(WeightsError, match=r"kernel:0 has shape \(7, 7, 3, 9\), not \(7, 7, 3, 64\): give") as caught:
+    with pytest.raises(WeightsError, match=r"kernel:0 has shape \(7, 7, 3, 9\), not \(7, 7, 3, 64\)\): use") as caught:
         weight_files.read(path)
-    assert str(caught.value).startswith(f"{path} is not the ResNet50 of keras.applications: conv1_conv/")
+    assert str(caught.value).startswith(f"{path} is not the ResNet50 of keras.applications (conv1_conv/")
 
 
 def test_a_bug_keeps_its_traceback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -47,19 +47,22 @@ def hanging(path: Path) -> Path:
 
 def test_a_file_that_hdf5_hangs_over_is_refused_in_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(apart, "SECONDS", 5.0)
-    with pytest.raises(WeightsError, match=r"x.h5 is a damaged HDF5 file \(.*\): fetch it again"):
+    with pytest.raises(WeightsError, match=r"x.h5 is a damaged HDF5 file \(.*\): download it again"):
         weight_files.read(hanging(tmp_path / "x.h5"))
 
 
 @pytest.mark.parametrize(
     ("end", "reason"),
     [
-        ("os.kill(os.getpid(), 11)", r"is a damaged HDF5 file \(HDF5 ended in SIGSEGV over it\): fetch it again"),
+        ("os.kill(os.getpid(), 11)", r"is a damaged HDF5 file \(HDF5 crashed with SIGSEGV\): download it again"),
         (
             "os.kill(os.getpid(), 9)",
             "was not read: the process at it was killed, for want of memory perhaps: run",
         ),
-        ("numpy.empty(1 << 40, numpy.uint8)", "is a damaged HDF5 file .Unable to allocate 1.00 TiB.*: fetch it again"),
+        (
+            "numpy.empty(1 << 40, numpy.uint8)",
+            "is a damaged HDF5 file .Unable to allocate 1.00 TiB.*: download it again",
+        ),
     ],
 )
 def test_a_process_that_crashes_or_wants_too_much_is_no_more_than_a_refusal(

@@ -100,10 +100,10 @@ def spoiled(path: Path, change: Callable[[dict[str, Tensors]], object]) -> Path:
         (lambda layers: layers["conv5_block3_3_bn"].pop("moving_variance"), "conv5_block3_3_bn/moving_variance is mis"),
         (lambda layers: layers["conv2_block1_0_conv"].pop("bias"), "conv2_block1_0_conv/bias is missing"),
         (lambda layers: layers["predictions"].pop("bias"), "predictions/bias is missing"),
-        (lambda layers: layers.update(dense={"kernel": np.ones((3, 2))}), "dense/dense/kernel:0 is one too many"),
+        (lambda layers: layers.update(dense={"kernel": np.ones((3, 2))}), "dense/dense/kernel:0 is unexpected"),
         (
             lambda layers: layers.update(conv4_block7_1_conv=layers["conv4_block6_1_conv"]),
-            "conv4_block7_1_conv/conv4_block7_1_conv/bias:0 is one too many",
+            "conv4_block7_1_conv/conv4_block7_1_conv/bias:0 is unexpected",
         ),
         (
             lambda layers: layers["conv3_block1_1_conv"].update(kernel=np.ones((1, 1, 16, 9), np.float32)),
@@ -127,7 +127,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(
 def test_a_layer_less_or_more_is_noticed_without_names(narrow: None, tmp_path: Path) -> None:
     layers = keras_layers(TENSORS, BIASES)
     write_by_class(tmp_path / "more.h5", layers | {"conv6_block1_1_conv": layers["conv1_conv"]}, names=False)
-    with pytest.raises(WeightsError, match=r"layers/conv2d_53/vars/\d is one too many"):
+    with pytest.raises(WeightsError, match=r"layers/conv2d_53/vars/\d is unexpected"):
         keras.read(tmp_path / "more.h5")
     del layers["conv5_block3_3_conv"]
     write_by_class(tmp_path / "less.h5", layers, names=False)
@@ -161,7 +161,7 @@ def test_theano_kernels_are_refused(narrow: None, tmp_path: Path) -> None:
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     with h5py.File(tmp_path / "store.h5", "w") as file:
         file["features"] = np.ones((3, 2048))
-    with pytest.raises(WeightsError, match=r"store.h5 holds no layer of Keras' ResNet50 \(such as conv1_conv\): give"):
+    with pytest.raises(WeightsError, match=r"store.h5 has no layer of Keras.s ResNet50 \(such as conv1_conv\): use"):
         keras.read(tmp_path / "store.h5")
 
 
@@ -210,7 +210,7 @@ def test_what_leads_out_of_a_file_is_refused(
     write_by_layer(tmp_path / "file.h5", keras_layers(TENSORS, BIASES))
     with h5py.File(tmp_path / "file.h5", "r+") as file:
         spoil(file)
-    with pytest.raises(WeightsError, match=f"file.h5 is refused: {kind}: give a file that holds its tensors itself"):
+    with pytest.raises(WeightsError, match=f"file.h5 is refused: {kind}: use a file that holds its own tensors"):
         keras.read(tmp_path / "file.h5")
 
 

@@ -72,9 +72,9 @@ def with_(name: str, value: np.ndarray) -> Callable[[Tensors], object]:
         (without("logits/biases"), "resnet_v1_50/logits/biases is missing"),
         (
             with_("block3/unit_7/bottleneck_v1/conv1/weights", np.ones(3, np.float32)),
-            "unit_7/.*/weights is one too many",
+            "unit_7/.*/weights is unexpected",
         ),
-        (with_("block1/unit_1/bottleneck_v1/conv1/biases", np.ones(4, np.float32)), "conv1/biases is one too many"),
+        (with_("block1/unit_1/bottleneck_v1/conv1/biases", np.ones(4, np.float32)), "conv1/biases is unexpected"),
         (with_("conv1/weights", np.ones((7, 7, 3, 5), np.float32)), r"has shape \(7, 7, 3, 5\), not \(7, 7, 3, 4\)"),
     ],
 )
@@ -96,7 +96,7 @@ def test_checkpoints_of_other_networks_are_refused(narrow: None, tmp_path: Path,
     with pytest.raises(WeightsError, match="resnet_v1_50/conv1/weights is missing"):
         weight_files.read(write(tmp_path / "x.ckpt", v2))
     two = slim_variables(TENSORS, "a") | slim_variables(TENSORS, "b")
-    with pytest.raises(WeightsError, match="x.ckpt.* holds 2 networks, a/ and b/: give a checkpoint of one"):
+    with pytest.raises(WeightsError, match="x.ckpt.* holds 2 networks, a/ and b/: use a checkpoint of one"):
         weight_files.read(write(tmp_path / "x.ckpt", two))
 
 
@@ -104,7 +104,7 @@ def test_checkpoints_of_other_networks_are_refused(narrow: None, tmp_path: Path,
 def test_variables_that_are_no_float32_are_refused(narrow: None, tmp_path: Path, form: str) -> None:
     variables = slim_variables(TENSORS)
     variables["resnet_v1_50/conv1/weights"] = variables["resnet_v1_50/conv1/weights"].astype(np.float64)
-    with pytest.raises(WeightsError, match="conv1/weights is not of float32 but of TensorFlow's type 2: save it whole"):
+    with pytest.raises(WeightsError, match="conv1/weights is not float32 but TensorFlow's type 2: save it whole"):
         weight_files.read(FORMS[form](tmp_path / "x.ckpt", variables))
 
 
@@ -131,7 +131,7 @@ def test_every_checksum_is_checked(narrow: None, tmp_path: Path) -> None:
     variables = slim_variables(TENSORS)
     single = write_v1(tmp_path / "x.ckpt", variables)
     damaged(single, single.stat().st_size // 2)
-    with pytest.raises(WeightsError, match=r"x.ckpt is a damaged checkpoint \(the block at byte \d+ has another check"):
+    with pytest.raises(WeightsError, match=r"x.ckpt is a damaged checkpoint \(the block at byte \d+ has a wrong check"):
         weight_files.read(single)
     index = write_v2(tmp_path / "y.ckpt", variables)
     data = tmp_path / "y.ckpt.data-00000-of-00001"
@@ -141,7 +141,7 @@ def test_every_checksum_is_checked(narrow: None, tmp_path: Path) -> None:
     ):
         weight_files.read(index)
     damaged(index, index.stat().st_size // 2)
-    with pytest.raises(WeightsError, match=r"y.ckpt.index is a damaged checkpoint \(the block at byte 0 has another"):
+    with pytest.raises(WeightsError, match=r"y.ckpt.index is a damaged checkpoint \(the block at byte 0 has a wrong"):
         weight_files.read(index)
 
 
@@ -155,10 +155,12 @@ def test_files_of_a_checkpoint_that_are_missing_or_cut_off_are_named(narrow: Non
         weight_files.read(index)
     last.unlink()
     for ask in (weight_files.read, weight_files.files):
-        with pytest.raises(WeightsError, match="x.ckpt.index needs x.ckpt.data-00001-of-00002, which is not beside it"):
+        with pytest.raises(
+            WeightsError, match="x.ckpt.index needs x.ckpt.data-00001-of-00002, which is not next to it"
+        ):
             ask(index)
     renamed = index.rename(tmp_path / "x")
-    with pytest.raises(WeightsError, match="it is the index of 2 data files, but not called PREFIX.index"):
+    with pytest.raises(WeightsError, match="it is the index of 2 data files, but its name is not PREFIX.index"):
         weight_files.read(renamed)
 
 

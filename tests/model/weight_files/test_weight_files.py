@@ -59,13 +59,13 @@ def test_a_checkpoint_is_found_by_its_prefix_its_index_and_its_data(tmp_path: Pa
 def test_other_files_are_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
     path.write_bytes(content)
-    with pytest.raises(WeightsError, match="file is no file of Keras and no checkpoint of TensorFlow: give one"):
+    with pytest.raises(WeightsError, match="file is neither a Keras file nor a TensorFlow checkpoint: use one"):
         weight_files.read(path)
 
 
 def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
     for ask in (weight_files.read, weight_files.files, weight_files.recognise):
-        with pytest.raises(WeightsError, match=r"gone cannot be read \(No such file or directory\): mend that"):
+        with pytest.raises(WeightsError, match=r"gone cannot be read \(No such file or directory\): fix that"):
             ask(tmp_path / "gone")
 
 
