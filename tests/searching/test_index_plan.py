@@ -31,7 +31,7 @@ def test_what_does_not_fit_whole_is_compressed_and_less_memory_means_fewer_lists
     small = choose(200_000, max_ram=300_000_000)
     assert 100 < int(small.factory[3:].partition(",")[0]) < 1024
     assert small.memory <= 300_000_000
-    with pytest.raises(IndexingError, match="takes about 27.* GB of memory, and --max-ram allows 2 GB: raise it"):
+    with pytest.raises(IndexingError, match="takes about 27.* GB of memory, but --max-ram allows 2 GB: raise it"):
         choose(100_000_000)
 
 

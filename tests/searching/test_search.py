@@ -104,7 +104,7 @@ def test_hits_whose_picture_is_missing_or_has_changed_are_marked(store: FeatureS
     [
         ("none.png", "none.png cannot be found: No such file"),
         ("pictures", "no regular file"),
-        ("text.png", "text.png is no picture"),
+        ("text.png", "text.png is not an image"),
     ],
 )
 def test_a_query_that_is_no_picture_is_named(
@@ -128,7 +128,7 @@ def test_weights_that_moved_are_asked_for_and_checked(
     query = pictures / "red.png"
     assert names(rn50feat.search(query, store, k=1, start=start)[0]) == ["red"]
     weights.rename(moved)
-    with pytest.raises(WeightsError, match="weights.pth .* are gone: say where with --weights FILE"):
+    with pytest.raises(WeightsError, match="weights.pth .* is no longer at .*: name the file with --weights FILE"):
         rn50feat.search(query, store, start=start)
     assert names(rn50feat.search(query, store, k=1, weights_file=str(moved), start=start)[0]) == ["red"]
     weights.write_bytes(b"other weights")
