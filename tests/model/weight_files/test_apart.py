@@ -57,7 +57,7 @@ def test_a_file_that_hdf5_hangs_over_is_refused_in_time(tmp_path: Path, monkeypa
         ("os.kill(os.getpid(), 11)", r"is a damaged HDF5 file \(HDF5 crashed with SIGSEGV\): download it again"),
         (
             "os.kill(os.getpid(), 9)",
-            "was not read: the process at it was killed, for want of memory perhaps: run",
+            "was not read: the process that read it was killed, perhaps for lack of memory: run",
         ),
         (
             "numpy.empty(1 << 40, numpy.uint8)",

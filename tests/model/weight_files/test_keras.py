@@ -119,7 +119,7 @@ def test_missing_extra_and_misshapen_tensors_are_named(
     narrow: None, tmp_path: Path, change: Callable[[dict[str, Tensors]], object], reason: str
 ) -> None:
     path = spoiled(tmp_path / "file.h5", change)
-    message = f"file.h5 is not the ResNet50 of keras.applications: .*{reason}.*: give a file of that network's weights$"
+    message = f"file.h5 is not the ResNet50 of keras.applications .*{reason}.*: use a weights file of that network$"
     with pytest.raises(WeightsError, match=message):
         keras.read(path)
 

@@ -83,7 +83,7 @@ def test_missing_extra_and_misshapen_variables_are_named(
 ) -> None:
     variables = slim_variables(TENSORS)
     change(variables)
-    message = rf"x.ckpt.* is not slim's resnet_v1_50: .*{reason}.*: give a file of that network's weights$"
+    message = rf"x.ckpt.* is not slim's resnet_v1_50 .*{reason}.*: use a weights file of that network$"
     with pytest.raises(WeightsError, match=message):
         weight_files.read(FORMS[form](tmp_path / "x.ckpt", variables))
 
