@@ -132,7 +132,7 @@ def test_another_kind_needs_a_rebuild_and_some_kinds_remove_nothing(store: Featu
     append(store, 400, clusters(3, seed=1))
     assert rn50feat.index(store).added == 3
     remove(store, [4])
-    with pytest.raises(IndexingError, match="cannot be removed .*: make a new one with rn50feat index .*out.h5 --reb"):
+    with pytest.raises(IndexingError, match="cannot be removed .*: rebuild it with rn50feat index .*out.h5 --reb"):
         rn50feat.index(store)
     check(store)
 

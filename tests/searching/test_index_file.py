@@ -70,7 +70,7 @@ def test_an_index_that_is_none_is_told_in_one_line(path: Path, kind: str) -> Non
     search_stored(["3.jpg"], path, exact=True)
 
 
-WITHOUT = "without: search --exact, duplicates --scan"
+WITHOUT = "ignore it: search --exact, duplicates --scan"
 
 
 @pytest.fixture
@@ -113,8 +113,8 @@ def restore_older(store: FeatureStore) -> None:
 @pytest.mark.parametrize(
     ("harm", "message"),
     [
-        (overwrite, "is the index of another store"),
-        (other_weights, "is of features with weights random:0 .* holds random:1"),
+        (overwrite, "belongs to another store"),
+        (other_weights, "has features with weights random:0 .* has random:1"),
         (flip, "out.faiss is damaged"),
         (cut, "out.faiss is damaged"),
         (garble, "out.faiss.json is damaged or of another version"),
@@ -128,7 +128,7 @@ def test_an_index_of_something_else_is_refused_with_the_remedy(store: FeatureSto
     store = FeatureStore(store.path)
     name = store.path_of(3)
     for attempt in (lambda: search_stored([name], store), lambda: rn50feat.index(store)):
-        with pytest.raises(IndexingError, match=f"(?s){message}.*rn50feat index .* --rebuild, or do {WITHOUT}"):
+        with pytest.raises(IndexingError, match=f"(?s){message}.*rn50feat index .* --rebuild, or {WITHOUT}"):
             attempt()
     with pytest.raises(IndexingError, match=WITHOUT):
         rn50feat.duplicates(store)
@@ -306,12 +306,14 @@ def test_an_index_of_another_history_is_refused_and_built_anew(
     rn50feat.index(store, factory=factory, metric="l2", target_recall=1.0)
     happen(store)
     name = store.path_of(-1)
-    with pytest.raises(HistoryError, match=f"out.faiss is of another history of .*out.h5 .*--rebuild, or do {WITHOUT}"):
+    with pytest.raises(
+        HistoryError, match=f"out.faiss belongs to another history of .*out.h5 .*--rebuild, or {WITHOUT}"
+    ):
         search_stored([name], store, metric="l2")
     with pytest.raises(HistoryError):
         rn50feat.duplicates(store)
     (finding,) = rn50feat.verify(store).findings
-    assert "out.faiss is of another history of" in finding
+    assert "out.faiss belongs to another history of" in finding
     assert "another history" in describe(store)["index"]["error"]
     report = rn50feat.index(store)
     assert (report.built, report.facts.metric) == (True, "l2")
