@@ -7,6 +7,7 @@ is closed, so that a test can do what it has to while the batch goes on, on the 
 from __future__ import annotations
 
 import os
+import select
 import subprocess
 import sys
 import time
@@ -47,6 +48,8 @@ class SlowEngine(FakeEngine):
         for batch in super().embed(references):
             print("batch", flush=True)
             if sys.argv[1] == "-":
+                while not select.select([sys.stdin], [], [], 0.1)[0]:
+                    pass  # a signal just before a read that blocks would wait for its end
                 sys.stdin.readline()
             else:
                 time.sleep(float(sys.argv[1]))
