@@ -46,7 +46,7 @@ def stopped(process: subprocess.Popen[str], number: int) -> tuple[str, str]:
 class SlowEngine(FakeEngine):
     def embed(self, references: Iterable[Reference]) -> Iterator[Batch]:
         for batch in super().embed(references):
-            print("batch", flush=True)
+            os.write(1, b"batch\n")  # with --json, what is printed meanwhile goes to stderr
             if sys.argv[1] == "-":
                 while not select.select([sys.stdin], [], [], 0.1)[0]:
                     pass  # a signal just before a read that blocks would wait for its end
@@ -59,7 +59,7 @@ class SlowEngine(FakeEngine):
 class SlowStart(FakeStart):
     def __call__(self, weights, provenance, options):  # type: ignore[no-untyped-def]
         if seconds := os.environ.get("START_SECONDS"):
-            print("start", flush=True)
+            os.write(1, b"start\n")
             time.sleep(float(seconds))
         return SlowEngine(provenance.preprocessing, options.batch_size or 32)
 
