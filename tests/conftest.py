@@ -19,11 +19,13 @@ from chromium import PROGRAM, Chromium
 from click.testing import CliRunner, Result
 from fake import FakeStart
 from PIL import Image
+from remotes import KEY, Proxy, client, serving
 from scenes import encoded, scene
 from streams import Player
 
 from rn50feat import FeatureStore, extract
 from rn50feat.cli.main import main
+from rn50feat.sources import remote
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -187,6 +189,41 @@ def ray_cluster() -> Iterator[Cluster]:
 def player(monkeypatch: pytest.MonkeyPatch) -> Player:
     """A GPU that is played on the CPU."""
     return Player(monkeypatch)
+
+
+@pytest.fixture(scope="session")
+def moto() -> Iterator[int]:
+    """The port of an S3 server."""
+    from moto.server import ThreadedMotoServer  # takes a second
+
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    yield server.get_host_and_port()[1]
+    server.stop()
+
+
+@pytest.fixture
+def proxy(moto: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    """A proxy before that server, with an empty bucket, in the environment of this process and its children."""
+    server = Proxy(moto)
+    for name, value in {
+        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ACCESS_KEY_ID": KEY,
+        "AWS_SECRET_ACCESS_KEY": "hunter2",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }.items():
+        monkeypatch.setenv(name, value)
+    remote._file_system.cache_clear()
+    with serving(server):
+        client(moto).create_bucket(Bucket="bucket")
+        yield server
+    import boto3
+
+    bucket = boto3.resource("s3", endpoint_url=f"http://127.0.0.1:{moto}").Bucket("bucket")
+    bucket.objects.all().delete()
+    bucket.delete()
+    remote._file_system.cache_clear()
 
 
 def rows(store: Path) -> dict[str, np.ndarray]:

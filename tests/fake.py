@@ -20,8 +20,8 @@ from rn50feat.errors import DamagedError, ImageError, SourceError, VanishedError
 from rn50feat.images import decoding
 from rn50feat.images.provenance import Preprocessing, Provenance
 from rn50feat.model.weights import Weights
-from rn50feat.sources import sources
-from rn50feat.sources.sources import Reference
+from rn50feat.sources import contents
+from rn50feat.sources.reference import Reference
 from rn50feat.store.summary import Summary
 
 
@@ -62,7 +62,7 @@ class FakeEngine:
             for reference in chunk:
                 self.seen.append(reference.location)
                 try:
-                    read, data = sources.read(reference)
+                    read, data = contents.read(reference)
                     suffix = os.path.splitext(reference.location)[1]
                     decoded = decoding.decode(data, self._preprocessing, suffix=suffix, max_pixels=10**8)
                     crops.append(decoded.crop)

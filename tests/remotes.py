@@ -9,6 +9,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any
+
+KEY = "AKIAIOSFODNN7EXAMPLE"
 
 
 class Proxy(ThreadingHTTPServer):
@@ -75,6 +78,19 @@ class _Handler(BaseHTTPRequestHandler):
 
     def log_message(self, *_: object) -> None:
         pass
+
+
+def client(port: int) -> Any:
+    """Return a client of the S3 server at a port."""
+    import boto3  # takes 0.3 s
+
+    return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1")
+
+
+def put(proxy: Proxy, **objects: bytes) -> None:
+    """Put objects into the bucket."""
+    for key, body in objects.items():
+        client(proxy.port).put_object(Bucket="bucket", Key=key, Body=body)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from fake import FakeEngine, FakeStart
 from rn50feat.cli.main import main
 from rn50feat.engines import local
 from rn50feat.engines.contract import Batch
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 
 
 def slow(folder: Path, seconds: float | Literal["-"], *arguments: str) -> subprocess.Popen[str]:

@@ -10,7 +10,7 @@ from conftest import rows
 
 from rn50feat import FeatureStore
 from rn50feat.images.provenance import Provenance
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.writer import StoreWriter, create_store, open_store
 
 PROVENANCE = Provenance("random:0", "5e" * 32)

@@ -162,8 +162,8 @@ WITHOUT_A_TEST = """
     exchange.npy exchange.parquet extraction.catalogue extraction.changes extraction.plan
     model.weight_files.checkpoint model.weight_files.hdf5 model.weight_files.names
     model.weight_files.protobuf model.weight_files.table model.weight_files.translation pages.figures
-    searching.faiss_index searching.recall sources.folders sources.zip_names sources.zips store.guards store.layout
-    store.summary
+    searching.faiss_index searching.recall sources.contents sources.folders sources.listing sources.reference
+    sources.tars sources.urls sources.zip_names sources.zips store.guards store.layout store.summary
 """.split()
 
 

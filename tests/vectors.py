@@ -14,7 +14,7 @@ from rn50feat.images.provenance import Provenance
 from rn50feat.searching import index_file
 from rn50feat.searching.faiss_index import FaissIndex
 from rn50feat.searching.search import search_stored
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.writer import create_store, open_store
 
 

@@ -159,7 +159,7 @@ def command(
     if list_excluded:
         settings["on_excluded"] = _lister(ending, as_json)
     if dry_run:
-        del settings["time_budget"]
+        del settings["time_budget"], settings["heal"]
         _show_preview(selection, out, ending, as_json, options=options, **settings)
         return
     errors: list[RN50FeatError] = []

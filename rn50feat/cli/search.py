@@ -99,11 +99,11 @@ def command(
     if html:
         from rn50feat.pages.gallery import search_page
         from rn50feat.pages.page import save
-        from rn50feat.sources.remote import is_url
-        from rn50feat.sources.sources import locate
+        from rn50feat.sources.location import locate
+        from rn50feat.sources.presence import readable
 
-        known = [store.locate(path) if check or not is_url(path) else "" for path in stored]
-        locations = [*known, *(locate(image) for image in images)]
+        known = [readable(store.locate(path), check=check) for path in stored]
+        locations = [*known, *(locate(image).path for image in images)]
         save(html, search_page(results, locations, store, k=k, metric=metric, options=options))
     ending.add(**report.result_facts(results, store, metric))
     if form != "json":

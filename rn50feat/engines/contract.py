@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from rn50feat.images.provenance import Provenance
     from rn50feat.model.weights import Weights
-    from rn50feat.sources.sources import Reference
+    from rn50feat.sources.reference import Reference
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from rn50feat.errors import DeviceError
 from rn50feat.images.provenance import Preprocessing, Provenance
 from rn50feat.model import variants
 from rn50feat.model.weights import Weights
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 
 if TYPE_CHECKING:
     from rn50feat.model.network import Network

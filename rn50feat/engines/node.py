@@ -20,7 +20,7 @@ from rn50feat.engines.contract import Batch, Engine, EngineOptions, StartEngine
 from rn50feat.errors import ClusterError, RN50FeatError, WeightsError
 from rn50feat.images.provenance import Provenance
 from rn50feat.model.weights import Weights, find, with_weights
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from rn50feat.engines.contract import Failure
 from rn50feat.engines.worker import LEFT_TO_PARENT, as_request
 from rn50feat.errors import RN50FeatError
 from rn50feat.images.provenance import Preprocessing
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 
 PATIENCE = 600.0  # seconds on the clock to read and decode an image
 PORTION = 16  # images a request: this process takes 0.085 ms of a core for each, 0.13 with 8 (tests/benchmarks/feed.py)

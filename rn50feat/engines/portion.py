@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from rn50feat.engines.contract import Batch, Failure
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 
 SUSPECTS = 32  # images in a portion that is tried again; after its second worker, each comes alone
 DEATHS = 2  # of workers that had an image alone: one death may have any cause, such as a power cut

@@ -26,7 +26,7 @@ from rn50feat.engines.portion import Portion
 from rn50feat.errors import ClusterError, DeviceError, RN50FeatError
 from rn50feat.images.provenance import Provenance
 from rn50feat.model.weights import Weights
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 
 if TYPE_CHECKING:
     from rn50feat.engines.actor import Actor

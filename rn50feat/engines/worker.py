@@ -28,8 +28,8 @@ from rn50feat.engines.allowance import Allowance, gigabytes, largest_file, neede
 from rn50feat.errors import DamagedError, ImageError, SourceError, TooLargeError, VanishedError
 from rn50feat.images import decoding
 from rn50feat.images.provenance import Preprocessing
-from rn50feat.sources import sources
-from rn50feat.sources.sources import Reference
+from rn50feat.sources import contents
+from rn50feat.sources.reference import Reference
 
 # The network's threads wait for each other, and so for whoever has one of their cores; decoding, a batch ahead, takes
 # the gaps: 49.4 against 47.7 images/s with OpenVINO on 2 cores, 42.8 against 41.5 with torch.
@@ -144,7 +144,7 @@ def _thumbnail(slot: NDArray[np.uint8], data: bytes, suffix: str, *, settings: P
 def _decode(reference: Reference, fill: Callable[[bytes, str], str], max_pixels: int) -> dict[str, Any]:
     reason, cause = None, "content"
     try:
-        reference, data = sources.read(reference, largest_file(max_pixels))
+        reference, data = contents.read(reference, largest_file(max_pixels))
         reference = replace(reference, damage=fill(data, os.path.splitext(reference.location)[1]))
     except (ImageError, DamagedError, TooLargeError) as error:
         reason = str(error)

@@ -29,8 +29,10 @@ from rn50feat.extraction.catalogue import Catalogue
 from rn50feat.images.provenance import Provenance
 from rn50feat.model.compatibility import agree, require
 from rn50feat.model.weights import Choices
-from rn50feat.sources import lists, sources
-from rn50feat.sources.sources import UNKNOWN, Reference
+from rn50feat.sources import lists
+from rn50feat.sources.contents import digest
+from rn50feat.sources.location import at, locate
+from rn50feat.sources.reference import UNKNOWN, Reference
 from rn50feat.store.reader import FeatureStore, locate_output, stored_path
 from rn50feat.store.session import WriteSession
 from rn50feat.store.snapshot import BLOCK
@@ -149,7 +151,7 @@ def _locations(file: FeatureFile, root: Path) -> Callable[[], Iterator[str]]:
     real = lru_cache(1024)(os.path.realpath)
 
     def locations() -> Iterator[str]:
-        return (sources.locate(root / path, real) for path in file.paths())
+        return (locate(root / path, real).path for path in file.paths())
 
     met, count = lists.Names(), 0
     for location in locations():
@@ -187,7 +189,7 @@ def _take(session: WriteSession, file: FeatureFile, locations: Callable[[], Iter
 def _reference(location: str) -> Reference:
     """Describe an image's file; all is unknown if it cannot be read."""
     try:
-        return sources.digest(sources.find(location))
+        return digest(at(location).stat())
     except SourceError:
         return Reference(location, 0, 0, UNKNOWN)
 

@@ -22,9 +22,9 @@ from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import ImageError, SourceError
 from rn50feat.images import decoding
 from rn50feat.model.weights import find, provenance, with_weights
-from rn50feat.sources import sources
+from rn50feat.sources.contents import read
+from rn50feat.sources.reference import Reference
 from rn50feat.sources.selection import Selection
-from rn50feat.sources.sources import Reference
 
 SECONDS = 4.0  # for each stage; the network's first batches are left out
 
@@ -120,7 +120,7 @@ def _read(pictures: list[Reference]) -> tuple[list[tuple[Reference, bytes]], flo
     begun, contents = time.perf_counter(), []
     for reference in pictures:
         try:
-            contents.append(sources.read(reference))
+            contents.append(read(reference))
         except SourceError:
             continue
     return contents, len(contents) / (time.perf_counter() - begun)

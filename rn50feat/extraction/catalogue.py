@@ -15,10 +15,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.sources import archives
-from rn50feat.sources.archives import ArchiveRecord
+from rn50feat.sources.archive import ArchiveRecord
+from rn50feat.sources.location import archive_of
+from rn50feat.sources.reference import UNKNOWN, Reference
 from rn50feat.sources.selection import Selection
-from rn50feat.sources.sources import UNKNOWN, Reference
 from rn50feat.store.reader import FailureRecord, FeatureStore
 
 _KEY = np.dtype([("high", ">u8"), ("low", ">u8")])
@@ -66,8 +66,8 @@ class Catalogue:
                 self.failures = {failure.path: failure for failure in store.failures()}
         self._failed: dict[tuple[str, int], list[FailureRecord]] = {}  # by archive and its time
         for path, failure in self.failures.items():
-            if member := self._member(path):
-                self._failed.setdefault((member[0], failure.mtime_ns), []).append(failure)
+            if archive := self._archive_of(path):
+                self._failed.setdefault((archive, failure.mtime_ns), []).append(failure)
         self._known_sizes = np.unique(self._sizes)
 
     def _path_keys(self, store: FeatureStore, block: int = 8192) -> NDArray[np.uint8]:
@@ -77,16 +77,16 @@ class Catalogue:
             paths = store.paths(first, first + block)
             keys.append(b"".join(map(path_key, paths)))
             for row, path in enumerate(paths, first) if self._archives else ():
-                if member := self._member(path):
-                    self._members.setdefault(member[0], array("q")).append(row)
+                if archive := self._archive_of(path):
+                    self._members.setdefault(archive, array("q")).append(row)
         return np.frombuffer(b"".join(keys), np.uint8).reshape(-1, 16)
 
-    def _member(self, path: str) -> tuple[str, str] | None:
-        """Return the archive and the member of a stored path, None for another path, and for an excluded member."""
-        member = archives.split(path)
-        if member and self._store and self._selection and self._selection.rule(self._store.locate(path)):
-            return None
-        return member
+    def _archive_of(self, path: str) -> str:
+        """Return the archive that a stored path names a member of; "" for another path, and for an excluded member."""
+        archive = archive_of(path)
+        if archive and self._store and self._selection and self._selection.rule(self._store.locate(path)):
+            return ""
+        return archive
 
     def __len__(self) -> int:
         return len(self._sizes)

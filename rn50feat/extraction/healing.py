@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import count
-from rn50feat.sources.presence import is_gone
+from rn50feat.sources.location import at
 from rn50feat.store.checksums import BLOCK
 from rn50feat.store.reader import FeatureStore
 from rn50feat.store.session import WriteSession
@@ -60,7 +60,7 @@ def settle_damaged(session: WriteSession, damaged: frozenset[int], met: NDArray[
         for row in left
         if digests[row].tobytes().strip(b"\0")
         and np.isin(digests[row : row + 1], digests[sound]).all()
-        and is_gone(store.locate(store.path_of(row)))
+        and not at(store.locate(store.path_of(row))).exists()
     ]
     if stays := [store.path_of(row) for row in left if row not in replaced]:
         logger.warning(

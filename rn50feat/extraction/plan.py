@@ -19,11 +19,12 @@ from pathlib import Path
 from rn50feat.errors import DamagedError, SourceError
 from rn50feat.extraction.catalogue import Catalogue, KnownArchive
 from rn50feat.images import decoding, kinds
-from rn50feat.sources import archives, sources
-from rn50feat.sources.archives import ArchiveRecord
+from rn50feat.sources import contents
+from rn50feat.sources.archive import Archive, ArchiveRecord, is_compressed_whole
 from rn50feat.sources.exclusion import Excluded
-from rn50feat.sources.remote import is_url
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.location import at
+from rn50feat.sources.reference import Reference
+from rn50feat.sources.selection import Found
 from rn50feat.store.reader import FailureRecord, stored_path
 from rn50feat.store.storable import for_ledger, unstorable
 
@@ -70,7 +71,7 @@ class Step:
 
 
 def plan(
-    found: Iterable[Reference | Excluded],
+    found: Iterable[Found],
     store: Path,
     catalogue: Catalogue,
     *,
@@ -90,14 +91,15 @@ def plan(
         pattern = rule(member.location)
         return known(member) if pattern is None else _excluded(Excluded(member.location, pattern))
 
-    for reference in found:
-        if isinstance(reference, Excluded):
-            yield _excluded(reference)
-        elif archives.is_archive(reference.location) and reference.size >= 0 and unstorable(reference) is None:
-            path = stored_path(store, reference.location)
-            yield from _archive(reference, path, catalogue, again, step)
+    for file in found:
+        if isinstance(file, Excluded):
+            yield _excluded(file)
+        elif isinstance(file, Reference):
+            yield known(file)
+        elif file.reference.size >= 0 and unstorable(file.reference) is None:
+            yield from _archive(file, stored_path(store, file.reference.location), catalogue, again, step)
         else:
-            yield known(reference)
+            yield known(file.reference, wanted=True)
 
 
 def _excluded(found: Excluded) -> Step:
@@ -105,10 +107,16 @@ def _excluded(found: Excluded) -> Step:
 
 
 def _step(
-    reference: Reference, *, store: Path, catalogue: Catalogue, again: Callable[[FailureRecord], bool], hashing: bool
+    reference: Reference,
+    *,
+    store: Path,
+    catalogue: Catalogue,
+    again: Callable[[FailureRecord], bool],
+    hashing: bool,
+    wanted: bool = False,
 ) -> Step:
     if (fault := unstorable(reference)) is not None:
-        return _unstorable(reference, fault, store, catalogue, again)
+        return _unstorable(reference, fault, store, catalogue, again, wanted=wanted)
     path = stored_path(store, reference.location)
     row = catalogue.row(path)
     if row is not None and catalogue.unchanged(row, reference):
@@ -120,7 +128,7 @@ def _step(
         return Step(Verdict.FAILED_BEFORE, reference, row)
     if reference.size < 0:
         return Step(Verdict.MISSING, reference, row)
-    if archives.is_compressed_whole(reference.location):
+    if is_compressed_whole(reference.location):
         return Step(Verdict.PACKED, reference, row)
     if row is None and path not in catalogue.failures and not _is_image(reference):
         return Step(Verdict.IGNORED, reference)
@@ -133,51 +141,61 @@ def _step(
 
 
 def _unstorable(
-    reference: Reference, fault: str, store: Path, catalogue: Catalogue, again: Callable[[FailureRecord], bool]
+    reference: Reference,
+    fault: str,
+    store: Path,
+    catalogue: Catalogue,
+    again: Callable[[FailureRecord], bool],
+    *,
+    wanted: bool = False,
 ) -> Step:
-    """Return the step of a file that cannot have a row, or not as it is now: an entry in the ledger."""
+    """Return the step of a file that cannot have a row, or not as it is now: an entry in the ledger.
+
+    A file that is neither `wanted`, nor known, nor an image is ignored.
+    """
     entry = for_ledger(reference)
     path = stored_path(store, entry.location)
     row = catalogue.row(path)
     if (failure := catalogue.failure(path, entry)) and not again(failure):
         return Step(Verdict.FAILED_BEFORE, entry, row)
-    wanted = archives.is_archive(reference.location) or row is not None or path in catalogue.failures
+    wanted = wanted or row is not None or path in catalogue.failures
     if not wanted and not _is_image(reference):
         return Step(Verdict.IGNORED, entry)
     return Step(Verdict.UNSTORABLE, entry, row, fault=fault)
 
 
 def _archive(
-    archive: Reference,
+    archive: Archive,
     path: str,
     catalogue: Catalogue,
     again: Callable[[FailureRecord], bool],
     step: Callable[[Reference], Step],
 ) -> Iterator[Step]:
     """Yield the steps of an archive: one if all members are known, else `OPENED`, one per member, and `LISTED`."""
-    known, failed = catalogue.archive(path, archive), catalogue.failure(path, archive)
+    reference = archive.reference
+    known, failed = catalogue.archive(path, reference), catalogue.failure(path, reference)
     if known is not None and not (failed and again(failed)) and not _worth_opening(known, again):
-        yield Step(Verdict.KNOWN, archive, known=known)
+        yield Step(Verdict.KNOWN, reference, known=known)
         if failed:
-            yield Step(Verdict.FAILED_BEFORE, archive)
+            yield Step(Verdict.FAILED_BEFORE, reference)
         return
     counts: Counter[Verdict] = Counter()
     try:
-        listing = sources.listing(archive)
+        listing = archive.listing()
     except DamagedError as error:
         fault = str(error)
     except SourceError as error:
-        yield Step(Verdict.UNREADABLE, archive, fault=str(error))
+        yield Step(Verdict.UNREADABLE, reference, fault=str(error))
         return
     else:
         fault = listing.fault
-        yield Step(Verdict.OPENED, archive, members=len(listing.members), doubt=listing.doubt)
-        for member in sources.members(archive):
+        yield Step(Verdict.OPENED, reference, members=len(listing.members), doubt=listing.doubt)
+        for member in archive.members():
             yield (one := step(member))
             counts[one.verdict] += 1
     others = counts.pop(Verdict.IGNORED, 0) + counts.pop(Verdict.APPLEDOUBLE, 0)
-    record = ArchiveRecord(path, archive.size, archive.mtime_ns, counts.total(), others)
-    yield Step(Verdict.LISTED, archive, fault=fault, record=record)
+    record = ArchiveRecord(path, reference.size, reference.mtime_ns, counts.total(), others)
+    yield Step(Verdict.LISTED, reference, fault=fault, record=record)
 
 
 def _worth_opening(known: KnownArchive, again: Callable[[FailureRecord], bool]) -> bool:
@@ -192,12 +210,12 @@ def _is_appledouble(reference: Reference, *, known: bool) -> bool:
     a file in the ledger, and in remote storage.
     """
     unlikely = not kinds.named_as_appledouble(reference.location)
-    if reference.size < 0 or (unlikely and (known or is_url(reference.location))):
+    if reference.size < 0 or (unlikely and (known or at(reference.location).needs_network)):
         return False
     if unlikely and not decoding.has_image_suffix(reference.location):
         return False  # its content is checked anyway
     try:
-        return kinds.is_appledouble(sources.head(reference))
+        return kinds.is_appledouble(contents.head(reference))
     except SourceError:
         return False
 
@@ -205,7 +223,7 @@ def _is_appledouble(reference: Reference, *, known: bool) -> bool:
 def _hashed(reference: Reference, row: int | None, catalogue: Catalogue) -> Step:
     """Return the step of a file after hashing it: touched, a copy of a known image, or to be computed."""
     try:
-        reference = sources.digest(reference)
+        reference = contents.digest(reference)
     except SourceError:  # the engine meets the same error, and reports it
         return Step(Verdict.COMPUTE, reference, row)
     if row is not None and catalogue.digest(row) == reference.digest:
@@ -217,9 +235,9 @@ def _hashed(reference: Reference, row: int | None, catalogue: Catalogue) -> Step
 def _is_image(reference: Reference) -> bool:
     if decoding.has_image_suffix(reference.location):
         return True
-    if is_url(reference.location) and os.path.splitext(reference.location)[1]:
+    if at(reference.location).needs_network and os.path.splitext(reference.location)[1]:
         return False  # not read: every run would pay for that again
     try:
-        return decoding.has_image_signature(sources.head(reference))
+        return decoding.has_image_signature(contents.head(reference))
     except SourceError:  # it cannot be read, and its name is not that of an image
         return False

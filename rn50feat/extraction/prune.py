@@ -16,8 +16,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from rn50feat.errors import PruneError, SourceError, count
 from rn50feat.extraction.todo import Todo
-from rn50feat.sources import archives, sources
-from rn50feat.sources.presence import is_gone
+from rn50feat.sources.location import Location, archive_of, at
+from rn50feat.sources.roots import root_of
 from rn50feat.sources.selection import Selection
 from rn50feat.store.reader import FeatureStore
 from rn50feat.store.session import WriteSession
@@ -39,7 +39,7 @@ def prune(session: WriteSession, selection: Selection, todo: Todo, *, limit: flo
     if (old := session.old) is None:
         return
     session.remove(gone(old, selection, todo.met, limit=limit, force=force))
-    doubtful = [path for path in todo.failures if (archives.split(path) or ("",))[0] not in todo.known]
+    doubtful = [path for path in todo.failures if archive_of(path) not in todo.known]
     session.clear_failures(gone_failures(old, doubtful, selection))
     session.commit(ended=True)
 
@@ -75,7 +75,7 @@ def gone(
                     left_out.append(row)
                     continue
                 under += 1
-                if not met[row] and is_gone(location):
+                if not met[row] and not at(location).exists():
                     rows.append(row)
         found = np.array(sorted(rows + left_out), np.int64)
         if not force:
@@ -107,14 +107,14 @@ def _check_roots(store: FeatureStore, selection: Selection, gone: NDArray[np.int
         if not selection.holds_any(root):
             below = partial(_any_below, store, root)
             if below(lost) or not below(gone):
-                empty = next(sources.references([root]), None) is None
+                empty = not selection.holds_any(root, excluded=True)
                 cause = "is empty: mount it, or" if empty else "holds only what is excluded: change that, or"
-                raise PruneError(f"nothing was pruned: {root} {cause} use --force if that is right")
+                raise PruneError(f"nothing was pruned: {root.path} {cause} use --force if that is right")
 
 
-def _any_below(store: FeatureStore, root: str, rows: NDArray[np.int64]) -> bool:
-    below = frozenset([root])
-    return any(sources.root_of(store.locate(store.path_of(row)), below) for row in rows.tolist())
+def _any_below(store: FeatureStore, root: Location, rows: NDArray[np.int64]) -> bool:
+    below = frozenset([root.path])
+    return any(root_of(store.locate(store.path_of(row)), below) for row in rows.tolist())
 
 
 def _check_limit(lost: NDArray[np.int64], gone: NDArray[np.int64], under: int, limit: float) -> None:
@@ -129,4 +129,8 @@ def _check_limit(lost: NDArray[np.int64], gone: NDArray[np.int64], under: int, l
 def gone_failures(store: FeatureStore, paths: Sequence[str], selection: Selection) -> list[str]:
     """Return which stored paths of the ledger, covered by `selection`, belong to files that are gone, or excluded."""
     locations = {path: store.locate(path) for path in paths}
-    return [path for path, at in locations.items() if selection.covers(at) and (selection.rule(at) or is_gone(at))]
+    return [
+        path
+        for path, location in locations.items()
+        if selection.covers(location) and (selection.rule(location) or not at(location).exists())
+    ]

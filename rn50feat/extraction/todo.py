@@ -15,9 +15,9 @@ import numpy as np
 
 from rn50feat.extraction.catalogue import Catalogue
 from rn50feat.extraction.plan import Step, Verdict
-from rn50feat.sources import archives
 from rn50feat.sources.exclusion import Excluded
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
+from rn50feat.sources.tars import COMPRESSED
 from rn50feat.store.reader import stored_path
 from rn50feat.store.session import WriteSession
 
@@ -107,7 +107,7 @@ class Todo:
         if step.verdict is Verdict.EXCLUDED:
             self._on_excluded(Excluded(location, step.pattern))
         elif step.verdict is Verdict.PACKED:
-            logger.warning("%s %s", location, archives.COMPRESSED)
+            logger.warning("%s %s", location, COMPRESSED)
         elif step.doubt:
             logger.warning("%s %s", location, step.doubt)
         self._count(step)

@@ -23,10 +23,10 @@ from rn50feat.errors import count as counted
 from rn50feat.model.download import OnDownload
 from rn50feat.searching import index_file
 from rn50feat.searching.embed import embed_like
-from rn50feat.sources import archives, sources
+from rn50feat.sources import contents
+from rn50feat.sources.location import is_plain
 from rn50feat.sources.presence import state
-from rn50feat.sources.remote import is_url
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.layout import OPTIONAL, TABLES, fault
 from rn50feat.store.reader import FeatureStore
 
@@ -172,18 +172,9 @@ def _check_paths(store: FeatureStore, report: Findings) -> None:
             for row, path in enumerate(store.paths(first, first + BLOCK), first):
                 if path in seen:
                     report.findings.append(f"row {row} ({path}) is there twice")
-                if not _is_plain(path):
+                if not is_plain(path):
                     report.findings.append(f"row {row} has a path that leads elsewhere: {path}")
                 seen.add(path)
-
-
-def _is_plain(path: str) -> bool:
-    """Check whether a stored path is one that `extract` writes: without ``..``, and never empty.
-
-    In an archive, a member's name is only a name, and so is that of an object in remote storage.
-    """
-    path, _ = archives.split(path) or (path, "")
-    return is_url(path) or (bool(path) and os.path.normpath(path) == path and path.split("/")[0] != "..")
 
 
 def _check_sources(store: FeatureStore, report: Findings) -> None:
@@ -192,7 +183,7 @@ def _check_sources(store: FeatureStore, report: Findings) -> None:
     for row, known in enumerate(_references(store)):
         hashed += 1
         try:
-            now = sources.digest(known)
+            now = contents.digest(known)
         except SourceError:
             gone += 1
             continue

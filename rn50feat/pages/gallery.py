@@ -8,11 +8,9 @@ so that the memory for a page does not grow with its length.
 from __future__ import annotations
 
 import base64
-import os
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import tee
-from pathlib import Path
 
 from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import count
@@ -21,8 +19,7 @@ from rn50feat.pages.page import escape, page, style
 from rn50feat.pages.thumbnails import Thumbnail, thumbnails
 from rn50feat.searching.duplicates import Group, GroupImage
 from rn50feat.searching.search import Hit, Result
-from rn50feat.sources.archives import split
-from rn50feat.sources.remote import is_url
+from rn50feat.sources.presence import file_url, readable
 from rn50feat.store.reader import FeatureStore
 
 _SCORES = {
@@ -77,7 +74,7 @@ def groups_page(
     """
     groups, ahead = tee(groups)
     members = (member for group in ahead for member in group.members)
-    shown = (member.location if check or not is_url(member.location) else "" for member in members)
+    shown = (readable(member.location, check=check) for member in members)
     with closing(_thumbnails(shown, options)) as images:
         body = _groups_body(groups, images)
         facts = [("near-identical", f"a cosine of at least {threshold:g} with the first image of the group")]
@@ -185,16 +182,14 @@ def _bar(share: float) -> str:
 
 def _figure(thumbnail: Thumbnail, label: str, path: str, location: str, caption: str) -> str:
     """Mark up an image with a caption and its path, and a link to its file if a `location` is given."""
-    # A browser would run a file with a name such as x.html, even if it is an image too. An archive member is not a
-    # file, but a file may be named like one.
-    link = os.path.isabs(location) and has_image_suffix(location)
-    link = link and (split(location) is None or os.path.isfile(location))
+    # A browser would run a file with a name such as x.html, even if it is an image too.
+    url = file_url(location) if has_image_suffix(location) else ""
     if not thumbnail.jpeg:
         shown = f'<span class="frame blank">The file {escape(thumbnail.reason)}</span>'
     else:
         data = base64.b64encode(thumbnail.jpeg).decode()
         image = f'<img src="data:image/jpeg;base64,{data}" alt="{escape(f"{label}: {path}")}" decoding="async">'
-        tag, href = ("a", f' href="{escape(Path(location).as_uri())}"') if link else ("span", "")
+        tag, href = ("a", f' href="{escape(url)}"') if url else ("span", "")
         shown = f'<{tag} class="frame"{href}>{image}</{tag}>'
     return f'<figure>{shown}\n<figcaption>\n{caption}<p class="path">{_name(path)}</p>\n</figcaption>\n</figure>'
 

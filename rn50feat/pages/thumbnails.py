@@ -16,7 +16,7 @@ from rn50feat.durable.limits import cores
 from rn50feat.engines.contract import EngineOptions, Failure
 from rn50feat.engines.pool import DecoderPool, Outcome
 from rn50feat.images.provenance import Preprocessing
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 
 SIDE = 320  # pixels: sharp at 160 CSS pixels on a screen of double density, and 10 to 20 kB
 MOST_WORKERS = 8  # a page has few images, and a process takes 0.3 s to start

@@ -32,7 +32,7 @@ from rn50feat.searching.nearest import Nearest, OpenIndex, open_index
 from rn50feat.searching.scores import TIE, in_order, reaches
 from rn50feat.sources.presence import Identity, identity
 from rn50feat.sources.presence import state as file_state
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.reader import FeatureStore
 
 # Near-identical images were reported to stay above 0.95 with imagenet-v1 (pytorch/vision issue 8382). With random

@@ -15,7 +15,7 @@ from rn50feat.durable.limits import cores
 from rn50feat.engines.contract import Batch, Engine, EngineOptions, StartEngine
 from rn50feat.model.download import OnDownload
 from rn50feat.model.weights import Choices, settle, with_weights
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.reader import FeatureStore
 
 

@@ -23,9 +23,9 @@ from rn50feat.searching.embed import embed_like
 from rn50feat.searching.exact import NO_ROWS, Rows
 from rn50feat.searching.nearest import Nearest, open_index
 from rn50feat.searching.scores import METRICS, Vectors, reaches
-from rn50feat.sources import sources
+from rn50feat.sources.location import locate
 from rn50feat.sources.presence import State, state
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.reader import FeatureStore, stored_path
 
 # The number of queries that is embedded on the CPU unless a device is named: CUDA takes 6 s to start on an H100,
@@ -198,9 +198,9 @@ def _embed(
 
 
 def _reference(name: str) -> Reference:
-    location = sources.locate(name)
+    place = locate(name)
     try:
-        return sources.find(location)
+        return place.stat()
     except SourceError as error:
         raise QueryError(f"{name} {error}: name an existing image") from error
 

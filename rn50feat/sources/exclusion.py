@@ -1,4 +1,4 @@
-"""Say which folders and files are left out of a run, by the rules of ``.gitignore`` files.
+"""Decide which folders and files are left out of a run, by the rules of ``.gitignore`` files.
 
 In: patterns, on top of those for what NAS systems and desktops leave behind.
 Out: for a name below its source, the pattern that leaves it out. An archive
@@ -14,7 +14,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING
 
 from rn50feat.errors import SourceError
-from rn50feat.sources import archives
+from rn50feat.sources.archive import is_archive, split
 
 if TYPE_CHECKING:
     from pathspec import GitIgnoreSpec
@@ -50,7 +50,7 @@ LEFTOVERS = (
 
 @dataclass(frozen=True)
 class Excluded:
-    """A folder, whose location ends in a slash, or a file that is left out, and the pattern that says so."""
+    """A folder, whose location ends in a slash, or a file that is left out, and the pattern that leaves it out."""
 
     location: str
     pattern: str
@@ -75,10 +75,10 @@ class Exclusion:
     def rule(self, name: str) -> str | None:
         """Return the pattern that leaves out a file, by its name below its source; None for one that is taken.
 
-        As in git, what lies in a folder that is left out is left out, whatever else matches it.
+        As in git, all files of a folder that is left out are left out, whatever else matches them.
         """
-        archive, member = archives.split(name) or (name, "")
-        if not member and archives.is_archive(name):
+        archive, member = split(name) or (name, "")
+        if not member and is_archive(name):
             return self.rule_of_folder(name)
         path = f"{archive}/{member}" if member else name
         return self._folder(path.rpartition("/")[0]) or (self._match(path) if self._of_files else None)
@@ -110,7 +110,7 @@ def _flat(text: str) -> str:
 
 
 def _check(pattern: str, roots: Iterable[str]) -> None:
-    """Raise `SourceError` for a pattern that is no rule of ``.gitignore`` files, or that can match nothing."""
+    """Raise `SourceError` for a pattern that is not a rule of ``.gitignore`` files, or can match nothing."""
     plain = pattern.removeprefix("!")
     for start in (".", "..", *roots):
         if plain.startswith(f"{start}/"):
@@ -125,4 +125,6 @@ def _check(pattern: str, roots: Iterable[str]) -> None:
         pass
     if pattern.startswith("#"):
         raise SourceError(f"--exclude '{pattern}' is a comment in .gitignore files: write '[#]{pattern[1:]}'")
-    raise SourceError(f"--exclude '{pattern}' is not a pattern of .gitignore files: write 'folder/' or '*.png', say")
+    raise SourceError(
+        f"--exclude '{pattern}' is not a pattern of .gitignore files: write one such as 'folder/' or '*.png'"
+    )

@@ -1,10 +1,9 @@
-"""Walk folders of this machine, each real one once, and none of the kernel's.
+"""Walk folders of this machine: each real one once, and none of the kernel's.
 
-In: their locations. Out: a stream of what lies below them, in sorted order,
-with no more than the folders on the way in memory, and 100 bytes for each
-folder that was entered. Links to folders are told, and followed by whoever
-walks once the real folders are done: so files keep the names that lead to
-them without a link.
+In: their paths. Out: a stream of what lies below them, in sorted order. Memory
+holds the folders on the way down, and 100 bytes for each folder entered. Links
+to folders are set aside, for the caller to follow once the real folders are
+done: so files keep the names that lead to them without a link.
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ logger = logging.getLogger(__name__)
 MOST_OUTSIDE = 100
 SYSTEM = ("/proc", "/sys", "/dev")
 _SHM = "/dev/shm/"  # an ordinary file system in spite of its name: what lies there may lead to others there
-# File systems that hold no files, but what the kernel makes up when they are read: some without end.
+# File systems without files: the kernel makes up what is read from them, and some of it never ends.
 _MADE_UP = frozenset(
     "proc sysfs devtmpfs devpts cgroup cgroup2 debugfs tracefs securityfs configfs bpf pstore efivarfs mqueue fusectl"
     " binfmt_misc nsfs selinuxfs rpc_pipefs".split()
@@ -28,8 +27,8 @@ _MADE_UP = frozenset(
 _Key = int | str
 
 
-class Walk:
-    """A walk over any folders; warns of those that cannot be listed if `warn` says so."""
+class Tour:
+    """A walk through any number of folders, which warns of those that it cannot list if `warn` is set."""
 
     def __init__(self, warn: bool) -> None:
         self._warn = warn
@@ -38,11 +37,10 @@ class Walk:
         self.outside: dict[str, str] = {}
 
     def entries(self, location: str, enters: Callable[[str], bool]) -> Iterator[os.DirEntry[str]]:
-        """Yield every entry below the folder at `location` that is no folder, or one that `enters` says not to enter.
+        """Yield every entry below the folder at `location` that is not a folder, or is one that `enters` refuses.
 
-        Folders that were entered before, or that the kernel makes up, are
-        passed over; so are those that cannot be listed. Links to folders are
-        kept for `links`.
+        Skips folders that were entered before, that the kernel makes up or
+        that cannot be listed. Keeps links to folders for `links`.
         """
         trail = [self._list(location)]
         while trail:
@@ -58,28 +56,28 @@ class Walk:
                 trail.pop()
 
     def links(self) -> list[str]:
-        """Return the links to folders that were met since the last call."""
+        """Return the links to folders found since the last call."""
         links, self._links = self._links, []
         return links
 
     def target(self, link: str) -> str | None:
-        """Return the folder that a link leads to, None for one that is not to be entered through it."""
+        """Resolve a link to a folder; None for a folder that must not be entered through it."""
         target = os.path.realpath(link)
         shared = target.startswith(_SHM) and os.path.join(os.path.realpath(os.path.dirname(link)), "").startswith(_SHM)
         if not shared and any(target == folder or target.startswith(f"{folder}/") for folder in SYSTEM):
-            self._tell("%s leads to %s, where the system has no images: not followed", link, target)
+            self._say("%s leads to %s, where the system has no images: not followed", link, target)
             return None
         return None if self._has_entered(link) else target
 
-    def tell_of_outside(self, link: str, target: str) -> None:
-        """Keep a link that leads out of what is walked, which is known elsewhere; no more than are worth telling of."""
+    def note_outside(self, link: str, target: str) -> None:
+        """Keep a link that leads out of the sources, for the report; at most `MOST_OUTSIDE` of them."""
         if len(self.outside) < MOST_OUTSIDE:
             self.outside[link] = target
 
-    def tell_if_entered(self, folder: str) -> None:
-        """Warn of a folder that was entered by another path."""
+    def warn_if_entered(self, folder: str) -> None:
+        """Warn if a folder was already entered by another path."""
         if self._has_entered(folder):
-            self._tell("%s is a folder that was walked by another path: its pictures are not taken twice", folder)
+            self._say("%s was already walked by another path: its images are not taken twice", folder)
 
     def _has_entered(self, folder: str) -> bool:
         try:
@@ -88,7 +86,7 @@ class Walk:
             return False
 
     def linked(self, enters: Callable[[str], bool]) -> Iterator[os.DirEntry[str]]:
-        """Yield what `entries` does for what the links lead to that were met so far."""
+        """Yield what `entries` does for the targets of all links found so far."""
         later = deque(self.links())
         while later:
             if self.target(link := later.popleft()) is not None:
@@ -96,11 +94,11 @@ class Walk:
                 later.extend(self.links())
 
     def _list(self, folder: str) -> Iterator[os.DirEntry[str]]:
-        """Enter a folder, and return its entries in sorted order; none where it is not to be entered, or cannot be."""
+        """Enter a folder and return its entries in sorted order; none where it must not or cannot be entered."""
         try:
             status = os.stat(folder)
             if _is_made_up(status):
-                self._tell("%s is the system's and has no images: not entered", folder)
+                self._say("%s belongs to the system and has no images: not entered", folder)
                 return iter(())
             if (key := _key(folder, status)) in self._entered:
                 return iter(())
@@ -108,16 +106,16 @@ class Walk:
             with os.scandir(folder) as entries:
                 return iter(sorted(entries, key=lambda entry: entry.name))
         except OSError as error:
-            self._tell("%s cannot be listed (%s): its pictures are passed over", folder, error.strerror)
+            self._say("%s cannot be listed (%s): its images are skipped", folder, error.strerror)
             return iter(())
 
-    def _tell(self, message: str, *arguments: object) -> None:
+    def _say(self, message: str, *arguments: object) -> None:
         if self._warn:
             logger.warning(message, *arguments)
 
 
 def is_folder(entry: os.DirEntry[str]) -> bool:
-    """Tell whether an entry is a folder, or a link to one."""
+    """Check whether an entry is a folder, or a link to one."""
     try:
         return entry.is_dir()
     except OSError:  # a link that cannot be resolved: a circle of links, say
@@ -125,7 +123,7 @@ def is_folder(entry: os.DirEntry[str]) -> bool:
 
 
 def is_made_up(device: int) -> bool:
-    """Check whether a device is a file system of the kernel's own, whose files are none."""
+    """Check whether a device is a file system that the kernel makes up, whose files are not real."""
     return device in _made_up_devices()
 
 
@@ -146,7 +144,7 @@ def _system_folders() -> frozenset[tuple[int, int]]:
 
 @lru_cache(1)
 def _made_up_devices() -> frozenset[int]:
-    """Return the devices of all mounts that are `_MADE_UP`, wherever they are mounted; none but on Linux."""
+    """Return the devices of all `_MADE_UP` file systems, wherever they are mounted; none on systems but Linux."""
     try:
         with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
             mounts = [line.split(" - ") for line in file]
@@ -157,5 +155,5 @@ def _made_up_devices() -> frozenset[int]:
 
 
 def _key(folder: str, status: os.stat_result) -> _Key:
-    """Return what stands for a folder: its device and inode, or its real path where a file system numbers no files."""
+    """Identify a folder: by device and inode, or by its real path on a file system without inodes."""
     return status.st_dev << 64 | status.st_ino if status.st_ino else os.path.realpath(folder)

@@ -1,90 +1,82 @@
-"""Compare what a store knows of a file with what is at its place now.
+"""Compare what a store knows about a file with what is in its place now.
 
-In: a location, or a `Reference` as a row was made from it. Out: whether that
-file is still there, and which paths lead to one and the same file. Asks the
-file system, and opens no file.
+In: a location, or a `Reference` from which a row was made. Out: whether the
+file is still there, and which paths lead to the same file. Looks files up, and
+reads none.
 """
 
 from __future__ import annotations
 
 import os
+from pathlib import Path
 from typing import Literal
 
-from rn50feat.errors import SourceError, VanishedError
-from rn50feat.sources import archives, remote, sources
-from rn50feat.sources.sources import Reference
+from rn50feat.errors import SourceError
+from rn50feat.sources.archive import Member
+from rn50feat.sources.lists import is_utf8
+from rn50feat.sources.local import Local
+from rn50feat.sources.location import archive_of, at
+from rn50feat.sources.reference import Reference
+from rn50feat.sources.urls import one_scheme, other_scheme
 
 State = Literal["present", "missing", "changed", "unchecked"]
 Identity = tuple[int, int, str] | str
 
 
-def is_gone(location: str) -> bool:
-    """Tell whether there surely is no file at `location`.
-
-    A folder that cannot be searched proves nothing, and neither does a
-    damaged archive, or a server that does not answer.
-    """
-    if remote.is_url(location) and not archives.split(location):
-        try:
-            remote.item(location)
-        except VanishedError:
-            return True
-        except SourceError:
-            return False
-        return False
-    if member := sources.as_member(location):
-        try:
-            contents = sources.listing(sources.find(member[0]))
-        except VanishedError:
-            return True
-        except SourceError:
-            return False
-        return member[1] not in contents.members and not contents.fault
-    try:
-        os.stat(location)
-    except (FileNotFoundError, NotADirectoryError, ValueError):
-        return True
-    except OSError:
-        return False
-    return False
-
-
 def state(known: Reference, *, check: bool = True) -> State:
     """Compare a file with what it was when its row was made.
 
-    Unless `check` is set, remote storage is not asked: a store may come from
-    anywhere, and must not choose whom this machine sends requests to.
+    Unless `check` is set, nothing in remote storage is looked up: a store may
+    come from anywhere, and must not choose where this machine sends requests.
     """
-    if not check and remote.is_url(known.location):
+    place = at(known.location)
+    if place.needs_network and not check:
         return "unchecked"
     try:
-        return "present" if _as_known(known) else "changed"
+        if isinstance(place, Member) and place.file.stat().mtime_ns == known.mtime_ns:
+            return "present"  # the archive has not changed: it need not be listed
+        now = place.stat()
     except (SourceError, ValueError):
         return "missing"
+    return "present" if (now.size, now.mtime_ns) == (known.size, known.mtime_ns) else "changed"
 
 
-def _as_known(known: Reference) -> bool:
-    """Tell whether a file is there with the size and time of `known`; raise `SourceError` when there is none."""
-    member = sources.as_member(known.location)
-    if member and sources.find(member[0]).mtime_ns == known.mtime_ns:  # not changed: it need not be listed
-        return True
-    now = sources.find(known.location)
-    return (now.size, now.mtime_ns) == (known.size, known.mtime_ns)
+def readable(location: str, *, check: bool) -> str:
+    """Return a location if it may be read, else "": as in `state`, remote storage is left alone without `check`."""
+    return location if check or not at(location).needs_network else ""
 
 
 def identity(location: str) -> Identity | None:
     """Return what all paths to one file have in common, None where there is no file.
 
     That is its device and inode, so that links, hard links and bind mounts
-    show; for a member of an archive, those of the archive and the member's
-    name; for an object in remote storage, its URL.
+    show; for a member those of the archive, and the member's name; for an
+    object in remote storage its URL.
     """
-    if remote.is_url(location):
-        return remote.one_scheme(location)
-    place, member = sources.as_member(location) or (location, "")
+    place = at(location)
+    if place.needs_network:
+        return one_scheme(location)
+    file, member = (place.file.path, place.name) if isinstance(place, Member) else (location, "")
     try:
-        status = os.stat(place)
+        status = os.stat(file)
     except (OSError, ValueError):
         return None
-    # Some network file systems number no files.
-    return (status.st_dev, status.st_ino, member) if status.st_ino else f"{os.path.realpath(place)}::{member}"
+    # Some network file systems have no inodes.
+    return (status.st_dev, status.st_ino, member) if status.st_ino else f"{os.path.realpath(file)}::{member}"
+
+
+def file_url(location: str) -> str:
+    """Return the ``file://`` URL of a file on this machine, "" for anything else; a member is no file of its own."""
+    if not os.path.isabs(location) or not isinstance(at(location), Local):
+        return ""
+    return "" if archive_of(location) and not os.path.isfile(location) else Path(location).as_uri()
+
+
+def obstacle(location: str) -> str:
+    """Say why a location in a list cannot be read."""
+    try:
+        at(location).stat()
+    except SourceError as error:
+        encoded = "" if is_utf8(location) else " (its name is not UTF-8: if its list should be, save it as UTF-8)"
+        return f"is listed, but {error}{other_scheme(location)}{encoded}"
+    return "is listed, but was not there a moment ago"

@@ -1,10 +1,10 @@
 """Decode the names in a zip archive as the programs that wrote them meant them.
 
-In: the bytes of names, with what the directory of the archive says of each.
+In: the bytes of names, with what the directory of the archive says about each.
 Out: the names, and whether some of them had to be guessed. The format knows
-two codings, marked UTF-8 and the code page of the first PC; programs write
-UTF-8 without the mark (macOS), the code page of their machine, or bytes as a
-Unix file system has them.
+two encodings, UTF-8 with a flag and the code page of the first PC; programs
+also write UTF-8 without the flag (macOS), the code page of their machine, or
+the bytes of a Unix file system.
 """
 
 from __future__ import annotations
@@ -12,16 +12,15 @@ from __future__ import annotations
 import struct
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 _UTF8 = 0x800  # flag of a member
-_UNICODE_PATH = 0x7075  # Info-ZIP's field for a name in UTF-8 beside one in a code page: APPNOTE.TXT 6.3.10, 4.6.9
+_UNICODE_PATH = 0x7075  # Info-ZIP's field for a name in UTF-8 next to one in a code page: APPNOTE.TXT 6.3.10, 4.6.9
 _UNIX, _MACOS = 3, 19  # systems of the writer, 4.4.2
 _WINDOWS = (10, 11)
 
 
-@dataclass(frozen=True)
-class RawName:
+class RawName(NamedTuple):
     """A name as its bytes, with the member's flags, its extra fields, and the system and version that wrote it."""
 
     raw: bytes
@@ -32,13 +31,13 @@ class RawName:
 
 
 def decoded(names: Sequence[RawName]) -> tuple[list[str], str]:
-    """Return the names, and the code page that was guessed for some of them, "" where nothing had to be.
+    """Decode names; return them, and the code page that was guessed for some of them, "" if none was.
 
-    What is UTF-8 by its mark or its field is decoded as such. Of the others,
-    those of a Unix program keep their bytes, as files have them there; those
-    of other systems are UTF-8 where all of them can be, since text in a code
-    page hardly ever is, and else in the code page that Info-ZIP's programs
-    take for that system.
+    Names with the UTF-8 flag or field are decoded as UTF-8. Of the others,
+    those of a Unix program keep their bytes, as its files do. Those of other
+    systems are UTF-8 if all of them can be, since text in a code page hardly
+    ever is valid UTF-8; else they are in the code page that Info-ZIP's
+    programs assume for that system.
     """
     told = [_told(name) for name in names]
     open_questions = [name for name, known in zip(names, told) if known is None and not _keeps_bytes(name)]
@@ -53,7 +52,7 @@ def decoded(names: Sequence[RawName]) -> tuple[list[str], str]:
 
 
 def as_now(name: str) -> tuple[str, ...]:
-    """Return the names that a member may have now which earlier versions of rn50feat, all by CP437, called `name`."""
+    """Return what a member may be called that early versions of rn50feat, which knew only CP437, called `name`."""
     try:
         raw = name.encode("cp437")
     except UnicodeEncodeError:
@@ -62,7 +61,7 @@ def as_now(name: str) -> tuple[str, ...]:
 
 
 def _told(name: RawName) -> str | None:
-    """Return a name whose coding is told by the archive, or does not matter; None for another."""
+    """Decode a name whose encoding the archive states, or does not matter; None for any other."""
     if name.flags & _UTF8 or name.raw.isascii():
         return name.raw.decode("utf-8", "surrogateescape")
     extra = name.extra
@@ -88,10 +87,10 @@ def _is_utf8(raw: bytes) -> bool:
 
 
 def _code_page(name: RawName) -> str:
-    """Return the code page of a name by the system that wrote it, as unzip 6.0 (`Ext_ASCII_TO_Native`) does.
+    """Choose the code page of a name by the system that wrote it, as unzip 6.0 (`Ext_ASCII_TO_Native`) does.
 
-    Programs on DOS, and those that say they are, write the one of DOS, but
-    for PKZIP for Windows 2.5, 2.6 and 4.0; so does Windows NT's version 5.0.
+    Programs on DOS, or that claim to be, write DOS's code page, except PKZIP
+    for Windows 2.5, 2.6 and 4.0; so does Windows NT 5.0.
     """
     dos = name.system not in _WINDOWS and (name.system, name.version) not in ((0, 25), (0, 26), (0, 40))
     return "cp437" if dos or (name.system, name.version) == (11, 50) else "cp1252"

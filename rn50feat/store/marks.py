@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.layout import DAMAGED, decode_text, encode_text
 from rn50feat.store.reader import FeatureStore
 from rn50feat.store.storable import text_for_ledger

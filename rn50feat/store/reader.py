@@ -23,9 +23,9 @@ from numpy.typing import NDArray
 from rn50feat.durable import lock
 from rn50feat.errors import ArgumentError, StoreError
 from rn50feat.images.provenance import Provenance
-from rn50feat.sources.archives import ArchiveRecord
-from rn50feat.sources.remote import is_url
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.archive import ArchiveRecord
+from rn50feat.sources.location import absolute
+from rn50feat.sources.reference import Reference
 from rn50feat.store import layout
 from rn50feat.store.checksums import Record, spans
 from rn50feat.store.damage import reporting_damage, wrong_row
@@ -314,7 +314,7 @@ class FeatureStore:
 
     def locate(self, path: str) -> str:
         """Return the absolute location of the image with a stored path."""
-        return path if path.startswith("/") or is_url(path) else _folder(self.path) + path
+        return absolute(path, _folder(self.path))
 
 
 def _count(file: h5py.File) -> int:

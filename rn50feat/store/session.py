@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 from rn50feat.durable import lock
 from rn50feat.errors import RN50FeatError
 from rn50feat.images.provenance import Provenance
-from rn50feat.sources.archives import ArchiveRecord
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.archive import ArchiveRecord
+from rn50feat.sources.reference import Reference
 from rn50feat.store.marks import refusal
 from rn50feat.store.reader import FeatureStore, stored_path
 from rn50feat.store.storable import not_storable, storable, unstorable_row

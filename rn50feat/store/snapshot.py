@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import StoreError
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.reader import FeatureStore
 
 BLOCK = 1024  # rows in memory at once: 8 MB of float32

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import ArgumentError, StoreError
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 
 if TYPE_CHECKING:
     from rn50feat.store.reader import FeatureStore

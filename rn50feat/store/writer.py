@@ -24,8 +24,8 @@ from rn50feat.durable import journal, lock
 from rn50feat.durable.disk import DISK, Disk
 from rn50feat.errors import ArgumentError, StoreBusyError
 from rn50feat.images.provenance import Provenance
-from rn50feat.sources.archives import ArchiveRecord
-from rn50feat.sources.sources import UNKNOWN, Reference
+from rn50feat.sources.archive import ArchiveRecord
+from rn50feat.sources.reference import UNKNOWN, Reference
 from rn50feat.store import layout
 from rn50feat.store.checksums import Seals, row_checksums
 from rn50feat.store.damage import reporting_damage

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from rn50feat.images.provenance import Provenance
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.writer import StoreWriter, create_store, open_store
 
 BLOCK = 100

@@ -37,7 +37,7 @@ from rn50feat.engines.pool import DecoderPool
 from rn50feat.images.provenance import Preprocessing
 from rn50feat.model import network, weights
 from rn50feat.model.network import Normalized
-from rn50feat.sources import sources
+from rn50feat.sources.location import at
 from rn50feat.store.summary import Progress
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
@@ -127,7 +127,7 @@ def measure_backend(report: Report, device: str, batches: Sequence[int], seconds
 def measure_decoding(report: Report, folder: Path, seconds: float) -> None:
     """The decoding processes, without a network."""
     report.title("decoding, without a network (images/s)")
-    references = list(sources.references([str(folder)]))
+    references = [place.stat() for place in at(str(folder)).walk()]
     size = min(256, len(references))
     pool = DecoderPool(PLAIN, workers=limits.cores(), max_pixels=EngineOptions.max_megapixels * 1_000_000)
     pool.reserve(4 * size)

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from rn50feat.images.provenance import Provenance
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.writer import create_store
 
 MERGE = "import sys; from rn50feat import merge; print(merge(sys.argv[1:-1], sys.argv[-1]).as_dict()['new'])"

@@ -20,7 +20,7 @@ import numpy as np
 
 import rn50feat
 from rn50feat import EngineOptions
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.writer import open_store
 
 sys.path.insert(0, str(Path(__file__).parent.parent))

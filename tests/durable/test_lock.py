@@ -17,7 +17,7 @@ from rn50feat import FeatureStore
 from rn50feat.durable import lock
 from rn50feat.durable.rollback import journal_path
 from rn50feat.errors import StoreBusyError, StoreError, StoreLockedError
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store import opening
 from rn50feat.store.writer import open_store
 

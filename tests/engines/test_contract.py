@@ -22,8 +22,9 @@ from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import RN50FeatError
 from rn50feat.images.provenance import Preprocessing
 from rn50feat.model.weights import find, provenance
-from rn50feat.sources import sources
-from rn50feat.sources.sources import Reference
+from rn50feat.sources import contents
+from rn50feat.sources.location import at
+from rn50feat.sources.reference import Reference
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
@@ -57,7 +58,7 @@ def shades(tmp_path: Path) -> list[Reference]:
     for i in range(20):
         data = encoded(Image.new("RGB", (30, 30), (10 * i, 0, 0)), "PNG")
         (tmp_path / f"{i:02}.png").write_bytes(data if i % 4 else data[:40])
-    return list(sources.references([str(tmp_path)]))
+    return [place.stat() for place in at(str(tmp_path)).walk()]
 
 
 def test_every_reference_comes_back_exactly_once_with_its_own_features(engine: Engine, shades: list[Reference]) -> None:
@@ -73,7 +74,7 @@ def test_every_reference_comes_back_exactly_once_with_its_own_features(engine: E
 def test_references_come_back_with_the_facts_of_their_bytes(engine: Engine, shades: list[Reference]) -> None:
     stale = [replace(reference, size=1, mtime_ns=1) for reference in shades]
     read = [reference for batch in engine.embed(stale) for reference in batch.references]
-    assert read == [sources.digest(reference) for i, reference in enumerate(shades) if i % 4]
+    assert read == [contents.digest(reference) for i, reference in enumerate(shades) if i % 4]
 
 
 def test_references_are_taken_as_they_are_needed(engine: Engine, shades: list[Reference]) -> None:

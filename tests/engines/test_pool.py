@@ -22,8 +22,8 @@ from rn50feat.engines.local import LocalEngine
 from rn50feat.engines.pool import DecoderPool
 from rn50feat.engines.worker import LEFT_TO_PARENT
 from rn50feat.images.provenance import Preprocessing
-from rn50feat.sources import sources
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.location import at
+from rn50feat.sources.reference import Reference
 
 if TYPE_CHECKING:
     pass
@@ -52,7 +52,7 @@ def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_a_disk_that_hangs_is_not_the_pictures_fault(odd: Path) -> None:
-    with open(odd / "path/rn50feat/sources/sources.py", "a") as file:
+    with open(odd / "path/rn50feat/sources/contents.py", "a") as file:
         file.write(
             "\nimport time\n\n_true = read\n\n"
             "def read(reference, *more):\n"
@@ -137,7 +137,7 @@ def test_a_file_larger_than_any_image_is_not_read(tmp_path: Path, packed: bool) 
             file.truncate(1 << 40)
     location = str(tmp_path / "a.zip::big.png" if packed else tmp_path / "big.png")
     with LocalEngine(FakeBackend(), DecoderPool(Preprocessing(), **LIMITS), 1) as engine:
-        (batch,) = engine.embed([sources.find(location)])
+        (batch,) = engine.embed([at(location).stat()])
     (failure,) = batch.failures
     assert (failure.cause, failure.reason.partition(" bytes, more than an image may have (")[2]) == (
         "content",

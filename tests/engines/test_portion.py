@@ -6,7 +6,7 @@ import numpy as np
 
 from rn50feat.engines.contract import Batch, Failure
 from rn50feat.engines.portion import SUSPECTS, Portion
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 
 REFERENCES = [Reference(f"/{i}.png", i, 0) for i in range(100)]
 

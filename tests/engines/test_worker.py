@@ -15,7 +15,7 @@ def test_decoding_processes_of_a_killed_run_end_without_a_word(pictures: Path) -
         "import time\n"
         "from rn50feat.engines.pool import DecoderPool\n"
         "from rn50feat.images.provenance import Preprocessing\n"
-        "from rn50feat.sources.sources import Reference\n"
+        "from rn50feat.sources.reference import Reference\n"
         "pool = DecoderPool(Preprocessing(), slots=8, workers=2, max_pixels=10**7)\n"
         f"pool.decode(0, [Reference({str(pictures / 'red.png')!r}, -1, -1)])[0].result()\n"
         "print(*(worker._process.pid for worker in pool._alive), flush=True)\n"

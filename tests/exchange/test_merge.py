@@ -21,7 +21,7 @@ from rn50feat import FeatureStore, Selection, Shard, merge
 from rn50feat.durable.lock import run_lock
 from rn50feat.errors import ProvenanceError, StoreError
 from rn50feat.extraction.verify import verify
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store import snapshot, writer
 from rn50feat.store.session import WriteSession
 from rn50feat.store.summary import Progress

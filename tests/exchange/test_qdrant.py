@@ -22,7 +22,7 @@ from rn50feat import FeatureStore
 from rn50feat.errors import ExchangeError
 from rn50feat.exchange import qdrant
 from rn50feat.exchange.qdrant import Sync, sync
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store import snapshot
 from rn50feat.store.writer import open_store
 

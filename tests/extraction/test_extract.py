@@ -16,7 +16,8 @@ from scenes import encoded
 import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.errors import ProvenanceError, SourceError, StoreError, StoreLockedError
-from rn50feat.sources import sources
+from rn50feat.sources import contents
+from rn50feat.sources.reference import Reference
 from rn50feat.store.summary import Summary
 
 RED, GREEN, BLUE = (255, 0, 0), (0, 255, 0), (0, 0, 255)
@@ -333,20 +334,20 @@ def test_an_archive_whose_time_a_store_cannot_hold_costs_that_archive_only(pictu
 def test_a_time_that_changes_while_a_run_reads_costs_that_file_only(
     pictures: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = sources.read
+    read = contents.read
 
-    def meddled(reference: sources.Reference) -> tuple[sources.Reference, bytes]:
+    def meddled(reference: Reference) -> tuple[Reference, bytes]:
         if reference.location.endswith("red.png"):
             os.utime(reference.location, ns=(0, FAR_FUTURE))
         return read(reference)
 
-    monkeypatch.setattr(sources, "read", meddled)
+    monkeypatch.setattr(contents, "read", meddled)
     assert (extract(pictures, start).new, extract(pictures, start).failed_before) == (4, 1)
 
 
 def test_names_that_no_file_has_are_an_error_in_one_line(pictures: Path, start: FakeStart) -> None:
     for name in ("a\0b.png", "\ud800.png"):
-        with pytest.raises(SourceError, match="name an existing folder or picture"):
+        with pytest.raises(SourceError, match="name an existing folder or image"):
             rn50feat.extract([name], pictures.parent / "out.h5", start=start)
         with pytest.raises(StoreError, match="name a file for the store"):
             FeatureStore(f"{name}.h5")

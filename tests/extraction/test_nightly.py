@@ -316,17 +316,18 @@ def test_a_file_that_cannot_be_read_now_is_tried_again_next_time(
     shades: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rn50feat.errors import SourceError
-    from rn50feat.sources import sources
+    from rn50feat.sources import contents
+    from rn50feat.sources.reference import Reference
 
-    read = sources.read
+    read = contents.read
 
-    def stale(reference: sources.Reference) -> tuple[sources.Reference, bytes]:
+    def stale(reference: Reference) -> tuple[Reference, bytes]:
         if reference.location.endswith("07.png"):
             raise SourceError("cannot be read: Stale file handle")
         return read(reference)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sources, "read", stale)
+        patch.setattr(contents, "read", stale)
         assert extract(shades, start).failed == 1
     (failure,) = FeatureStore(shades.parent / "out.h5").failures()
     assert failure.reason == "cannot be read: Stale file handle"

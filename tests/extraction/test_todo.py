@@ -18,7 +18,7 @@ import rn50feat
 from rn50feat import EngineOptions, FeatureStore
 from rn50feat.engines.contract import Batch, Engine
 from rn50feat.extraction import todo
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.session import WriteSession
 from rn50feat.store.summary import Summary
 

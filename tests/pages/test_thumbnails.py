@@ -81,7 +81,7 @@ def test_a_picture_that_cannot_be_shown_says_why_and_the_others_are_shown(tmp_pa
     strange = ["/none/at/all.png", str(tmp_path / "pipe"), str(tmp_path), "https://host/picture.jpg", "a\0b"]
     reasons = [thumbnail.reason for thumbnail in thumbnails(strange, ONE)]
     assert reasons[0] == "has vanished"
-    assert reasons[1] == "is no regular file any more"
+    assert reasons[1] == "is no longer a regular file"
     assert all(reasons)
 
 

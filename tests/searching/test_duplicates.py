@@ -23,8 +23,8 @@ from rn50feat import EngineOptions, FeatureStore, duplicates, extract
 from rn50feat.errors import QueryError, StoreError
 from rn50feat.images.provenance import Provenance
 from rn50feat.searching.duplicates import Group
-from rn50feat.sources import sources
-from rn50feat.sources.sources import Reference
+from rn50feat.sources import contents
+from rn50feat.sources.reference import Reference
 from rn50feat.store.writer import create_store
 
 KINDS = [None, "IDMap2,Flat", "IVF8,RaBitQ"]
@@ -165,7 +165,7 @@ def test_paths_to_one_file_are_no_copies(tmp_path: Path, rn50feat: Run, kind: st
             shutil.copy(tmp_path / "one/x.png", tmp_path / "copy.png")
             files.append(f"{tmp_path}/copy.png")
         with create_store(tmp_path / store, Provenance("random:0", "00"), np.dtype("float32")) as writer:
-            writer.append([sources.digest(Reference(file, 0, 0)) for file in files], clusters(len(files)))
+            writer.append([contents.digest(Reference(file, 0, 0)) for file in files], clusters(len(files)))
         (group,) = duplicates(tmp_path / store, exact=True)
         assert [member.state for member in group.members] == ["present", "same file", *["present"] * copies]
         assert group.redundant == copies

@@ -23,7 +23,7 @@ def test_the_scan_in_blocks_equals_one_product(
     tmp_path: Path, metric: str, dtype: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from rn50feat.images.provenance import Provenance
-    from rn50feat.sources.sources import Reference
+    from rn50feat.sources.reference import Reference
 
     rng = np.random.default_rng(1)
     features = rng.gamma(0.5, 1.0, (700, 2048)).astype(dtype)

@@ -29,7 +29,7 @@ from rn50feat.searching import index_file, index_plan
 from rn50feat.searching.index_file import facts_path, faiss_path
 from rn50feat.searching.nearest import Nearest, open_index
 from rn50feat.searching.search import search_stored
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.writer import open_store
 
 

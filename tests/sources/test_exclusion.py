@@ -21,6 +21,7 @@ import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.errors import PruneError, SourceError
 from rn50feat.extraction.preview import preview
+from rn50feat.sources.archive import Archive
 from rn50feat.sources.exclusion import LEFTOVERS, Excluded, Exclusion
 from rn50feat.sources.selection import Selection
 from rn50feat.store.summary import Summary
@@ -104,7 +105,7 @@ def test_the_rules_are_those_of_git(tmp_path: Path) -> None:
     [
         ("#recycle", r"--exclude '#recycle' is a comment in .gitignore files: write '\[#\]recycle'"),
         ("", "--exclude '' is not a pattern"),
-        ("  ", "is not a pattern of .gitignore files: write 'folder/' or '\\*.png', say"),
+        ("  ", "is not a pattern of .gitignore files: write one such as 'folder/' or '\\*.png'"),
         ("!", "is not a pattern"),
         ("/", "is not a pattern"),
         ("[z-a]", "is not a pattern"),
@@ -241,9 +242,7 @@ def test_an_archive_without_anything_left_out_is_not_opened_again(
     monkeypatch.chdir(tmp_path)
     packed(tmp_path / "a.zip", {"1.png": image(1), "2.png": image(2)}.items())
     extract("a.zip", start, "raw/")
-    from rn50feat.sources import sources
-
-    monkeypatch.setattr(sources, "listing", None)
+    monkeypatch.setattr(Archive, "listing", None)
     assert extract("a.zip", start, "raw/").unchanged == 2
 
 
@@ -259,7 +258,7 @@ def test_a_tar_archive_that_is_compressed_as_a_whole_is_reported(
     ]
     (failure,) = FeatureStore("out.h5").failures()
     assert failure.path == "pictures/old.tar.gz"
-    assert failure.reason.endswith("uncompress it to a .tar, or pack it anew as .zip")
+    assert failure.reason.endswith("uncompress it to a .tar, or pack it again as .zip")
     caplog.clear()
     assert (extract("pictures", start).failed_before, caplog.records) == (1, [])
     assert extract("pictures", start, "*.tar.gz", prune=True).excluded == 5

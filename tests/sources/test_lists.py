@@ -72,9 +72,9 @@ def test_names_may_lie_across_the_blocks_of_a_list(tmp_path: Path, length: int) 
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"a\0b\0", "has NULs in its lines: give -0"),
-        (b"x" * (lists.LONGEST + 1), "is no list of names"),
-        (b"x\n" + b"y" * 10 * lists.LONGEST, "is no list of names"),
+        (b"a\0b\0", "has NULs in its lines: use -0"),
+        (b"x" * (lists.LONGEST + 1), "is not a list of names"),
+        (b"x\n" + b"y" * 10 * lists.LONGEST, "is not a list of names"),
     ],
 )
 def test_what_is_no_list_says_so(tmp_path: Path, content: bytes, reason: str) -> None:
@@ -90,7 +90,7 @@ def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
 
 def test_standard_input_gives_what_is_there_before_it_has_ended(tmp_path: Path) -> None:
     program = (
-        "from pathlib import Path; from rn50feat.places import lists\n"
+        "from pathlib import Path; from rn50feat.sources import lists\n"
         "for name in lists.names(Path('-')): print(name, flush=True)"
     )
     with subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:

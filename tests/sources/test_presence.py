@@ -11,9 +11,10 @@ from click.testing import Result
 from stores import store as made
 
 from rn50feat import FeatureStore, duplicates
+from rn50feat.errors import VanishedError
 from rn50feat.pages.gallery import groups_page, search_page
 from rn50feat.searching.search import search_stored
-from rn50feat.sources import remote
+from rn50feat.sources.remote import Remote
 
 
 @pytest.fixture
@@ -26,13 +27,14 @@ def path(tmp_path: Path) -> Path:
 def test_paths_of_a_store_send_no_requests(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[str] = []
 
-    def item(url: str) -> None:
-        asked.append(url)
-        raise remote.VanishedError("has vanished")
+    def ask(place: Remote, *_: object, **__: object) -> None:
+        asked.append(place.path)
+        raise VanishedError("has vanished")
 
-    monkeypatch.setattr(remote, "item", item)
-    monkeypatch.setattr(remote, "read", lambda url, *_: item(url))
+    for request in ("stat", "open", "head", "parts"):
+        monkeypatch.setattr(Remote, request, ask)
     with h5py.File(path, "r+") as file:
+        del file["checksum"], file.attrs["checksums"]
         file["paths"][0], file["paths"][1] = "http://127.0.0.1:9/me.jpg", "http://127.0.0.1:9/x.zip::me.jpg"
     opened = FeatureStore(path)
     results = search_stored(["http://127.0.0.1:9/me.jpg"], path, k=40)
@@ -50,11 +52,12 @@ def test_paths_of_a_store_send_no_requests(path: Path, monkeypatch: pytest.Monke
 def test_the_command_asks_only_with_check(
     path: Path, here: Callable[..., Result], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def item(url: str) -> None:
-        raise remote.VanishedError("has vanished")
+    def vanished(place: Remote) -> None:
+        raise VanishedError("has vanished")
 
-    monkeypatch.setattr(remote, "item", item)
+    monkeypatch.setattr(Remote, "stat", vanished)
     with h5py.File(path, "r+") as file:
+        del file["checksum"], file.attrs["checksums"]
         file["paths"][0] = "http://127.0.0.1:9/me.jpg"
     command = ["search", "--stored", "http://127.0.0.1:9/me.jpg", "out.h5", "-k", "1", "--csv"]
     for more, state in ([], "unchecked"), (["--check"], "missing"):

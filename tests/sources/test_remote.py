@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from typing import Any
 
 import boto3
 import fsspec  # noqa: F401  # its registry
@@ -17,10 +15,9 @@ import pytest
 from conftest import Run, rows
 from fake import FakeBackend, FakeStart
 from moto.s3.models import s3_backends
-from moto.server import ThreadedMotoServer
 from packing import packed, packed_folder, zipped
 from PIL import Image
-from remotes import Proxy, pages, serving
+from remotes import KEY, Proxy, client, pages, put, serving
 from scenes import encoded
 
 import rn50feat
@@ -30,54 +27,16 @@ from rn50feat.engines.pool import DecoderPool
 from rn50feat.errors import PruneError, QueryError, SourceError, VanishedError
 from rn50feat.extraction.preview import preview
 from rn50feat.images.provenance import Preprocessing
-from rn50feat.sources import remote, sources
-from rn50feat.sources.presence import is_gone
+from rn50feat.sources import contents, remote, urls
+from rn50feat.sources.archive import Archive
+from rn50feat.sources.location import at
+from rn50feat.sources.reference import Reference
+from rn50feat.sources.remote import Remote
+from rn50feat.sources.roots import roots
 from rn50feat.sources.selection import Selection
 from rn50feat.store.summary import Summary
 
 pytestmark = pytest.mark.network
-
-KEY = "AKIAIOSFODNN7EXAMPLE"
-
-
-@pytest.fixture(scope="session")
-def moto() -> Iterator[int]:
-    """The port of an S3 server."""
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    yield server.get_host_and_port()[1]
-    server.stop()
-
-
-@pytest.fixture
-def proxy(moto: int, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    """What stands before that server, empty, in the environment of this process and its children."""
-    server = Proxy(moto)
-    for name, value in {
-        "AWS_ENDPOINT_URL": server.url,
-        "AWS_ACCESS_KEY_ID": KEY,
-        "AWS_SECRET_ACCESS_KEY": "hunter2",
-        "AWS_DEFAULT_REGION": "us-east-1",
-        "AWS_EC2_METADATA_DISABLED": "true",
-    }.items():
-        monkeypatch.setenv(name, value)
-    remote._file_system.cache_clear()
-    with serving(server):
-        client(moto).create_bucket(Bucket="bucket")
-        yield server
-    bucket = boto3.resource("s3", endpoint_url=f"http://127.0.0.1:{moto}").Bucket("bucket")
-    bucket.objects.all().delete()
-    bucket.delete()
-    remote._file_system.cache_clear()
-
-
-def client(port: int) -> Any:
-    return boto3.client("s3", endpoint_url=f"http://127.0.0.1:{port}", region_name="us-east-1")
-
-
-def put(proxy: Proxy, **objects: bytes) -> None:
-    for key, body in objects.items():
-        client(proxy.port).put_object(Bucket="bucket", Key=key, Body=body)
 
 
 @pytest.fixture
@@ -146,9 +105,9 @@ def test_decoding_processes_read_objects_and_members_of_remote_archives(
 ) -> None:
     for kind in ("tar", "zip"):
         put(bucket, **{f"shards/a.{kind}": packed_folder(tmp_path / f"a.{kind}", pictures).read_bytes()})
-    listed = list(sources.references(["s3://bucket/photos"]))
-    for archive in sources.references(["s3://bucket/shards"]):
-        listed += sources.members(archive)
+    listed = list(Selection("s3://bucket/photos").references())
+    for file in Remote("s3://bucket/shards").walk():
+        listed += Archive(file, file.stat()).members()
     listed = [reference for reference in listed if reference.location.endswith(".png")]
     assert len(listed) == 15
     pool = DecoderPool(Preprocessing(), slots=BUFFERS * 3, workers=2, max_pixels=10**7)
@@ -157,7 +116,7 @@ def test_decoding_processes_read_objects_and_members_of_remote_archives(
     assert [failure.reason for batch in batches for failure in batch.failures] == []
     features = [row[:3].tolist() for batch in batches for row in batch.features]
     assert features[:5] == features[5:10] == features[10:]
-    assert [r for batch in batches for r in batch.references] == [sources.digest(r) for r in listed]
+    assert [r for batch in batches for r in batch.references] == [contents.digest(r) for r in listed]
 
 
 def test_a_remote_archive_that_has_not_changed_is_not_read(
@@ -209,16 +168,16 @@ def test_thousands_of_objects_are_listed_in_pages(bucket: Proxy) -> None:
         s3_backends["123456789012"]["aws"].put_object("bucket", f"many/{i % 3}/{i:05} ü+&.png", b"")
     bucket.counts.clear()
     bucket.throttled.update(LIST=1)
-    listed = [reference.location for reference in sources.references(["s3://bucket/many"])]
+    listed = [place.path for place in at("s3://bucket/many").walk()]
     assert listed == sorted(f"s3://bucket/many/{i % 3}/{i:05} ü+&.png" for i in range(2500))
     assert bucket.counts == {"LIST": 4}
 
 
 def test_a_listing_takes_no_more_memory_for_ten_times_as_many_objects(tmp_path: Path) -> None:
     program = (
-        "import resource, sys; from rn50feat.places import sources\n"
+        "import resource, sys; from rn50feat.sources.location import at\n"
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
-        "found = sources.references(['s3://b/folder'])\n"
+        "found = at('s3://b/folder').walk()\n"
         "for _ in range(2000): next(found)\n"
         "before = peak(); count = 2000 + sum(1 for _ in found); print(count, peak() - before)\n"
     )
@@ -298,7 +257,7 @@ def test_errors_name_no_credentials(bucket: Proxy, rn50feat: Run) -> None:
 
 
 def test_names_of_azure_containers_are_no_credentials() -> None:
-    assert remote._SECRET.search("abfs://container@account.dfs.core.windows.net/photos") is None
+    assert urls._SECRET.search("abfs://container@account.dfs.core.windows.net/photos") is None
 
 
 @pytest.mark.parametrize(
@@ -312,7 +271,7 @@ def test_a_package_that_is_missing_is_named(
     monkeypatch.delitem(sys.modules["fsspec.registry"]._registry, scheme, raising=False)
     remote._file_system.cache_clear()
     with pytest.raises(SourceError, match=f"{scheme}:// needs the package {package}: {remedy}"):
-        sources.roots([f"{scheme}://bucket/photos"])
+        roots([f"{scheme}://bucket/photos"])
     remote._file_system.cache_clear()
 
 
@@ -329,15 +288,15 @@ def test_files_of_a_web_server(
     with serving(server):
         assert extract(start, tmp_path / "out.h5", url).new == 6
         assert extract(start, tmp_path / "out.h5", url).unchanged == 6
-        assert sources.read(sources.find(f"{url}/sub/blue.png"))[1] == (pictures / "sub/blue.png").read_bytes()
+        assert contents.read(at(f"{url}/sub/blue.png").stat())[1] == (pictures / "sub/blue.png").read_bytes()
         with pytest.raises(VanishedError):
-            sources.read(sources.Reference(f"{url}/none.png", -1, -1))
+            contents.read(Reference(f"{url}/none.png", -1, -1))
         assert extract(start, tmp_path / "one.h5", f"{url}/red.png").new == 1
         with monkeypatch.context() as patch:
             patch.setattr(Quiet, "do_GET", None)
             assert extract(start, tmp_path / "one.h5", f"{url}/red.png").unchanged == 1
-        assert is_gone(f"{url}/none.png")
-    assert not is_gone(f"{url}/red.png")  # nobody answers
+        assert not at(f"{url}/none.png").exists()
+    assert at(f"{url}/red.png").exists()  # nobody answers
 
 
 @pytest.mark.parametrize("kind", ["tar", "zip"])
@@ -349,11 +308,11 @@ def test_a_web_server_that_gives_no_parts_of_files_is_told_as_that(tmp_path: Pat
     packed(tmp_path / f"a.{kind}", [(f"{i}.png", os.urandom(3 << 20)) for i in range(2)])
     server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path))
     url = f"http://127.0.0.1:{server.server_address[1]}/a.{kind}"
-    reason = f"^{url} cannot be read: its server gives no parts of files: fetch the archive and name the copy$"
+    reason = f"^{url} cannot be read: its server cannot send parts of files: download the archive and name the copy$"
     with serving(server), pytest.raises(SourceError, match=reason):
         extract(start, tmp_path / "out.h5", url)
 
 
 def test_a_local_run_imports_nothing_remote() -> None:
-    program = "import sys, rn50feat.extract, rn50feat.search; print('fsspec' in sys.modules)"
+    program = "import sys, rn50feat.extraction.extract, rn50feat.searching.search; print('fsspec' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], capture_output=True, encoding="utf-8").stdout == "False\n"

@@ -21,7 +21,7 @@ import rn50feat
 from rn50feat import FeatureStore, Shard
 from rn50feat.errors import PruneError, SourceError
 from rn50feat.extraction.preview import preview
-from rn50feat.sources import remote
+from rn50feat.sources import urls
 from rn50feat.sources.selection import Selection
 from rn50feat.store.summary import Summary
 
@@ -83,7 +83,7 @@ def test_links_that_lead_out_of_the_sources_are_told_of(
     assert (summary.new, summary.linked) == (2, [f"{desk}/in/again -> {desk}/pictures/sub"])
     assert extract(start, "in", "pictures").linked == []
     done = rn50feat("extract", "in", "out.h5")
-    assert f"were followed: {desk}/in/again -> {desk}/pictures/sub\n" in done.stderr
+    assert f"followed links out of the sources: {desk}/in/again -> {desk}/pictures/sub\n" in done.stderr
 
 
 def test_names_that_lead_nowhere_are_failures_until_they_do(desk: Path, start: FakeStart) -> None:
@@ -96,9 +96,9 @@ def test_names_that_lead_nowhere_are_failures_until_they_do(desk: Path, start: F
         "pictures/none.png": "is listed, but cannot be found: No such file or directory",
         "nowhere": "is listed, but cannot be found: No such file or directory",
         "pictures/red.png/x": "is listed, but cannot be found: Not a directory",
-        "pipe": "is listed, but is no regular file",
+        "pipe": "is listed, but is not a regular file",
         "ftp:/x/y.jpg": "is listed, but cannot be found: No such file or directory"
-        f" (of URLs, {', '.join(remote.PACKAGES)} are read)",
+        f" (of URLs, {', '.join(urls.PACKAGES)} are read)",
     }
     assert [os.path.basename(location) for location in start.engines[0].seen] == ["red.png"]
     shutil.copy("pictures/white.png", "nowhere")
@@ -181,8 +181,8 @@ def test_the_command_line_takes_lists(desk: Path, start: FakeStart, rn50feat: Ru
     for arguments, message in (
         (["--null", "pictures", "out.h5"], "--null requires --from-file"),
         (["out.h5"], "Missing argument 'SOURCE...'"),
-        (["pictures", "out.h5", "--shard", "0/4"], "0/4 is no shard: give 1/8"),
-        (["pictures", "out.h5", "--shard", "half"], "half is no shard: give 1/8"),
+        (["pictures", "out.h5", "--shard", "0/4"], "0/4 is not a shard: give 1/8"),
+        (["pictures", "out.h5", "--shard", "half"], "half is not a shard: give 1/8"),
     ):
         done = rn50feat("extract", *arguments)
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr

@@ -13,7 +13,7 @@ from stores import store
 from rn50feat import FeatureStore, duplicates, export, merge, verify
 from rn50feat.errors import DamagedStoreError, StoreError
 from rn50feat.searching.search import search_stored
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.checksums import spans
 from rn50feat.store.writer import open_store
 

@@ -17,7 +17,7 @@ from rn50feat.durable import lock
 from rn50feat.durable.disk import Disk
 from rn50feat.errors import StoreError, StoreLockedError
 from rn50feat.searching.search import search_stored
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.compact import compact, is_wasteful
 from rn50feat.store.writer import open_store
 

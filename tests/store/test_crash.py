@@ -22,7 +22,7 @@ from scenes import encoded
 
 from rn50feat import FeatureStore
 from rn50feat.durable import journal, rollback
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.writer import StoreWriter, create_store, open_store
 
 pytestmark = pytest.mark.slow

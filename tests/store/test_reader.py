@@ -13,7 +13,7 @@ from stores import add, hundred
 from rn50feat import FeatureStore
 from rn50feat.errors import ArgumentError, RowError, StoreError
 from rn50feat.extraction.catalogue import Catalogue
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.writer import open_store
 
 

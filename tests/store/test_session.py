@@ -14,8 +14,8 @@ from stores import PROVENANCE, store, values
 from rn50feat import FeatureStore
 from rn50feat.durable.lock import run_lock
 from rn50feat.errors import SourceError, StoreError, StoreLockedError
-from rn50feat.sources.archives import ArchiveRecord
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.archive import ArchiveRecord
+from rn50feat.sources.reference import Reference
 from rn50feat.store import session as sessions
 from rn50feat.store.session import Schedule, WriteSession
 from rn50feat.store.summary import Progress

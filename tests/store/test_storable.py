@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from rn50feat.errors import ArgumentError
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.storable import for_ledger, not_storable, require_storable, storable, unstorable, unstorable_row
 
 WHOLE = bytes(16)

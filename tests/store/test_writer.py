@@ -14,7 +14,7 @@ from stores import PROVENANCE, add, features, first_values, hundred, references
 from rn50feat import FeatureStore
 from rn50feat.durable import journal
 from rn50feat.errors import ArgumentError, RowError, StoreError
-from rn50feat.sources.sources import Reference
+from rn50feat.sources.reference import Reference
 from rn50feat.store.writer import create_store, open_store
 
 

@@ -1,4 +1,4 @@
-"""sources: which files are found, and under which names."""
+"""local: which files of this machine are found, under which names, and what is read of them."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from rn50feat.errors import SourceError
-from rn50feat.sources import sources
-from rn50feat.sources.sources import Reference
+from rn50feat.sources import contents
+from rn50feat.sources.reference import Reference
+from rn50feat.sources.selection import Selection
 
 
 def names(folder: Path, *more: Path) -> list[str]:
-    found = sources.references(sources.roots([folder, *more]))
+    found = Selection([folder, *more]).references()
     return [os.path.relpath(reference.location, folder) for reference in found]
 
 
@@ -64,7 +65,7 @@ def test_what_the_kernel_makes_up_is_never_entered(tmp_path: Path, caplog: pytes
     assert f"{tmp_path}/p leads to /proc, where the system has no images: not followed" in caplog.text
     caplog.clear()
     assert names(Path("/proc/self")) == []
-    assert "is the system's and has no images: not entered" in caplog.text
+    assert "belongs to the system and has no images: not entered" in caplog.text
 
 
 def test_only_regular_files_are_found(tmp_path: Path) -> None:
@@ -79,41 +80,8 @@ def test_only_regular_files_are_found(tmp_path: Path) -> None:
 
 def test_a_pipe_in_the_place_of_a_file_does_not_block(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(SourceError, match="no regular file any more"):
-        sources.read(Reference(str(tmp_path / "pipe"), 1, 1))
-
-
-def test_sources_inside_others_are_dropped(tmp_path: Path) -> None:
-    make(tmp_path, "a/1", "ab/2")
-    assert sources.roots([tmp_path / "a", tmp_path / "ab", tmp_path / "a/1", tmp_path / "a"]) == [
-        str(tmp_path / "a"),
-        str(tmp_path / "ab"),
-    ]
-
-
-def test_two_dots_after_a_link_lead_to_where_the_link_leads(tmp_path: Path) -> None:
-    (tmp_path / "there/deep").mkdir(parents=True)
-    (tmp_path / "here").mkdir()
-    (tmp_path / "here/link").symlink_to(tmp_path / "there/deep")
-    for folder in ("here", "there"):
-        (tmp_path / folder / "x").mkdir()
-    assert sources.roots([tmp_path / "here/link/../x"]) == [str(tmp_path / "there/x")]
-    assert sources.roots([tmp_path / "here/link/.."]) == [str(tmp_path / "there")]
-
-
-def test_one_folder_has_one_name_however_it_is_reached(tmp_path: Path) -> None:
-    make(tmp_path, "real/pictures/1")
-    (tmp_path / "link").symlink_to("real")
-    (tmp_path / "album").symlink_to("real/pictures")
-    assert sources.locate(tmp_path / "link/pictures") == str(tmp_path / "real/pictures")
-    assert sources.locate(tmp_path / "album") == str(tmp_path / "album")
-
-
-@pytest.mark.parametrize("name", ["missing", "pipe"])
-def test_a_source_that_cannot_be_used_is_named(tmp_path: Path, name: str) -> None:
-    os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(SourceError, match=f"{name}.*: name "):
-        sources.roots([tmp_path / name])
+    with pytest.raises(SourceError, match="no longer a regular file"):
+        contents.read(Reference(str(tmp_path / "pipe"), 1, 1))
 
 
 def test_reading_gives_the_facts_of_the_bytes_that_were_read(tmp_path: Path) -> None:
@@ -121,12 +89,12 @@ def test_reading_gives_the_facts_of_the_bytes_that_were_read(tmp_path: Path) -> 
     path.write_bytes(b"new bytes")
     os.utime(path, ns=(5, 7))
     stale = Reference(str(path), 1, 1)
-    reference, data = sources.read(stale)
+    reference, data = contents.read(stale)
     assert (data, reference.size, reference.mtime_ns) == (b"new bytes", 9, 7)
-    assert reference == sources.digest(stale)
+    assert reference == contents.digest(stale)
     assert reference.digest == hashlib.blake2b(b"new bytes", digest_size=16).digest()
 
 
 def test_an_unreadable_file_says_why(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="has vanished"):
-        sources.read(Reference(str(tmp_path / "gone"), 1, 1))
+        contents.read(Reference(str(tmp_path / "gone"), 1, 1))
