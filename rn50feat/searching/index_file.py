@@ -1,13 +1,14 @@
-"""The two files of an index, which change from one state to the next as a whole, or not at all.
+"""Read and replace the two files of an index atomically.
 
-In: the bytes of a FAISS file and what is known of it. Out: ``out.faiss``, an ordinary
-FAISS file beside the store ``out.h5``, and ``out.faiss.json`` with the facts.
+In: the bytes of a FAISS file and the facts about it. Out: ``out.faiss``, an
+ordinary FAISS file next to the store ``out.h5``, and ``out.faiss.json`` with
+the facts.
 
-Two files cannot be renamed at once. So the facts go first, and hold those of
-the file that is there as well as those of the one that is about to be; a
-reader takes the ones that fit the FAISS file that it finds, by size and time,
-or else by checksum. Whenever a write is stopped, the old index is there or
-the new one. Needs no FAISS.
+Two files cannot be renamed at once. So the facts are replaced first, and
+describe both the existing FAISS file and the new one; a reader uses the facts
+that match the FAISS file it finds, by size and time, or else by checksum.
+Whenever a write stops, either the old index is complete or the new one. Needs
+no FAISS.
 """
 
 from __future__ import annotations
@@ -86,11 +87,11 @@ def _new(path: Path) -> Path:
 
 
 def read_facts(store: Path, *, thorough: bool = False) -> IndexFacts | None:
-    """Return the facts of the index beside `store`, None where there is none.
+    """Read the facts of the index next to `store`; None if there is none.
 
-    A FAISS file with the size and time that it was written with is taken to
-    be whole; any other, and any when `thorough`, is hashed. Raises
-    `IndexingError` when it is not what was written.
+    A FAISS file that has the size and time of its facts is assumed to be
+    intact; any other, and any if `thorough`, is hashed. Raises `IndexingError`
+    if it is damaged.
     """
     for _ in range(_ATTEMPTS):
         seen = _state(store)
@@ -101,11 +102,11 @@ def read_facts(store: Path, *, thorough: bool = False) -> IndexFacts | None:
         except IndexingError:
             if _state(store) == seen:
                 raise
-    raise IndexingError(f"{faiss_path(store)} changes all the time: try again")
+    raise IndexingError(f"{faiss_path(store)} keeps changing: try again later")
 
 
 def load(store: Path, read: Callable[[Path], Index], *, thorough: bool = False) -> tuple[Index, IndexFacts] | None:
-    """Return what `read` makes of the FAISS file, and its facts, None where there is none; as `read_facts`."""
+    """Read the FAISS file with `read`, and its facts like `read_facts`; None if there is none."""
     for _ in range(_ATTEMPTS):
         seen = _state(store)
         if (facts := read_facts(store, thorough=thorough)) is None:
@@ -113,11 +114,11 @@ def load(store: Path, read: Callable[[Path], Index], *, thorough: bool = False) 
         index = read(faiss_path(store))
         if _state(store) == seen:
             return index, facts
-    raise IndexingError(f"{faiss_path(store)} changes all the time: try again")
+    raise IndexingError(f"{faiss_path(store)} keeps changing: try again later")
 
 
 def require_same(store: FeatureStore, facts: IndexFacts) -> None:
-    """Raise `IndexingError` when an index is not one of `store` as it is now, `HistoryError` when it once was."""
+    """Raise `IndexingError` if an index does not belong to `store`, `HistoryError` if it once did."""
     path, helps = faiss_path(store.path), remedy(store.path)
     if facts.store_id != store.id:
         raise IndexingError(f"{path} belongs to another store, {facts.store_id}, not {store.id}: {helps}")
@@ -144,7 +145,7 @@ class _State:
 
 
 def _state(store: Path) -> _State | None:
-    """Return the state of both files, None where there is no FAISS file."""
+    """Look up the state of both files; None if there is no FAISS file."""
     try:
         with open_regular(faiss_path(store)) as file:
             status = os.fstat(file.fileno())
@@ -157,7 +158,7 @@ def _state(store: Path) -> _State | None:
 
 
 def _text(path: Path) -> bytes | None:
-    """Return the facts as they are written, None where there are none; no more than makes sense."""
+    """Read the text of the facts up to `_LONGEST_TEXT` bytes; None if there are none."""
     try:
         with open_regular(path) as file:
             return file.read(_LONGEST_TEXT)
@@ -171,7 +172,7 @@ def remedy(store: Path) -> str:
 
 
 def _fitting(store: Path, seen: _State, thorough: bool) -> IndexFacts:
-    """Return those facts that are about the FAISS file that is there."""
+    """Find the facts that match the existing FAISS file; raise `IndexingError` if there are none."""
     path = faiss_path(store)
     if seen.text is None:
         raise IndexingError(f"{path} lacks the facts in {facts_path(store).name}: {remedy(store)}")
@@ -222,11 +223,11 @@ def save(
     *,
     disk: Disk = DISK,
 ) -> IndexFacts:
-    """Put an index in the place of the one beside `store`, whose facts are `before`; return its facts.
+    """Replace the index next to `store`, whose facts are `before`, by a new one; return its facts.
 
-    `write_index` hands the bytes of the FAISS file to what it is given. The
+    `write_index` passes the bytes of the FAISS file to its argument. The
     caller holds the `lock.run_lock` of `faiss_path`. Raises `IndexingError`
-    when the disk does not take it; what was there stays.
+    if the disk cannot be written; the existing index is then unchanged.
     """
     path, about = faiss_path(store), facts_path(store)
     try:
@@ -240,7 +241,7 @@ def save(
         }
         _write_text(_new(about), json.dumps(record, indent=2) + "\n", disk)
         disk.rename(_new(about), about)
-        disk.sync_folder(path.parent)  # before the FAISS file: facts that are of neither file must never be seen
+        disk.sync_folder(path.parent)  # before the FAISS file: facts that match neither file must never be visible
         disk.rename(_new(path), path)
         disk.sync_folder(path.parent)
     except OSError as error:
@@ -252,7 +253,7 @@ def save(
 
 
 def remove_leftovers(store: Path, *, disk: Disk = DISK) -> None:
-    """Remove what a write that was stopped left; the caller holds the lock."""
+    """Remove the files of an interrupted write; the caller holds the lock."""
     for path in (faiss_path(store), facts_path(store)):
         if _new(path).exists():
             with suppress(OSError):

@@ -169,7 +169,7 @@ class RunRecord:
 
 
 def _version(package: str) -> str | None:
-    """Return the version of a package, None where another one (pillow-simd, say) stands in for it."""
+    """Return the version of a package; None if another one, such as pillow-simd, replaces it."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
