@@ -97,7 +97,7 @@ def test_nothing_in_a_weights_file_is_executed(tmp_path: Path, monkeypatch: pyte
         (b"\xff\xd8\xff\xe0" + bytes(range(256)), "is not a weights file: use a ResNet50 state dict, .*weights$"),
         (b"PK\3\4" + bytes(300), "is damaged or truncated: download it again$"),
         ((20).to_bytes(8, "little") + b'{"broken": ' + bytes(20), "damaged safetensors"),
-        (bytes(257) + b"ustar" + bytes(250), "tar form of torch 0.1.*resnet50-0676ba61.pth instead"),
+        (bytes(257) + b"ustar" + bytes(250), "tar file of torch 0.1.*resnet50-0676ba61.pth instead"),
     ],
 )
 def test_a_damaged_file_is_told_from_weights(tmp_path: Path, content: bytes, reason: str) -> None:

@@ -69,7 +69,7 @@ def test_damaged_rows_are_no_hits_and_crowd_out_none(tmp_path: Path, metric: str
         signalling = (np.uint16, 0x7D01) if dtype == "float16" else (np.uint32, 0x7F800001)
         features[7].view(signalling[0])[...] = signalling[1]
         file["features"][...] = features
-    assert len(verify(store).findings) == 5
+    assert sum("is not finite" in finding for finding in verify(store).findings) == 5
     (result,) = search_stored(["00000.jpg"], store, k=25, metric=metric)
     assert {hit.id for hit in result.hits} == set(range(30)) - {3, 4, 5, 6, 7}
     assert all(np.isfinite(hit.score) for hit in result.hits)
