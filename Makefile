@@ -2,7 +2,8 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
-TWO := --numprocesses=2 --dist=loadfile  # two files of tests at a time
+# Two files of tests at a time, each with one thread of the numeric libraries.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses=2 --dist=loadfile
 
 .PHONY: demo quick test check bench readme clean
 
@@ -14,10 +15,10 @@ demo: $(VENV)/installed  ## extract the example images and search them
 	$(BIN)/rn50feat info demo.h5
 
 quick: $(VENV)/installed  ## the tests of a minute, while you work
-	$(BIN)/python -m pytest $(TWO) -m "not slow and not network and not browser"
+	$(PYTEST) -m "not slow and not network and not browser"
 
 test: check  ## all checks and all tests
-	$(BIN)/python -m pytest $(TWO)
+	$(PYTEST)
 
 check: $(VENV)/installed  ## style, types and packaging
 	$(BIN)/ruff check .

@@ -38,7 +38,7 @@ RN50FEAT = [sys.executable, "-c", _CODE]
 MARKS = {  # by the fixture that a test asks for
     "browser": {"chromium"},
     "network": {"moto", "ray_cluster", "server"},
-    "slow": {"card", "planted", "ray_cluster", "resnet", "resnet50"},
+    "slow": {"card", "planted", "ray_cluster", "resnet", "resnet50", "rn50feat"},
 }
 
 

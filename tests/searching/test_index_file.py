@@ -149,6 +149,7 @@ def test_a_copied_index_is_as_good_and_flipped_bits_are_found_by_verify(store: F
     assert "damaged" in rn50feat.verify(store).findings[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", [True, False])
 def test_an_index_stopped_anywhere_is_the_old_one_or_the_new_one(
     tmp_path: Path, first: bool, monkeypatch: pytest.MonkeyPatch
