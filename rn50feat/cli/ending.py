@@ -101,26 +101,26 @@ class Ending:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        ears, mouth = os.pipe()
-        os.set_blocking(mouth, False)
+        receiver, sender = os.pipe()
+        os.set_blocking(sender, False)
 
         def handle(number: int, _: object) -> None:
             pass  # the thread does it
 
         def listen() -> None:
-            while number := os.read(ears, 1):
+            while number := os.read(receiver, 1):
                 if signal.getsignal(number[0]) is handle:
                     self._close(128 + number[0], None)
                     os._exit(128 + number[0])
 
         before = {number: signal.signal(number, handle) for number in STOPS if _ends(number)}
-        wakeup = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
+        wakeup = signal.set_wakeup_fd(sender, warn_on_full_buffer=False)
         threading.Thread(target=listen, daemon=True).start()
         try:
             yield
         finally:
             signal.set_wakeup_fd(wakeup)
-            os.close(mouth)
+            os.close(sender)
             for number, handler in before.items():
                 signal.signal(number, handler)
 
@@ -152,7 +152,7 @@ def _ends(number: int) -> bool:
 
 
 def _raised_by_click(error: OSError) -> bool:
-    """Check whether an error was raised by the printing of help."""
+    """Check whether click raised an error, while it printed help."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next

@@ -145,7 +145,8 @@ def test_help_and_other_forms_are_no_json(folder: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("RN50FEAT_JSON", "1")
     assert CliRunner().invoke(main, ["--version"]).stdout.startswith("rn50feat")
     assert CliRunner().invoke(main, ["search", "--stored", "pictures/red.png", "--csv"]).stdout.startswith("query,")
-    assert CliRunner().invoke(main, ["search", "--stored", "x", "--csv", "--json"]).stdout == ""  # of two forms neither
+    two = CliRunner().invoke(main, ["search", "--stored", "x", "--csv", "--json"])
+    assert "cannot be combined" in told(two.stdout)["error"]
     assert "Usage" in told(CliRunner().invoke(main, ["search"]).stdout)["error"]
 
 

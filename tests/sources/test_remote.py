@@ -175,11 +175,7 @@ def test_thousands_of_objects_are_listed_in_pages(bucket: Proxy) -> None:
 
 def test_a_listing_takes_no_more_memory_for_ten_times_as_many_objects(tmp_path: Path) -> None:
     program = (
-<<<<<<< HEAD
         "import resource, sys; from rn50feat.sources.location import at\n"
-=======
-        "import resource, sys; from rn50feat.sources import sources\n"
->>>>>>> 9c421af (Tests: modules by their names of today)
         "def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
         "found = at('s3://b/folder').walk()\n"
         "for _ in range(2000): next(found)\n"
