@@ -11,6 +11,7 @@ from vectors import clusters, filled
 
 import rn50feat
 from rn50feat import FeatureStore
+from rn50feat.errors import DamagedStoreError
 from rn50feat.extraction.verify import verify
 from rn50feat.searching.exact import scan
 from rn50feat.searching.search import search_stored
@@ -74,4 +75,5 @@ def test_damaged_rows_are_no_hits_and_crowd_out_none(tmp_path: Path, metric: str
     assert {hit.id for hit in result.hits} == set(range(30)) - {3, 4, 5, 6, 7}
     assert all(np.isfinite(hit.score) for hit in result.hits)
     assert len(search_stored(["00000.jpg"], store, k=3, metric=metric)[0].hits) == 3
-    assert search_stored(["00003.jpg"], store, metric=metric)[0].hits == ()
+    with pytest.raises(DamagedStoreError, match="the row of 00003.jpg in .*out.h5 is damaged: run rn50feat extract"):
+        search_stored(["00003.jpg"], store, metric=metric)
