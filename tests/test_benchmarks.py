@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-BENCHMARK = str(Path(__file__).parent.parent / "benchmarks" / "gpu.py")
+BENCHMARK = str(Path(__file__).parent / "benchmarks" / "gpu.py")
 
 
 @pytest.mark.slow

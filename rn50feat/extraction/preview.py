@@ -28,8 +28,8 @@ from rn50feat.store.reader import FeatureStore, locate_output
 # Measured in bytes, on stores of 1 to 10,000 rows that `writer` made in batches of 32: what a file with one row takes
 # besides its chunk of features, which is tables and the first chunk of every other column, and what each row adds to
 # that: 73 and its path, which is often about as long.
-FIRST_ROW = 110_000
-ROW_OVERHEAD = 150
+FIRST_ROW = 130_000
+ROW_OVERHEAD = 158
 
 
 @dataclass(frozen=True)

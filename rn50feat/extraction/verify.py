@@ -158,11 +158,13 @@ def _check_rows(store: FeatureStore, report: Findings) -> None:
         rows_read = _reading(f"rows {first} to {min(count, first + BLOCK) - 1}", report)
         with store.reading(), rows_read, np.errstate(invalid="ignore"):
             block: Any = store.block(first, BLOCK).astype(np.float32)
-            for damaged in store.wrong_rows(first, BLOCK):
-                report.findings.append(f"row {damaged} ({store.path_of(damaged)}) differs from its checksum")
+            differing = set(store.wrong_rows(first, BLOCK))
             for wrong, rows in (("not finite", ~np.isfinite(block).all(axis=1)), ("all zero", ~block.any(axis=1))):
                 for row in np.flatnonzero(rows):
                     report.findings.append(f"row {first + row} ({store.path_of(first + int(row))}) is {wrong}")
+                    differing.discard(first + int(row))
+            for row in sorted(differing):
+                report.findings.append(f"row {row} ({store.path_of(row)}) differs from its checksum")
 
 
 def _check_paths(store: FeatureStore, report: Findings) -> None:

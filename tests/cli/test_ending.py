@@ -186,7 +186,8 @@ def test_a_run_that_a_signal_stops(tmp_path: Path, pictures: Path) -> None:
 def test_a_command_that_a_signal_ends(store: FeatureStore, number: signal.Signals) -> None:
     """Even while it is busy in a library: a thread prints the line."""
     code = (
-        "import threading, time; from rn50feat.cli.main import main; from rn50feat import FeatureStore;"
+        "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler);"
+        "from rn50feat.cli.main import main; from rn50feat import FeatureStore;"
         "FeatureStore.failures = lambda store: (print('here', flush=True), time.sleep(60)); main()"
     )
     command = [sys.executable, "-c", code, "info", str(store.path), "--json"]

@@ -60,7 +60,9 @@ def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(pwd, "getpwuid", unknown)
     assert (caches.compiled_path("x"), caches.compiled()) == (None, [])
-    with pytest.raises(WeightsError, match="there is no home folder .*: set TORCH_HOME to a folder, or give --weights"):
+    with pytest.raises(
+        WeightsError, match="there is no home folder .*: set TORCH_HOME to a folder, or use --weights FILE"
+    ):
         weights.find("imagenet-v1")
     assert weights.find("random").path is None
     monkeypatch.setenv("TORCH_HOME", "/somewhere")

@@ -73,7 +73,7 @@ def test_a_truncated_jpeg_is_a_failure_for_either_decoder() -> None:
 def test_a_flaw_that_every_decoder_passes_over_is_no_failure() -> None:
     data = encoded(scene(4, 300, 256))
     at = data.index(b"\xff\xda") + 400
-    flawed = data[:at] + b"\xff\xd3" + data[at + 2 :]  # a marker in the middle of the scan
+    flawed = data[:at] + bytes(9) + data[at + 9 :]
     slim, pillow = decode(flawed, SLIM, ".jpg"), decode(flawed, SLIM_PILLOW, ".jpg")
     assert np.abs(slim - pillow).mean() < 3
 

@@ -105,7 +105,7 @@ def test_features_are_those_of_keras(keras: Path, pictures: Path, tmp_path: Path
     assert FeatureStore(tmp_path / "out.h5").provenance.network == "keras resnet50"
     told = rn50feat("info").stdout
     assert "keras resnet50, layer avgpool" in told
-    assert "as keras: squashed to 224x224 (nearest)" in told
+    assert "squashed to 224x224 (nearest)" in told
     assert "EXIF orientation ignored, transparency dropped, BGR" in told
 
 
