@@ -163,8 +163,8 @@ def _check_rows(store: FeatureStore, report: Findings) -> None:
                 for row in np.flatnonzero(rows):
                     report.findings.append(f"row {first + row} ({store.path_of(first + int(row))}) is {wrong}")
                     differing.discard(first + int(row))
-            for row in sorted(differing):
-                report.findings.append(f"row {row} ({store.path_of(row)}) differs from its checksum")
+            for damaged in sorted(differing):
+                report.findings.append(f"row {damaged} ({store.path_of(damaged)}) differs from its checksum")
 
 
 def _check_paths(store: FeatureStore, report: Findings) -> None:
