@@ -131,6 +131,14 @@ def test_each_library_has_its_owner() -> None:
             assert owned or not used, f"{name} imports {library}"
 
 
+def test_kinds_of_places_are_told_apart_in_sources_alone() -> None:
+    kinds = {"Local", "Remote", "Member", "is_url", "is_archive", "split", "join"}
+    for name in MODULES:
+        if not name.startswith("sources"):
+            used = {other.rpartition(".")[2] for other in imports(name) if other.startswith("rn50feat.sources.")}
+            assert not used & kinds, name
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("module", "absent"), [("store.writer", "torch"), ("model.network", "h5py")])
 def test_store_works_without_torch_and_the_network_without_h5py(module: str, absent: str) -> None:

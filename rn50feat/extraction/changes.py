@@ -18,7 +18,6 @@ from rn50feat.extraction.catalogue import Catalogue
 from rn50feat.extraction.plan import Step, Verdict
 from rn50feat.extraction.todo import Todo
 from rn50feat.sources.presence import obstacle
-from rn50feat.sources.tars import COMPRESSED
 from rn50feat.store.reader import stored_path
 from rn50feat.store.session import WriteSession
 
@@ -84,8 +83,6 @@ def failure_of(step: Step) -> Failure | None:
     """Return why a file, or an archive, that the network does not see has failed; None where it has not."""
     if step.verdict is Verdict.MISSING:
         return Failure(step.reference, obstacle(step.reference.location), "access")
-    if step.verdict is Verdict.PACKED:
-        return Failure(step.reference, COMPRESSED)
     if step.fault:
         return Failure(step.reference, step.fault, "access" if step.verdict is Verdict.UNREADABLE else "content")
     return None

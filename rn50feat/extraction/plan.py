@@ -25,6 +25,7 @@ from rn50feat.sources.exclusion import Excluded
 from rn50feat.sources.location import at
 from rn50feat.sources.reference import Reference
 from rn50feat.sources.selection import Found
+from rn50feat.sources.tars import COMPRESSED
 from rn50feat.store.reader import FailureRecord, stored_path
 from rn50feat.store.storable import for_ledger, unstorable
 
@@ -129,7 +130,7 @@ def _step(
     if reference.size < 0:
         return Step(Verdict.MISSING, reference, row)
     if is_compressed_whole(reference.location):
-        return Step(Verdict.PACKED, reference, row)
+        return Step(Verdict.PACKED, reference, row, fault=COMPRESSED)
     if row is None and path not in catalogue.failures and not _is_image(reference):
         return Step(Verdict.IGNORED, reference)
     if not hashing or not catalogue.may_hold_copy(reference.size):

@@ -17,7 +17,6 @@ from rn50feat.extraction.catalogue import Catalogue
 from rn50feat.extraction.plan import Step, Verdict
 from rn50feat.sources.exclusion import Excluded
 from rn50feat.sources.reference import Reference
-from rn50feat.sources.tars import COMPRESSED
 from rn50feat.store.reader import stored_path
 from rn50feat.store.session import WriteSession
 
@@ -107,7 +106,7 @@ class Todo:
         if step.verdict is Verdict.EXCLUDED:
             self._on_excluded(Excluded(location, step.pattern))
         elif step.verdict is Verdict.PACKED:
-            logger.warning("%s %s", location, COMPRESSED)
+            logger.warning("%s %s", location, step.fault)
         elif step.doubt:
             logger.warning("%s %s", location, step.doubt)
         self._count(step)

@@ -49,7 +49,7 @@ class Archive:
         return _listing(self.file, self.reference.size, self.reference.mtime_ns)
 
     def members(self) -> Iterator[Reference]:
-        """Yield a reference for each member, in the order in which they lie in the archive."""
+        """Yield a reference for each member, in the order of the archive."""
         for name, extent in self.listing().members.items():
             location = join(self.reference.location, name)
             yield Reference(location, extent.size, self.reference.mtime_ns, offset=extent.offset)

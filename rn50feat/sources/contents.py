@@ -1,4 +1,4 @@
-"""Read files, wherever they lie.
+"""Read files of any kind of place.
 
 In: a reference. Out: its bytes, or their digest, with the size and time that
 the file had when they were read.

@@ -16,7 +16,7 @@ class Extent:
 
 @dataclass(frozen=True)
 class Listing:
-    """The members of an archive by name, in the order in which they lie in it.
+    """The members of an archive by name, in the order of the archive.
 
     ``fault`` says what part of the archive cannot be read, ``doubt`` what is
     uncertain about its names; both are "" where all is well.

@@ -22,7 +22,7 @@ from rn50feat.sources.urls import is_url
 
 
 class Location(Protocol):
-    """A place where bytes lie. Errors are `SourceError`s that give the reason without the location."""
+    """A place that holds files. Errors are `SourceError`s that give the reason without the location."""
 
     @property
     def path(self) -> str:

@@ -22,7 +22,7 @@ _RANGE = re.compile(r"(.*?)\{(\d{1,9})\.\.(\d{1,9})\}(.*)", re.DOTALL)
 
 
 def roots(sources: Iterable[str | os.PathLike[str]]) -> list[Location]:
-    """Return the places of `sources`, without those that lie inside another.
+    """Return the places of `sources`, without those inside another.
 
     Raises `SourceError` for a source that does not exist, or is neither a
     folder, a regular file, a member of an archive nor a URL.

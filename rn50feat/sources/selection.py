@@ -55,7 +55,7 @@ class Shard:
 
 
 class Selection:
-    """The files of a run: those at or below `pictures`, folders or files, then those of a list.
+    """The files of a run: those at or below `images`, folders or files, then those of a list.
 
     The names in `listing` (``-`` is standard input) are relative to the
     working folder, and end in NULs if `null` is set. Files that a list names
@@ -71,16 +71,16 @@ class Selection:
 
     def __init__(
         self,
-        pictures: Sources,
+        images: Sources,
         *,
         listing: str | os.PathLike[str] | None = None,
         null: bool = False,
         shard: Shard | None = None,
         exclude: Sequence[str] = (),
     ) -> None:
-        if isinstance(pictures, (str, os.PathLike)):
-            pictures = [pictures]
-        self.roots = roots(pictures)
+        if isinstance(images, (str, os.PathLike)):
+            images = [images]
+        self.roots = roots(images)
         self._places = frozenset(root.path for root in self.roots)
         self._real_places = frozenset(os.path.realpath(root.path) for root in self.roots if not root.needs_network)
         self.outside: dict[str, str] = {}
@@ -90,9 +90,9 @@ class Selection:
         self._exclusion = Exclusion(exclude, self._places)
 
     @classmethod
-    def of(cls, pictures: Sources | Selection) -> Selection:
-        """Return the selection of all of `pictures`, which may be one already."""
-        return pictures if isinstance(pictures, Selection) else cls(pictures)
+    def of(cls, images: Sources | Selection) -> Selection:
+        """Return the selection of all of `images`, which may be one already."""
+        return images if isinstance(images, Selection) else cls(images)
 
     def references(self) -> Iterator[Reference]:
         """Yield a `Reference` for each file, an archive being one, folders in sorted order."""

@@ -1,4 +1,4 @@
-"""List a tar archive, and read single members where they lie.
+"""List a tar archive, and read single members without unpacking it.
 
 In: an open file. Out: its members in their order, each with the place of its
 bytes; or those bytes, in blocks. Archives may be damaged or hostile: what they

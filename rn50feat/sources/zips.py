@@ -1,13 +1,13 @@
-"""List a zip archive, and read single members where they lie.
+"""List a zip archive, and read single members without unpacking it.
 
-In: an open file. Out: the members of its directory, in the order in which they
-lie in the file, each with the place of its bytes; or those bytes, checked
-against their checksum, for members that are stored or deflated.
+In: an open file. Out: the members of its directory, in the order of their
+bytes in the file, each with its place; or those bytes, checked against their
+checksum, for members that are stored or deflated.
 
-Not by ``zipfile``, for two reasons. It reads a member only with the directory
-of the whole archive at hand, which takes 617 MB and 8 CPU seconds for a million members; here a
-decoding process needs nothing but the member's offset. And one bad entry makes
-it refuse the archive, where this module reads all others.
+``zipfile`` would not do. It reads a member only with the directory of the whole
+archive at hand, which takes 617 MB and 8 CPU seconds for a million members (a
+listing here: 562 MB, 11 s); a decoding process needs nothing but a member's
+offset. And it refuses an archive for one bad entry, where this reads all others.
 """
 
 from __future__ import annotations
