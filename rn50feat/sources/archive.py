@@ -148,7 +148,9 @@ def is_compressed_whole(path: str) -> bool:
 
 def split(path: str) -> tuple[str, str] | None:
     """Split ``archive.tar::member`` into archive and member; None for any other text."""
-    match = _LOCATION.fullmatch(path) if "::" in path else None
+    if "::" not in path:
+        return None
+    match = _LOCATION.fullmatch(path)
     return (match[1], match[2]) if match else None
 
 

@@ -77,10 +77,10 @@ class Exclusion:
 
         As in git, all files of a folder that is left out are left out, whatever else matches them.
         """
-        archive, member = split(name) or (name, "")
-        if not member and is_archive(name):
+        member = split(name)
+        if member is None and is_archive(name):
             return self.rule_of_folder(name)
-        path = f"{archive}/{member}" if member else name
+        path = "/".join(member) if member else name
         return self._folder(path.rpartition("/")[0]) or (self._match(path) if self._of_files else None)
 
     def rule_of_folder(self, name: str) -> str | None:

@@ -21,20 +21,16 @@ from rn50feat.sources.reference import Reference
 
 @dataclass(slots=True, unsafe_hash=True)
 class Local:
-    """A path of this machine. One that comes from a walk has its ``entry``, and with it the facts of that moment."""
+    """A path of this machine. One that comes from a walk has its ``entry`` or ``status``: the facts of that moment."""
 
     path: str
     entry: os.DirEntry[str] | None = field(default=None, compare=False)
+    status: os.stat_result | None = field(default=None, compare=False)
 
     @property
     def needs_network(self) -> bool:
         """False: to look at it costs no request."""
         return False
-
-    @property
-    def is_folder(self) -> bool:
-        """Whether this comes from a walk and is a folder, or a link to one, that the walk did not enter."""
-        return self.entry is not None and folders.is_folder(self.entry)
 
     def walk(
         self, tour: folders.Tour | None = None, enters: Callable[[str], bool] = lambda folder: True
@@ -44,8 +40,13 @@ class Local:
         Folders that `enters` refuses are yielded too, and not entered. Links
         to folders are left to the `tour`; without one they are followed last.
         """
-        if not os.path.isdir(self.path):
+        try:
+            status = os.stat(self.path)
+        except (OSError, ValueError):  # `stat` says why
             yield self
+            return
+        if not stat.S_ISDIR(status.st_mode):
+            yield Local(self.path, status=status)
             return
         own = folders.Tour(warn=False) if tour is None else tour
         for entry in own.entries(self.path, enters):
@@ -60,7 +61,7 @@ class Local:
         What a walk meets on a file system of the kernel's is none: the kernel makes up its bytes.
         """
         try:
-            status = os.stat(self.path) if self.entry is None else self.entry.stat()
+            status = self.status or (os.stat(self.path) if self.entry is None else self.entry.stat())
         except (FileNotFoundError, NotADirectoryError, ValueError) as error:
             raise VanishedError(f"cannot be found: {getattr(error, 'strerror', error)}") from error
         except OSError as error:

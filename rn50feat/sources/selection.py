@@ -209,7 +209,7 @@ class Selection:
             name = _name(place.path, root, listed)
             if not self._holds(name):
                 continue
-            if isinstance(place, Local) and place.is_folder:
+            if isinstance(place, Local) and place.entry is not None and folders.is_folder(place.entry):
                 yield Excluded(f"{place.path}/", self._exclusion.rule_of_folder(name) or "")
             elif pattern := self._exclusion.rule(name):
                 yield Excluded(place.path, pattern)
@@ -242,5 +242,5 @@ def _name(location: str, root: str, listed: str | None = None) -> str:
     """Return the path of a file below its source, or its own name where it is the source; in a list, as named there."""
     if location == root:
         return os.path.basename(location) if listed is None else listed
-    below = location[len(os.path.join(root, "")) :]
+    below = location[len(root) + (not root.endswith("/")) :]
     return below if listed is None else os.path.join(listed, below)
