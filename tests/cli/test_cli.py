@@ -190,6 +190,7 @@ def test_mistakes_get_one_line_and_harm_nothing(
     assert {path: path.read_bytes() for path in store.parent.glob("*.h5*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("redirected", "reason"), [(">/dev/full", "No space left on device"), (">&-", "Bad file descriptor")]
 )
@@ -210,6 +211,7 @@ def test_results_that_cannot_be_printed_are_told_of(
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-", "<&- >&- 2>&-"])
 def test_messages_that_cannot_be_written_end_no_run(store: Path, redirected: str) -> None:
     (store.parent / "pictures/plain.png").unlink()

@@ -68,6 +68,7 @@ def test_a_disk_that_hangs_is_not_the_pictures_fault(odd: Path) -> None:
     assert (failure.cause, failure.reason) == ("access", "could not be read in time: is its disk or network there?")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("width", "reason"),
     [

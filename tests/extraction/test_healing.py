@@ -93,6 +93,7 @@ def test_every_row_is_checked_within_some_runs(monkeypatch: pytest.MonkeyPatch, 
     assert parts == [(0, 5)]
 
 
+@pytest.mark.slow
 def test_flipped_bytes_are_healed(path: Path, pictures: Path, start: FakeStart) -> None:
     """What `verify` finds, a run repairs; damage to HDF5's own structures is refused by both."""
     before, rng = path.read_bytes(), random.Random(1)

@@ -190,6 +190,7 @@ def test_two_runs_at_once(shades: Path) -> None:
     assert extract(shades, FakeStart()).new == 20
 
 
+@pytest.mark.slow
 def test_search_while_extract_goes_on(shades: Path, start: FakeStart) -> None:
     """Every answer is one of the committed rows, and no reader or writer fails."""
     (shades.parent / "query.png").write_bytes((shades / "10.png").read_bytes())

@@ -147,6 +147,7 @@ def test_a_picture_that_is_too_large_is_refused_before_it_is_decoded(monkeypatch
         decode(png(50_000, 50_000, 8, 0, b""))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("size", "scale"), [((1023, 2000), 1), ((1024, 1500), 2), ((2047, 2100), 2), ((2048, 3001), 4), ((4100, 4096), 8)]
 )
@@ -171,6 +172,7 @@ def test_large_jpegs_are_decoded_at_a_smaller_scale(
     assert np.sqrt(np.mean((scaled.astype(float) - exact) ** 2)) < 1.5
 
 
+@pytest.mark.slow
 def test_a_large_jpeg_is_measured_at_the_scale_at_which_it_is_decoded() -> None:
     data = encoded(scene(9, 4096, 4096))
     decoding.decode(data, PLAIN, suffix=".jpg", max_pixels=300_000)

@@ -98,6 +98,7 @@ def test_model_prints_a_line_for_each_layer_and_the_totals(here: Callable[..., R
     assert lines[-1].split()[:5] == "with fc 25,557,032 parameters 4.089".split()
 
 
+@pytest.mark.slow
 def test_model_of_a_weights_file_shows_its_own_network(here: Callable[..., Result], tmp_path: Path) -> None:
     tensors = published.state(classifier=False)
     keras_files.write_by_layer(tmp_path / "k.h5", published.keras_layers(tensors, published.biases(tensors)))

@@ -297,6 +297,7 @@ def go_back_before_marks(store: FeatureStore) -> None:
         del file["history"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "happen", [lose_rows, diverge, bring_back_removed, restore_between_commits, go_back_before_marks]
 )

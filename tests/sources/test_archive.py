@@ -180,6 +180,7 @@ def test_zip_archives_of_all_kinds(tmp_path: Path, method: int) -> None:
     assert members(tmp_path / "b.zip") == content
 
 
+@pytest.mark.slow
 def test_a_zip_of_more_members_than_16_bits_count(tmp_path: Path) -> None:
     content = [(f"{i}", b"") for i in range(70_000)]
     listing = opened(zipped(tmp_path / "a.zip", content, zipfile.ZIP_STORED)).listing()

@@ -126,6 +126,7 @@ def test_spans_are_neighbours() -> None:
     assert [*spans([3, 1, 2, 9, 9, 1023, 1024])] == [slice(1, 4), slice(9, 10), slice(1023, 1024), slice(1024, 1025)]
 
 
+@pytest.mark.slow
 def test_a_flipped_byte_never_goes_unnoticed(path: Path) -> None:
     """Each byte that is read as part of a row or a table is covered, by HDF5's own checksums or by these."""
     before, rng = path.read_bytes(), random.Random(0)

@@ -65,6 +65,7 @@ def test_every_form_gives_the_same_tensors(narrow: None, tmp_path: Path, form: s
     same(translated.tensors, folded(tensors, BIASES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", [form for form in FORMS if form.startswith("keras")])
 def test_old_names_are_another_variant(narrow: None, tmp_path: Path, form: str) -> None:
     FORMS[form](tmp_path / "file", keras_layers(TENSORS, BIASES, old=True))
