@@ -74,7 +74,7 @@ class Ending:
             with self._signals():
                 yield
         except click.ClickException as error:
-            error.show()
+            _show(error)
             code, message = error.exit_code, error.format_message().partition("\n")[0]  # it may be a whole help text
         except SystemExit as end:
             code = end.code if isinstance(end.code, int) else 1
@@ -144,6 +144,14 @@ class Ending:
             streams.abandon_output()
             return max(code, 1)
         return code
+
+
+def _show(error: click.ClickException) -> None:
+    """Print an error on one line, where click would print four; a command without any arguments prints its help."""
+    if isinstance(error, click.UsageError) and error.ctx and not isinstance(error, click.exceptions.NoArgsIsHelpError):
+        say(f"Error: {error.format_message()} See {error.ctx.command_path} --help")
+    else:
+        error.show()
 
 
 def _ends(number: int) -> bool:

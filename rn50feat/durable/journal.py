@@ -66,6 +66,7 @@ class JournaledFile(io.RawIOBase):
         self._undo_to: int | None = None  # the committed length of an abandoned file
         self.error: OSError | None = None
         self._length = self._committed = 0 if create else length
+        self.handle = -1  # until it is open: Python also closes a file that could not be opened
         if create:
             self.handle = disk.create(new_path(path))
         else:

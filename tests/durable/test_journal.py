@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import struct
 from pathlib import Path
@@ -11,6 +12,7 @@ from stores import store as made
 
 from rn50feat import FeatureStore
 from rn50feat.durable import rollback
+from rn50feat.durable.journal import JournaledFile
 from rn50feat.durable.rollback import PAGE, journal_path
 
 
@@ -62,3 +64,10 @@ def test_a_journal_of_holes_is_not_read_to_its_end(path: Path) -> None:
             file.write(head)
             file.truncate(len(b"rn50feat journal 1\n") + 16 + (1 << 26) * (8 + 2 * PAGE) + 16)  # 550 GB
         assert len(FeatureStore(path)) == 40
+
+
+def test_a_file_that_cannot_be_opened_leaves_nothing_to_close(tmp_path: Path) -> None:
+    """Python 3.13 reports errors of a finaliser, which closes a file whose ``__init__`` has failed."""
+    with pytest.raises(FileNotFoundError):
+        JournaledFile(tmp_path / "none.h5")
+    gc.collect()
