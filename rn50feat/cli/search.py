@@ -71,7 +71,8 @@ def command(
     RN50FEAT_STORE, else the only store in the current folder. Prints a table on
     a terminal, and tab-separated lines (query, rank, score, path) elsewhere.
     Hits whose image is missing or has changed are marked. Paths are relative to
-    the store's folder. If STORE has an index, it is used.
+    the store's folder, or absolute for images that are neither in that folder
+    nor next to it. If STORE has an index, it is used.
     """
     from rn50feat.searching.search import search as by_image
     from rn50feat.searching.search import search_stored as by_path

@@ -33,7 +33,8 @@ from rn50feat.sources import lists
 from rn50feat.sources.contents import digest
 from rn50feat.sources.location import at, locate
 from rn50feat.sources.reference import UNKNOWN, Reference
-from rn50feat.store.reader import FeatureStore, locate_output, stored_path
+from rn50feat.store.paths import stored_path
+from rn50feat.store.reader import FeatureStore, locate_output
 from rn50feat.store.session import WriteSession
 from rn50feat.store.snapshot import BLOCK
 from rn50feat.store.storable import settle_dtype, text_for_ledger

@@ -18,7 +18,7 @@ from rn50feat.extraction.catalogue import Catalogue
 from rn50feat.extraction.plan import Step, Verdict
 from rn50feat.extraction.todo import Todo
 from rn50feat.sources.presence import obstacle
-from rn50feat.store.reader import stored_path
+from rn50feat.store.paths import stored_path
 from rn50feat.store.session import WriteSession
 
 logger = logging.getLogger(__name__)

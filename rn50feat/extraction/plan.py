@@ -26,7 +26,8 @@ from rn50feat.sources.location import at
 from rn50feat.sources.reference import Reference
 from rn50feat.sources.selection import Found
 from rn50feat.sources.tars import COMPRESSED
-from rn50feat.store.reader import FailureRecord, stored_path
+from rn50feat.store.paths import stored_path
+from rn50feat.store.reader import FailureRecord
 from rn50feat.store.storable import for_ledger, unstorable
 
 

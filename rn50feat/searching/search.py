@@ -26,7 +26,7 @@ from rn50feat.searching.scores import METRICS, Vectors, reaches
 from rn50feat.sources.location import locate
 from rn50feat.sources.presence import State, state
 from rn50feat.sources.reference import Reference
-from rn50feat.store.reader import FeatureStore, stored_path
+from rn50feat.store.reader import FeatureStore
 
 # The number of queries that is embedded on the CPU unless a device is named: CUDA takes 6 s to start on an H100,
 # longer than a CPU needs for them.
@@ -149,11 +149,8 @@ def _check(metric: str, min_score: float | None) -> None:
 
 
 def _rows_of(names: Sequence[str], store: FeatureStore) -> list[int]:
-    """Look up the rows of stored paths, or of locations if a name is not a stored path."""
+    """Look up the rows of stored paths or locations; raise `QueryError` for others."""
     rows = store.rows_of(names)
-    if None in rows:
-        others = store.rows_of([stored_path(store.path, name) for name in names])
-        rows = [other if row is None else row for row, other in zip(rows, others)]
     for name, row in zip(names, rows):
         if row is None:
             remedy = "use a path as rn50feat search -0 shows it"
@@ -206,7 +203,7 @@ def _reference(name: str) -> Reference:
 
 
 def _own_rows(references: Sequence[Reference], store: FeatureStore) -> list[Rows]:
-    rows = store.rows_of([stored_path(store.path, reference.location) for reference in references])
+    rows = store.rows_of([reference.location for reference in references])
     digests = store.column("digest")
     return [
         np.flatnonzero((digests == np.frombuffer(reference.digest, np.uint8)).all(axis=1))

@@ -99,12 +99,13 @@ def absolute(path: str, folder: str) -> str:
 
 
 def is_plain(path: str) -> bool:
-    """Check whether a stored path is one that a run writes: not empty, and without ``..``.
+    """Check whether a stored path is one that a run writes: not empty, and without ``..`` but for one at the start.
 
     A member's name is only a name, and so is an object's.
     """
     path = archive_of(path) or path
-    return is_url(path) or (bool(path) and os.path.normpath(path) == path and path.split("/")[0] != "..")
+    inner = path.removeprefix("../")
+    return is_url(path) or (bool(path) and os.path.normpath(path) == path and inner.split("/")[0] != "..")
 
 
 def archive_of(path: str) -> str:

@@ -12,7 +12,6 @@ import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,13 +23,13 @@ from rn50feat.durable import lock
 from rn50feat.errors import ArgumentError, StoreError
 from rn50feat.images.provenance import Provenance
 from rn50feat.sources.archive import ArchiveRecord
-from rn50feat.sources.location import absolute
 from rn50feat.sources.reference import Reference
 from rn50feat.store import layout
 from rn50feat.store.checksums import Record, spans
 from rn50feat.store.damage import reporting_damage, wrong_row
 from rn50feat.store.layout import ARCHIVES, DAMAGED, LEDGER, TABLES, Column, decode_text
 from rn50feat.store.opening import MOVED, opened, shared
+from rn50feat.store.paths import current, location_of
 from rn50feat.store.rows import row_number, row_numbers, span
 from rn50feat.store.summary import parse_run
 
@@ -73,18 +72,6 @@ def locate_output(path: str | os.PathLike[str]) -> Path:
         if not os.fspath(path).endswith(SUFFIXES):
             raise StoreError(f"{path} does not end in .h5 or .hdf5, as a new store must: name it out.h5, for example")
     return located
-
-
-def stored_path(store: Path, location: str) -> str:
-    """Return the path under which a store holds the image at an absolute location."""
-    folder = _folder(store)
-    return location[len(folder) :] if location.startswith(folder) else location
-
-
-@lru_cache(64)
-def _folder(store: Path) -> str:
-    """Return a store's folder with a slash at the end; cached, since it takes 10 µs for each of millions of paths."""
-    return os.path.join(store.parent, "")
 
 
 class _MovedError(Exception):
@@ -220,18 +207,19 @@ class FeatureStore:
     def paths(self, start: int | None = 0, stop: int | None = None) -> list[str]:
         """Read the stored paths of the rows ``start:stop``."""
         with self._access() as file:
-            return [decode_text(path) for path in layout.dataset(file, "paths")[_part(file, start, stop)]]
+            return [self._path(path) for path in layout.dataset(file, "paths")[_part(file, start, stop)]]
 
     def path_of(self, row: int) -> str:
         """Read the stored path of one row, which may be negative; raise `RowError` if it does not exist."""
         with self._access() as file:
             paths = layout.dataset(file, "paths")
-            return decode_text(paths[row_number(row, paths.shape[0], self.path)])
+            return self._path(paths[row_number(row, paths.shape[0], self.path)])
 
     def rows_of(self, paths: Sequence[str]) -> list[int | None]:
-        """Look up the rows of stored paths; None for paths that the store does not have."""
+        """Look up the rows of stored paths or absolute locations; None for those that the store does not have."""
         if isinstance(paths, str):
             raise ArgumentError(f"{paths} is a single path: pass a list of paths")
+        paths = [current(self.path, path) for path in paths]
         rows: dict[str, int] = {}
         wanted = set(paths)
         with self.reading():
@@ -262,7 +250,7 @@ class FeatureStore:
             record = Record(file)
             for part in spans(rows) if record.current else ():
                 for row in record.wrong_rows(part).tolist():
-                    raise wrong_row(self.path, decode_text(layout.dataset(file, "paths")[row]))
+                    raise wrong_row(self.path, self._path(layout.dataset(file, "paths")[row]))
 
     def wrong_tables(self) -> list[str]:
         """Return the names of the tables other than rows (failures, runs, …) that differ from their checksums."""
@@ -295,7 +283,7 @@ class FeatureStore:
     def failures(self) -> list[FailureRecord]:
         """Read the ledger of images that could not be read."""
         with self._access() as file:
-            return [FailureRecord(*entry) for entry in layout.entries(file, LEDGER)]
+            return [FailureRecord(current(self.path, path), *rest) for path, *rest in layout.entries(file, LEDGER)]
 
     def damage(self) -> dict[int, str]:
         """Read what is wrong with the images of damaged rows, by id."""
@@ -305,7 +293,8 @@ class FeatureStore:
     def archives(self) -> list[ArchiveRecord]:
         """Read the archives that have been listed completely."""
         with self._access() as file:
-            return [ArchiveRecord(*entry) for entry in layout.entries(file, ARCHIVES)] if "archives" in file else []
+            entries = layout.entries(file, ARCHIVES) if "archives" in file else ()
+            return [ArchiveRecord(current(self.path, path), *rest) for path, *rest in entries]
 
     def runs(self) -> list[dict[str, Any]]:
         """Read the record of each run, oldest first; see `summary.RunRecord`."""
@@ -314,7 +303,10 @@ class FeatureStore:
 
     def locate(self, path: str) -> str:
         """Return the absolute location of the image with a stored path."""
-        return absolute(path, _folder(self.path))
+        return location_of(self.path, path)
+
+    def _path(self, raw: bytes) -> str:
+        return current(self.path, decode_text(raw))
 
 
 def _count(file: h5py.File) -> int:

@@ -25,7 +25,8 @@ from rn50feat.images.provenance import Provenance
 from rn50feat.sources.archive import ArchiveRecord
 from rn50feat.sources.reference import Reference
 from rn50feat.store.marks import refusal
-from rn50feat.store.reader import FeatureStore, stored_path
+from rn50feat.store.paths import stored_path
+from rn50feat.store.reader import FeatureStore
 from rn50feat.store.storable import not_storable, storable, unstorable_row
 from rn50feat.store.summary import Machine, Progress, RunRecord, Summary
 from rn50feat.store.writer import StoreWriter, create_store, open_store

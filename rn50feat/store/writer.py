@@ -32,7 +32,7 @@ from rn50feat.store.damage import reporting_damage
 from rn50feat.store.guards import disk_errors, uninterrupted
 from rn50feat.store.marks import DamageNotes
 from rn50feat.store.opening import MOVED, shared
-from rn50feat.store.reader import stored_path
+from rn50feat.store.paths import current, stored_path
 from rn50feat.store.rows import row_number, row_numbers
 from rn50feat.store.storable import for_ledger, require_rows, require_storable, text_for_ledger
 
@@ -86,7 +86,7 @@ class StoreWriter:
         self._journal = journaled
         self._file = file
         self._next_id = int(layout.attribute(file, "next_id"))
-        self._ledger = {layout.decode_text(name): i for i, name in enumerate(file["failures/path"][:])}
+        self._ledger = self._entries("failures")
         self._archives: dict[str, int] | None = None
         self._damage_notes = DamageNotes(file)
         with self._writing():
@@ -139,11 +139,13 @@ class StoreWriter:
         """Return the features of `row` if it has the digest of `reference` and is not damaged, else None."""
         row = self._row(row)
         with reporting_damage(self.path):
-            if reference.digest == UNKNOWN or bytes(self._file["digest"][row]) != reference.digest:
-                return None
-            if not self._seals.is_sound(row):
-                return None
-            return np.asarray(self._file["features"][row])
+            known = reference.digest != UNKNOWN and bytes(self._file["digest"][row]) == reference.digest
+            return np.asarray(self._file["features"][row]) if known and self._seals.is_sound(row) else None
+
+    def _entries(self, table: str) -> dict[str, int]:
+        """Return the entries of the ledger or the archives by path."""
+        names = map(layout.decode_text, self._file[f"{table}/path"][:])
+        return {current(self.path, name): i for i, name in enumerate(names)}
 
     def _row(self, row: int) -> int:
         return row_number(row, self._file["ids"].shape[0], self.path)
@@ -180,7 +182,7 @@ class StoreWriter:
                     self._file[f"failures/{name}"][entry] = layout.encode_text(value)
                 self._file["failures/attempts"][entry] += 1
             else:
-                self._ledger[path] = len(self._ledger)
+                self._ledger[path] = self._file["failures/path"].shape[0]
                 facts = {"path": path, **facts, "attempts": attempts}
                 self._append(layout.LEDGER, {f"failures/{name}": [value] for name, value in facts.items()})
 
@@ -208,12 +210,11 @@ class StoreWriter:
         """Remove images from the ledger."""
         with self._writing():
             for path in paths:
-                if path in self._ledger:
+                while path in self._ledger:  # twice if an older version has stored it as two paths
                     self._seals.table_changed("failures")
-                    entry = self._ledger.pop(path)
-                    last = layout.decode_text(self._file["failures/path"][len(self._ledger)])
-                    if last != path:
-                        self._ledger[last] = entry
+                    entry, names = self._ledger.pop(path), self._file["failures/path"]
+                    if entry != names.shape[0] - 1:
+                        self._ledger[current(self.path, layout.decode_text(names[-1]))] = entry
                     self._remove(layout.LEDGER, entry)
 
     def note_archive(self, archive: ArchiveRecord) -> None:
@@ -223,10 +224,10 @@ class StoreWriter:
             if "archives" not in self._file:
                 layout.create(self._file, layout.ARCHIVES)
             if self._archives is None:
-                self._archives = {layout.decode_text(name): i for i, name in enumerate(self._file["archives/path"][:])}
+                self._archives = self._entries("archives")
             facts = {f"archives/{name}": value for name, value in asdict(archive).items()}
             if (entry := self._archives.get(archive.path)) is None:
-                self._archives[archive.path] = len(self._archives)
+                self._archives[archive.path] = self._file["archives/path"].shape[0]
                 self._append(layout.ARCHIVES, {name: [value] for name, value in facts.items()})
             else:
                 for name, value in facts.items():
@@ -255,7 +256,7 @@ class StoreWriter:
                 for column in layout.SMALL_TABLES[name] if again else ():
                     self._file[column].resize(0, axis=0)
                 self._seals.table_changed(name)
-            self._ledger = {layout.decode_text(name): i for i, name in enumerate(self._file["failures/path"][:])}
+            self._ledger = self._entries("failures")
             self._archives = None
 
     def update_provenance(self, provenance: Provenance) -> None:

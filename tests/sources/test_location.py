@@ -31,11 +31,11 @@ def test_a_stored_path_is_relative_to_its_store_unless_it_is_a_place_of_its_own(
     assert absolute("ftp://example.org/b.jpg", "/data/") == "/data/ftp://example.org/b.jpg"
 
 
-@pytest.mark.parametrize("path", ["a/b.jpg", "/a", "a/x.tar::../b", "s3://bucket/../b"])
+@pytest.mark.parametrize("path", ["a/b.jpg", "/a", "../a", "a/x.tar::../b", "../a.tar::b", "s3://bucket/../b"])
 def test_paths_that_a_run_writes_are_plain(path: str) -> None:
     assert is_plain(path)
 
 
-@pytest.mark.parametrize("path", ["", "../a", "a/../b", "a//b", "./a", "../a.tar::b"])
+@pytest.mark.parametrize("path", ["", "..", "../../a", "..//a", "a/../b", "a//b", "./a", "../../a.tar::b"])
 def test_paths_that_lead_elsewhere_are_not_plain(path: str) -> None:
     assert not is_plain(path)
