@@ -30,7 +30,7 @@ def describe(store: FeatureStore, runs: int = 5) -> dict[str, Any]:
             "damaged": len(damaged(store)),
             "index": _index_of(store),
             "cache": _cache(),
-            "runs": store.runs()[: -runs - 1 : -1],
+            "runs": store.runs(-runs)[::-1],
         }
 
 

@@ -29,7 +29,7 @@ def damaged_rows(store: FeatureStore, *, thorough: bool) -> frozenset[int]:
     first, rows = 0, total
     if not thorough and total > LEAST:
         rows = max(LEAST, -(-total // RUNS))
-        first = len(store.runs()) * rows % total
+        first = store.layout()["runs"].shape[0] * rows % total
     found: list[int] = []
     for start in range(first, first + rows, BLOCK):  # around the end, and on from the first row
         found += store.wrong_rows(start % total, min(BLOCK, first + rows - start))

@@ -19,7 +19,7 @@ import numpy as np
 
 from rn50feat.durable import lock
 from rn50feat.errors import HistoryError, IndexingError
-from rn50feat.searching import index_file, index_plan
+from rn50feat.searching import index_file, index_plan, path_file
 from rn50feat.searching.exact import BLOCK, Rows, prepared
 from rn50feat.searching.faiss_index import FaissIndex
 from rn50feat.searching.index_file import IndexFacts, require_same
@@ -128,6 +128,7 @@ def _build(
     measured = tune(store, made, facts, held_out, target)
     facts = replace(facts, nprobe=measured.nprobe, recall=measured.recall)
     before = _facts_there(store)
+    path_file.save(store)
     facts = index_file.save(store.path, made.save, facts, before)
     return IndexSummary(facts, True, len(made), 0, False)
 
@@ -198,17 +199,20 @@ def _update(store: FeatureStore, made: FaissIndex, before: IndexFacts, on_progre
     held = made.ids()
     gone, fresh = np.setdiff1d(held, ids), np.setdiff1d(ids, held)
     if not len(gone) and not len(fresh) and (before.mark or not mark):
+        if not path_file.fits(store):
+            path_file.save(store)
         return IndexSummary(before, False, 0, 0, _should_rebuild(before, ids))
     if len(gone):
         made.remove(gone, index_file.remedy(store.path))
     added = _add(made, store, fresh, before.metric, on_progress)
     facts = replace(before, rows=len(made), next_id=next_id, mark=mark)
+    path_file.save(store)
     facts = index_file.save(store.path, made.save, facts, before)
     return IndexSummary(facts, False, added, len(gone), _should_rebuild(facts, ids))
 
 
 def _last_mark(store: FeatureStore) -> str:
-    return (store.history() or [""])[-1]
+    return (store.history(-1) or [""])[0]
 
 
 def _should_rebuild(facts: IndexFacts, ids: Rows) -> bool:

@@ -125,7 +125,8 @@ def require_same(store: FeatureStore, facts: IndexFacts) -> None:
     if difference := store.provenance.difference(facts.provenance):
         name, own, others = difference
         raise IndexingError(f"{path} has features with {name} {others}, but {store.path} has {own}: {helps}")
-    if facts.mark and facts.mark not in store.history():
+    # Of 100,000 marks, 10 years of them, all take 120 ms, and the last thousand 1.
+    if facts.mark and facts.mark not in store.history(-1000) and facts.mark not in store.history():
         raise HistoryError(
             f"{path} belongs to another history of {store.path} (one of them was restored from a backup, or copies of"
             f" both were changed separately): {helps}"

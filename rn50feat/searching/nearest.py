@@ -86,9 +86,11 @@ class Nearest:
             index = None
         self._store, self._metric, self._index = store, metric, index
         if index is not None:
-            self._ids = store.column("ids")
-            self._order = np.argsort(self._ids, kind="stable")
-            self._sorted = self._ids[self._order]
+            self._ids = self._sorted = store.column("ids")
+            self._order: Rows | None = None  # the rows in the order of their ids, where that is another one
+            if not (self._ids[1:] > self._ids[:-1]).all():
+                self._order = np.argsort(self._ids, kind="stable")
+                self._sorted = self._ids[self._order]
             self._recent = np.flatnonzero(self._ids >= index.facts.next_id)
 
     def find(self, queries: Vectors, own: Sequence[Rows], k: int) -> list[Ranking]:
@@ -155,7 +157,7 @@ class Nearest:
         if not len(self._ids):
             return np.full(ids.shape, -1)
         at = np.minimum(np.searchsorted(self._sorted, ids), len(self._ids) - 1)
-        return np.where(self._sorted[at] == ids, self._order[at], -1)
+        return np.where(self._sorted[at] == ids, at if self._order is None else self._order[at], -1)
 
 
 def _tied(ranking: Ranking, rows: Rows, k: int) -> bool:

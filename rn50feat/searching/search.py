@@ -19,6 +19,7 @@ from rn50feat.engines import local
 from rn50feat.engines.contract import EngineOptions, StartEngine
 from rn50feat.errors import QueryError, SourceError
 from rn50feat.model.download import OnDownload
+from rn50feat.searching import path_file
 from rn50feat.searching.embed import embed_like
 from rn50feat.searching.exact import NO_ROWS, Rows
 from rn50feat.searching.nearest import Nearest, open_index
@@ -150,7 +151,7 @@ def _check(metric: str, min_score: float | None) -> None:
 
 def _rows_of(names: Sequence[str], store: FeatureStore) -> list[int]:
     """Look up the rows of stored paths or locations; raise `QueryError` for others."""
-    rows = store.rows_of(names)
+    rows = path_file.rows_of(store, names)
     for name, row in zip(names, rows):
         if row is None:
             remedy = "use a path as rn50feat search -0 shows it"
@@ -203,8 +204,8 @@ def _reference(name: str) -> Reference:
 
 
 def _own_rows(references: Sequence[Reference], store: FeatureStore) -> list[Rows]:
-    rows = store.rows_of([reference.location for reference in references])
-    digests = store.column("digest")
+    rows = path_file.rows_of(store, [reference.location for reference in references])
+    digests = store.column("digest") if None in rows else np.empty((0, 16), np.uint8)
     return [
         np.flatnonzero((digests == np.frombuffer(reference.digest, np.uint8)).all(axis=1))
         if row is None
@@ -227,7 +228,6 @@ def _rank(
 ) -> list[list[_HitFile]]:
     """Find the hits of `queries`, (m, 2048), without their `own` rows."""
     nearest = Nearest(store, metric, None if exact else open_index(store))
-    facts = {name: store.column(name) for name in ("ids", "size", "mtime_ns")}
     damage = store.damage()
     rankings = nearest.find(queries, own, k)
     store.require_sound(row for rows, _ in rankings for row in rows.tolist())
@@ -237,9 +237,9 @@ def _rank(
         if min_score is not None:
             rows, scores = rows[reaches(scores, min_score)], scores[reaches(scores, min_score)]
         for rank, (row, score) in enumerate(zip(rows.tolist(), scores.tolist()), 1):
-            path, number = store.path_of(row), int(facts["ids"][row])
-            known = Reference(store.locate(path), int(facts["size"][row]), int(facts["mtime_ns"][row]))
-            hit = Hit(rank, score, path, known.location, number, damage=damage.get(number, ""))
+            (known,) = store.references(row, 1)
+            number = int(store.column("ids", row, row + 1)[0])
+            hit = Hit(rank, score, store.path_of(row), known.location, number, damage=damage.get(number, ""))
             hits.append((hit, known))
         results.append(hits)
     return results

@@ -13,6 +13,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
 from typing import Any
@@ -56,26 +57,36 @@ def state(file: h5py.File) -> str:
     return ":".join([mark, str(layout.attribute(file, "next_id")), *map(str, counts)])
 
 
-def table_hashes(file: h5py.File, tables: Iterable[str] = layout.SMALL_TABLES) -> dict[str, str]:
-    """Return the hash of each of `tables` that a file has, by name."""
-    return {name: _table_hash(file, name) for name in tables if name not in layout.OPTIONAL or name in file}
+@dataclass(frozen=True)
+class _Known:
+    """The first entries of a table of one column: their number and their hash."""
+
+    entries: int = 0
+    hash: str = "0"
 
 
-def _table_hash(file: h5py.File, name: str) -> str:
-    state = xxhash.xxh3_64()
-    for value in _table_values(file, name):
-        state.update(len(value).to_bytes(8, "little"))  # where one value ends and the next begins
-        state.update(value)
-    return str(state.hexdigest())
+def table_hashes(
+    file: h5py.File, tables: Iterable[str] = layout.SMALL_TABLES, known: Mapping[str, _Known] = {}
+) -> dict[str, str]:
+    """Return the hash of each of `tables` that a file has, by name; entries that are `known` are not read."""
+    there = [name for name in tables if name not in layout.OPTIONAL or name in file]
+    return {name: _table_hash(file, name, known.get(name, _Known())) for name in there}
 
 
-def _table_values(file: h5py.File, name: str) -> Iterator[Any]:
+def _table_hash(file: h5py.File, name: str, known: _Known) -> str:
+    """Return the hash of a table: each value is hashed with the hash so far as its seed, so that tables can grow."""
+    state = int(known.hash, 16)
+    for value in _table_values(file, name, known.entries):
+        state = xxhash.xxh3_64_intdigest(value, state)
+    return f"{state:016x}"
+
+
+def _table_values(file: h5py.File, name: str, first: int) -> Iterator[bytes]:
     for column in layout.SMALL_TABLES[name]:
-        values = layout.dataset(file, column)[:]
-        if values.dtype == object:
-            yield from values
-        else:
-            yield np.ascontiguousarray(values)
+        values = layout.dataset(file, column)[first:]
+        if values.ndim == 2:  # marks: one value each
+            values = np.ascontiguousarray(values).view(f"V{values.shape[1]}").reshape(-1)
+        yield from values.tolist() if values.dtype.kind in "OV" else [values.tobytes()]
 
 
 def spans(rows: Iterable[int]) -> Iterator[slice]:
@@ -131,11 +142,19 @@ class Seals:
     def __init__(self, file: h5py.File) -> None:
         """Begin with the checksums of `file`; rows without them get theirs now: some 4 s for a million."""
         self._file = file
-        record = Record(file)
-        self.wrong_tables = record.wrong_tables()
+        self._record = record = Record(file)
         self._hashes, self._open, self._changed = dict(record.hashes), set[int](), set[str]()
-        if not record.current:
+        self._known: dict[str, _Known] = {}
+        if record.current:
+            # With 10 years of runs, reading all of these tables for each commit takes 0.5 s.
+            grown = [name for name in ("history", "runs") if name in self._hashes]
+            self._known = {name: _Known(len(layout.dataset(file, name)), self._hashes[name]) for name in grown}
+        else:
             self._begin()
+
+    def wrong_tables(self) -> list[str]:
+        """Return the names of the small tables that differed from their hashes when the file was opened."""
+        return self._record.wrong_tables()
 
     def _begin(self) -> None:
         count = layout.dataset(self._file, "ids").shape[0]
@@ -156,7 +175,12 @@ class Seals:
         self._open.add(row)
 
     def table_changed(self, name: str) -> None:
-        """Note that a small table has changed."""
+        """Note that a small table has changed; of the history and the runs, only entries of this session may have."""
+        self._changed.add(name)
+
+    def accept(self, name: str) -> None:
+        """Take a small table as it is, whatever its hash."""
+        self._known.pop(name, None)
         self._changed.add(name)
 
     def is_sound(self, row: int) -> bool:
@@ -173,6 +197,6 @@ class Seals:
     def close(self) -> None:
         """Make all checksums those of the commit that follows."""
         self.settle()
-        self._hashes.update(table_hashes(self._file, self._changed))
+        self._hashes.update(table_hashes(self._file, self._changed, self._known))
         self._changed.clear()
         self._file.attrs["checksums"] = json.dumps({"state": state(self._file), "tables": self._hashes})

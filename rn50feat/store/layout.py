@@ -168,9 +168,9 @@ def entries(file: h5py.File, table: Table) -> Iterator[list[Any]]:
         yield [decode_text(value) if isinstance(value, bytes) else int(value) for value in entry]
 
 
-def history(file: h5py.File) -> list[str]:
-    """Read the mark of each commit, in hexadecimal, oldest first."""
-    return [bytes(mark).hex() for mark in dataset(file, "history")[:]] if "history" in file else []
+def history(file: h5py.File, first: int = 0) -> list[str]:
+    """Read the mark of each commit from `first` on (from the end if it is negative), in hexadecimal, oldest first."""
+    return [bytes(mark).hex() for mark in dataset(file, "history")[first:]] if "history" in file else []
 
 
 def check(file: h5py.File) -> None:

@@ -32,7 +32,9 @@ class DamageRecord:
 def damaged(store: FeatureStore) -> list[DamageRecord]:
     """List the damaged images that have rows, in the order of the rows."""
     with store.reading():
-        reasons, ids = store.damage(), store.column("ids")
+        if not (reasons := store.damage()):
+            return []
+        ids = store.column("ids")
         rows = np.flatnonzero(np.isin(ids, list(reasons))).tolist()
         return [DamageRecord(store.path_of(row), reasons[int(ids[row])]) for row in rows]
 

@@ -245,7 +245,7 @@ class StoreWriter:
     def repair_tables(self) -> None:
         """Clear damaged tables that the next run fills again, and take others as they are."""
         with self._writing():
-            for name in self._seals.wrong_tables:
+            for name in self._seals.wrong_tables():
                 again = name in ("failures", "archives")
                 logger.warning(
                     "what %s holds in %s is damaged: %s",
@@ -255,7 +255,7 @@ class StoreWriter:
                 )
                 for column in layout.SMALL_TABLES[name] if again else ():
                     self._file[column].resize(0, axis=0)
-                self._seals.table_changed(name)
+                self._seals.accept(name)
             self._ledger = self._entries("failures")
             self._archives = None
 

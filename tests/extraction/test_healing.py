@@ -14,6 +14,7 @@ from fake import FakeStart
 from rn50feat import FeatureStore, extract, verify
 from rn50feat.errors import StoreError
 from rn50feat.extraction import healing
+from rn50feat.store.layout import Column
 
 
 @pytest.fixture
@@ -85,7 +86,7 @@ def test_every_row_is_checked_within_some_runs(monkeypatch: pytest.MonkeyPatch, 
     parts: list[tuple[int, int]] = []
     monkeypatch.setattr(store, "wrong_rows", lambda first, rows: parts.append((first, rows)) or [])
     for runs in range(3):
-        monkeypatch.setattr(store, "runs", lambda runs=runs: [{}] * runs)
+        monkeypatch.setattr(store, "layout", lambda runs=runs: {"runs": Column((runs,), np.dtype(object))})
         healing.damaged_rows(store, thorough=False)
     assert {row for first, count in parts for row in range(first, min(5, first + count))} == set(range(5))
     parts.clear()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -102,6 +103,31 @@ def test_a_change_of_a_small_table_is_found(path: Path, name: str, value: object
     change(path, name, 0, value)
     assert FeatureStore(path).wrong_tables() == [name.partition("/")[0]]
     assert f"what it holds in {name.partition('/')[0]} differs from its checksum" in verify(path).findings
+
+
+def test_a_commit_reads_none_of_the_earlier_runs_and_marks(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read = []
+    original = h5py.Dataset.__getitem__
+
+    def noted(dataset: h5py.Dataset, *arguments: Any) -> Any:
+        values = original(dataset, *arguments)
+        if dataset.name in ("/runs", "/history"):
+            read.append(np.size(values))
+        return values
+
+    for _ in range(20):
+        store(path, [])
+    monkeypatch.setattr(h5py.Dataset, "__getitem__", noted)
+    store(path, [])
+    assert max(read) <= 16
+    monkeypatch.undo()
+    assert sound(path)
+
+
+def test_a_damaged_history_stays_one_when_it_grows(path: Path) -> None:
+    change(path, "history", 0, np.arange(16))
+    store(path, [("more.png", 1, 7)])
+    assert FeatureStore(path).wrong_tables() == ["history"]
 
 
 def test_older_versions_write_none_and_the_next_run_adds_them(path: Path) -> None:
