@@ -11,6 +11,7 @@ The public functions::
     import_features(file, store) import rows from other programs
     verify(store)                check that a store is intact
     compact(store)               write it again without holes, or to a copy
+    relocate(old, new, store)    change the paths of images that have moved
     FeatureStore(path)           read a store
 
 Heavy libraries are imported only when they are used.
@@ -35,6 +36,7 @@ __all__ = [
     "import_features",
     "index",
     "merge",
+    "relocate",
     "search",
     "verify",
 ]
@@ -46,6 +48,7 @@ if TYPE_CHECKING:
     from rn50feat.exchange.importing import import_features
     from rn50feat.exchange.merge import merge
     from rn50feat.extraction.extract import extract
+    from rn50feat.extraction.relocate import relocate
     from rn50feat.extraction.verify import verify
     from rn50feat.searching.duplicates import duplicates
     from rn50feat.searching.index import index
@@ -67,6 +70,7 @@ _MODULES = {
     "import_features": "exchange.importing",
     "index": "searching.index",
     "merge": "exchange.merge",
+    "relocate": "extraction.relocate",
     "search": "searching.search",
     "verify": "extraction.verify",
 }

@@ -29,6 +29,7 @@ from rn50feat.cli import (
     info,
     merge,
     model,
+    relocate,
     search,
     streams,
     verify,
@@ -127,7 +128,7 @@ def main() -> None:
     logging.addLevelName(logging.WARNING, "Warning")
 
 
-_COMMANDS = [bench, compact, convert, duplicates, export, extract, import_, index, info, merge, model, search, verify]
-for module in _COMMANDS:
+_COMMANDS = [bench, compact, convert, duplicates, export, extract, import_, index, info, merge, model, relocate, search]
+for module in [*_COMMANDS, verify]:
     module.command.context_class = _Context
     main.add_command(module.command)

@@ -9,7 +9,7 @@ from there.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -252,6 +252,17 @@ class WriteSession:
         with self.summary.timed("write"):
             self._open().touch(row, reference)
         self._count(0, 1)
+
+    def rename(self, first: int, locations: Sequence[str], mtimes: NDArray[np.int64]) -> None:
+        """Give neighbouring rows new locations and times; this never commits by itself."""
+        with self.summary.timed("write"):
+            self._open().rename(first, locations, mtimes)
+        self.summary.reused += len(locations)
+
+    def rename_entries(self, table: str, renamed: Mapping[str, str | None]) -> None:
+        """Give entries of a table, failures or archives, other stored paths; None removes an entry."""
+        with self.summary.timed("write"):
+            self._open().rename_entries(table, renamed)
 
     def fail(self, reference: Reference, reason: str, *, attempts: int = 1) -> None:
         """Enter an image in the ledger."""

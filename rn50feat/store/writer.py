@@ -33,6 +33,7 @@ from rn50feat.store.guards import disk_errors, uninterrupted
 from rn50feat.store.marks import DamageNotes
 from rn50feat.store.opening import MOVED, shared
 from rn50feat.store.paths import current, stored_path
+from rn50feat.store.renaming import rename_entries, rename_rows
 from rn50feat.store.rows import row_number, row_numbers
 from rn50feat.store.storable import for_ledger, require_rows, require_storable, text_for_ledger
 
@@ -134,6 +135,17 @@ class StoreWriter:
         with self._writing():
             self._file["mtime_ns"][row] = reference.mtime_ns
             self._seals.row_changed(row)
+
+    def rename(self, first: int, locations: Sequence[str], mtimes: NDArray[np.int64]) -> None:
+        """Give neighbouring rows from `first` on new locations, and times, int64 of shape (n,)."""
+        with self._writing():
+            rename_rows(self.path, self._file, self._seals, first, locations, mtimes)
+
+    def rename_entries(self, table: str, renamed: Mapping[str, str | None]) -> None:
+        """Give entries of a table, failures or archives, other stored paths; None removes an entry."""
+        with self._writing():
+            rename_entries(self.path, self._file, self._seals, table, renamed)
+            self._ledger, self._archives = self._entries("failures"), None
 
     def features_of_copy(self, row: int, reference: Reference) -> NDArray[np.floating[Any]] | None:
         """Return the features of `row` if it has the digest of `reference` and is not damaged, else None."""
