@@ -80,6 +80,27 @@ def create(file: h5py.File, table: Table, dtype: np.dtype[Any] | None = None) ->
         )
 
 
+def append(file: h5py.File, columns: Mapping[str, Any]) -> None:
+    """Append values to the datasets of a table, by name."""
+    for name, values in columns.items():
+        dataset = file[name]
+        count = dataset.shape[0]
+        dataset.resize(count + len(values), axis=0)
+        if h5py.check_string_dtype(dataset.dtype):
+            values = np.array([encode_text(value) for value in values], dtype=object)
+        dataset[count:] = values
+
+
+def remove(file: h5py.File, table: Table, entry: int) -> None:
+    """Remove one entry of a table; the last one takes its place."""
+    for name in table:
+        dataset = file[name]
+        last = dataset.shape[0] - 1
+        if entry != last:
+            dataset[entry] = dataset[last]
+        dataset.resize(last, axis=0)
+
+
 def decode_text(value: bytes) -> str:
     """Decode a stored string; bytes that are not UTF-8 become surrogate escapes."""
     return value.decode("utf-8", "surrogateescape")

@@ -107,7 +107,7 @@ class StoreWriter:
                 "features": np.asarray(features, self.dtype),
                 **facts,
             }
-            self._append({**layout.ROWS, **layout.CHECKSUM}, {**columns, "checksum": row_checksums(columns)})
+            layout.append(self._file, {**columns, "checksum": row_checksums(columns)})
             self._note_damage(facts["ids"], references)
         self.clear_failures(paths)
 
@@ -196,7 +196,7 @@ class StoreWriter:
             else:
                 self._ledger[path] = self._file["failures/path"].shape[0]
                 facts = {"path": path, **facts, "attempts": attempts}
-                self._append(layout.LEDGER, {f"failures/{name}": [value] for name, value in facts.items()})
+                layout.append(self._file, {f"failures/{name}": [value] for name, value in facts.items()})
 
     def remove(self, rows: NDArray[np.int64]) -> None:
         """Remove rows, given in ascending order; rows from the end take their places.
@@ -227,7 +227,7 @@ class StoreWriter:
                     entry, names = self._ledger.pop(path), self._file["failures/path"]
                     if entry != names.shape[0] - 1:
                         self._ledger[current(self.path, layout.decode_text(names[-1]))] = entry
-                    self._remove(layout.LEDGER, entry)
+                    layout.remove(self._file, layout.LEDGER, entry)
 
     def note_archive(self, archive: ArchiveRecord) -> None:
         """Record what an archive holds, replacing its earlier record."""
@@ -240,7 +240,7 @@ class StoreWriter:
             facts = {f"archives/{name}": value for name, value in asdict(archive).items()}
             if (entry := self._archives.get(archive.path)) is None:
                 self._archives[archive.path] = self._file["archives/path"].shape[0]
-                self._append(layout.ARCHIVES, {name: [value] for name, value in facts.items()})
+                layout.append(self._file, {name: [value] for name, value in facts.items()})
             else:
                 for name, value in facts.items():
                     self._file[name][entry] = layout.encode_text(value)
@@ -250,7 +250,7 @@ class StoreWriter:
         with self._writing():
             self._seals.table_changed("runs")
             if not self._recorded:
-                self._append(layout.RUNS, {"runs": [""]})
+                layout.append(self._file, {"runs": [""]})
                 self._recorded = True
             self._file["runs"][-1] = json.dumps(run)
 
@@ -276,24 +276,6 @@ class StoreWriter:
         with self._writing():
             self._file.attrs["provenance"] = provenance.to_json()
 
-    def _append(self, table: Mapping[str, Any], columns: Mapping[str, Sequence[Any] | NDArray[Any]]) -> None:
-        for name in table:
-            dataset, values = self._file[name], columns[name]
-            count = dataset.shape[0]
-            dataset.resize(count + len(values), axis=0)
-            if h5py.check_string_dtype(dataset.dtype):
-                values = np.array([layout.encode_text(value) for value in values], dtype=object)
-            dataset[count:] = values
-
-    def _remove(self, table: Mapping[str, Any], entry: int) -> None:
-        """Remove one entry; the last one takes its place."""
-        for name in table:
-            dataset = self._file[name]
-            last = dataset.shape[0] - 1
-            if entry != last:
-                dataset[entry] = dataset[last]
-            dataset.resize(last, axis=0)
-
     def commit(self, *, last: bool = True) -> None:
         """Make everything written so far durable and visible to readers.
 
@@ -305,7 +287,7 @@ class StoreWriter:
             self._file.attrs["next_id"] = self._next_id
             if "history" not in self._file:
                 layout.create(self._file, layout.HISTORY)
-            self._append(layout.HISTORY, {"history": np.frombuffer(uuid.uuid4().bytes, np.uint8)[None]})
+            layout.append(self._file, {"history": np.frombuffer(uuid.uuid4().bytes, np.uint8)[None]})
             self._seals.table_changed("history")
             self._seals.close()
             self._file.flush()

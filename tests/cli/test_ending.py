@@ -106,6 +106,8 @@ def outcome(done: subprocess.CompletedProcess[str]) -> dict[str, Any]:
         (["compact"], 0, None),
         (["compact", "out.h5", "--to", "copy.h5"], 0, None),
         (["compact", "out.h5", "--to", "out.h5"], 1, "is the store itself"),
+        (["relocate", "pictures", "elsewhere"], 0, None),
+        (["relocate", "picture", "elsewhere", "out.h5"], 1, "has nothing in"),
         (["import", "out.npy", "all.h5"], 1, "out.npy"),
         (["convert", "none.pth", "out.safetensors"], 1, "none.pth"),
         (["bench", "missing"], 1, "missing"),
