@@ -146,9 +146,9 @@ def command(
 ) -> None:
     """Compute features of all images in SOURCE (folders, files, archives or URLs) into OUT.h5.
 
-    Unchanged images that the store already has cost nothing, copies and moved
-    files reuse their features, and changed images are computed again. Images
-    that cannot be read are recorded in the store's ledger of failures.
+    Unchanged images that the store already has cost nothing, moved images keep
+    their rows, copies reuse features, and changed images are computed again.
+    Images that cannot be read are recorded in the store's ledger of failures.
     """
     from rn50feat.extraction.extract import extract as run
 

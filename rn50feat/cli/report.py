@@ -178,6 +178,7 @@ def counts(summary: dict[str, Any]) -> str:
     names = (
         "new",
         "changed",
+        "moved",
         "reused",
         "unchanged",
         "removed",
@@ -188,6 +189,7 @@ def counts(summary: dict[str, Any]) -> str:
         "ignored",
         "excluded",
     )
+    summary = {**summary, "reused": summary.get("reused", 0) - summary.get("moved", 0)}  # each image in one place
     parts = [f"{summary[name]} {name.replace('_', ' ')}" for name in names if summary.get(name)]
     if summary.get("appledouble"):
         parts = [f"{part} ({summary['appledouble']} AppleDouble)" if "ignored" in part else part for part in parts]
@@ -210,7 +212,8 @@ def preview_line(expected: Preview) -> str:
     known = expected.seconds is not None or not expected.compute
     time = f"in about {duration(expected.seconds or 0)}" if known else "time unknown before a first run"
     first = f"; the run first downloads the weights {expected.download}" if expected.download else ""
-    return f"{found}, {others}, {expected.remove} to remove; about {size(expected.bytes)}, {time}{first}\n"
+    moved = f" ({expected.moved} of them may only have moved)" if expected.moved else ""
+    return f"{found}, {others}, {expected.remove} to remove{moved}; about {size(expected.bytes)}, {time}{first}\n"
 
 
 def duration(seconds: float) -> str:

@@ -2,8 +2,8 @@
 
 Takes a store and the location of Qdrant, and gives the collection a point for
 each row, under the row's id. Ids are never reused, and a changed image gets a
-new one, so that the points to add and to delete are the difference of two sets
-of ids, one read from the collection itself. Nothing has to be remembered
+new one, so that the points to send and to delete are the difference of two
+sets of ids and paths, one read from the collection itself. Nothing has to be remembered
 elsewhere, and the next sync completes one that was killed. Each point records
 its store, and the store's last commit when the point was sent: ids of another
 store, or of another history of this one (after a backup was restored, for
@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from types import ModuleType
@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 
 from rn50feat.errors import ExchangeError
 from rn50feat.exchange.export import watched
+from rn50feat.extraction.catalogue import path_key
 from rn50feat.sources import lists
 from rn50feat.store.layout import WIDTH
 from rn50feat.store.reader import FeatureStore
@@ -72,10 +73,11 @@ def sync(
     _check(url, name)
     with _connected(url) as (client, models):
         _prepare(client, models, name, store.id, overwrite)
-        snapshot = Snapshot(store)
+        with store.reading():
+            snapshot, rows = Snapshot(store), _rows(store)
         replaced = _settle_history(client, models, name, snapshot)
-        present, mark = _ids(client, name), {"mark": snapshot.history[-1]} if snapshot.history else {}
-        lacking = ~np.isin(snapshot.ids, present)
+        (present, points), mark = _points(client, name), {"mark": snapshot.history[-1]} if snapshot.history else {}
+        lacking = ~np.isin(rows, points)  # or at the path that an image had before it moved
         surplus = np.setdiff1d(present, snapshot.ids)
         total = int(lacking.sum())
         for block in watched(snapshot.blocks(lacking), total, on_stage):
@@ -180,11 +182,23 @@ def _settle_history(client: Any, models: ModuleType, name: str, snapshot: Snapsh
     return count
 
 
-def _ids(client: Any, name: str) -> NDArray[np.int64]:
-    """List the ids of all points."""
-    pages, offset = [np.empty(0, np.int64)], None
+def _rows(store: FeatureStore) -> NDArray[np.void]:
+    """Return a key for each row's id and path."""
+    ids, blocks = store.column("ids").tolist(), range(0, len(store), PAGE)
+    paths = (path for first in blocks for path in store.paths(first, first + PAGE))
+    return _keys(zip(ids, map(lists.readable, paths)))
+
+
+def _keys(named: Iterable[tuple[int, str]]) -> NDArray[np.void]:
+    return np.frombuffer(b"".join(number.to_bytes(8, "big") + path_key(path) for number, path in named), "V24")
+
+
+def _points(client: Any, name: str) -> tuple[NDArray[np.int64], NDArray[np.void]]:
+    """List the ids of all points, and the keys of their ids and paths."""
+    ids, keys, offset = [np.empty(0, np.int64)], [np.empty(0, "V24")], None
     while True:
-        points, offset = client.scroll(name, limit=PAGE, offset=offset, with_payload=False, with_vectors=False)
-        pages.append(np.array([point.id for point in points], np.int64))
+        points, offset = client.scroll(name, limit=PAGE, offset=offset, with_payload=["path"], with_vectors=False)
+        ids.append(np.array([point.id for point in points], np.int64))
+        keys.append(_keys((point.id, (point.payload or {}).get("path", "")) for point in points))
         if offset is None:
-            return np.concatenate(pages)
+            return np.concatenate(ids), np.concatenate(keys)

@@ -2,9 +2,9 @@
 
 In: sources and the path of a store. Out: the store, and a summary of the run.
 Order: `catalogue` (what the store knows), `attempts` (what to try again),
-`plan` (what to do with each file), `todo` (images for the engine, changes for
-the rest), `changes` (the one place that writes), `prune`, `relocate` (new
-paths for images that are elsewhere), `extract`; `preview`, `verify` and
-`bench` report on the same without writing. Never
-decodes an image or runs the network: engines do.
+`moves` (which images only moved), `plan` (what to do with each file), `todo`
+(images for the engine, changes for the rest), `changes` (the one place that
+writes), `prune`, `relocate` (new paths for images that are elsewhere),
+`extract`; `preview`, `verify` and `bench` report on the same without writing.
+Never decodes an image or runs the network: engines do.
 """

@@ -41,7 +41,9 @@ class KnownArchive:
 class Catalogue:
     """The rows and failures of a store by path, size and digest; empty for None.
 
-    Members that `selection` excludes do not count as known members of their archives.
+    Members that `selection` excludes do not count as known members of their
+    archives. In ``met``, bool of shape (N,), a run notes for each row whether
+    it has found the row's image.
     """
 
     def __init__(
@@ -69,6 +71,8 @@ class Catalogue:
             if archive := self._archive_of(path):
                 self._failed.setdefault((archive, failure.mtime_ns), []).append(failure)
         self._known_sizes = np.unique(self._sizes)
+        self.met = np.zeros(len(self._sizes), bool)
+        self._moved: set[int] = set()
 
     def _path_keys(self, store: FeatureStore, block: int = 8192) -> NDArray[np.uint8]:
         """Return the keys of all paths, uint8 of shape (N, 16), and note the rows of archives on the way."""
@@ -93,7 +97,12 @@ class Catalogue:
 
     def row(self, path: str) -> int | None:
         """Return the row of a stored path, or None."""
-        return self._paths.get(path_key(path)) if len(self._sizes) else None
+        row = self._paths.get(path_key(path)) if len(self._sizes) else None
+        return None if row in self._moved else row
+
+    def note_moved(self, row: int) -> None:
+        """Note that the path of a row is no longer its own: a file that appears there is new."""
+        self._moved.add(row)
 
     def unchanged(self, row: int, reference: Reference) -> bool:
         """Check whether a file has the size and time that it had when its row was made."""
@@ -136,6 +145,10 @@ class Catalogue:
         """Return a row whose file had the bytes of `digest`, or None; an unknown digest equals nothing."""
         return None if digest == UNKNOWN else self._digests.get(digest)
 
+    def rows_of_copies(self, digest: bytes) -> list[int]:
+        """Return all rows whose files had the bytes of a known `digest`, in ascending order."""
+        return self._digests.all(digest)
+
 
 def path_key(path: str) -> bytes:
     """Return the 16 bytes that represent a stored path in memory."""
@@ -154,6 +167,11 @@ class _Lookup:
         self._order = np.argsort(records["high"], kind="stable")
         self._high = records["high"][self._order].astype(np.uint64)
         self._low = records["low"][self._order].astype(np.uint64)
+
+    def all(self, key: bytes) -> list[int]:
+        high, low = np.frombuffer(key, ">u8").astype(np.uint64)
+        found = slice(*(np.searchsorted(self._high, high, side) for side in ("left", "right")))
+        return [int(row) for row in self._order[found][self._low[found] == low]]
 
     def get(self, key: bytes) -> int | None:
         high, low = np.frombuffer(key, ">u8").astype(np.uint64)

@@ -34,13 +34,17 @@ class Changes:
         """Write the changes that wait in `todo`, unless it is not known yet what kind of store they go into.
 
         A copy whose original was replaced in this very run becomes an image
-        for the engine.
+        for the engine, and so does one that moved, if its row is damaged.
         """
         if not todo.changes or not self._session.prepared:
             return
         steps, todo.changes = todo.changes, []
         for step in steps:
-            if step.verdict is not Verdict.COPY:
+            if step.verdict is Verdict.MOVED and step.row is not None:
+                if not self._session.move(step.row, step.reference):
+                    todo.met[step.row] = False
+                    todo.images.append(step.reference)
+            elif step.verdict is not Verdict.COPY:
                 self._settle(step)
             elif step.twin is None or not self._session.reuse(step.twin, step.reference, step.row):
                 todo.images.append(step.reference)

@@ -25,6 +25,7 @@ from rn50feat.extraction.attempts import Attempts
 from rn50feat.extraction.catalogue import Catalogue
 from rn50feat.extraction.changes import Changes, nothing_found
 from rn50feat.extraction.healing import damaged_rows, settle_damaged
+from rn50feat.extraction.moves import Moves
 from rn50feat.extraction.plan import Step, Verdict, plan
 from rn50feat.extraction.todo import Todo
 from rn50feat.model.compatibility import agree, require
@@ -153,7 +154,8 @@ def _fill(
     damaged = frozenset[int]() if session.old is None else damaged_rows(session.old, thorough=heal)
     catalogue = Catalogue(session.old, selection, damaged)
     found = selection.found()
-    steps = plan(found, session.path, catalogue, again=attempts.another, rule=selection.rule)
+    moves = None if session.old is None else Moves(session.old, selection, catalogue)
+    steps = plan(found, session.path, catalogue, again=attempts.another, rule=selection.rule, moves=moves)
     todo, changes = Todo(steps, catalogue, session, on_excluded), Changes(session, catalogue)
     with ExitStack() as running:
         engine: Engine | None = None

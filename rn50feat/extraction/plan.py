@@ -18,6 +18,7 @@ from pathlib import Path
 
 from rn50feat.errors import DamagedError, SourceError
 from rn50feat.extraction.catalogue import Catalogue, KnownArchive
+from rn50feat.extraction.moves import Moves
 from rn50feat.images import decoding, kinds
 from rn50feat.sources import contents
 from rn50feat.sources.archive import Archive, ArchiveRecord, is_compressed_whole
@@ -36,6 +37,7 @@ class Verdict(Enum):
 
     UNCHANGED = "its row stays"
     TOUCHED = "its row stays, with a new time"
+    MOVED = "its row stays, with a new path and time"
     COPY = "its features are those of another row"
     COMPUTE = "it goes through the network"
     FAILED_BEFORE = "it failed, and has not changed"
@@ -53,7 +55,7 @@ class Verdict(Enum):
 
 @dataclass(frozen=True)
 class Step:
-    """A file, what to do with it, its own row (None for a new image) and the row that it is a copy of.
+    """A file, what to do with it, its row (None for a new image) and the row that it is a copy of.
 
     For an archive: what is ``known`` about it, the number of ``members`` that
     follow, its ``fault``, a ``doubt`` about its names, or the ``record`` for
@@ -80,14 +82,16 @@ def plan(
     again: Callable[[FailureRecord], bool],
     hashing: bool = True,
     rule: Callable[[str], str | None] = lambda member: None,
+    moves: Moves | None = None,
 ) -> Iterator[Step]:
     """Yield a step for each file that was `found`, by what `catalogue` knows about the store at `store`.
 
     `again` decides which failures to try again although their files have not
     changed. Without `hashing`, no file is read whole, and copies count as new
-    images. `rule` returns the pattern that excludes a member of an archive.
+    images. `rule` returns the pattern that excludes a member of an archive,
+    and `moves` recognises images that moved, if given.
     """
-    known = partial(_step, store=store, catalogue=catalogue, again=again, hashing=hashing)
+    known = partial(_step, store=store, catalogue=catalogue, again=again, hashing=hashing, moves=moves)
 
     def step(member: Reference) -> Step:
         pattern = rule(member.location)
@@ -115,6 +119,7 @@ def _step(
     catalogue: Catalogue,
     again: Callable[[FailureRecord], bool],
     hashing: bool,
+    moves: Moves | None,
     wanted: bool = False,
 ) -> Step:
     if (fault := unstorable(reference)) is not None:
@@ -136,7 +141,7 @@ def _step(
         return Step(Verdict.IGNORED, reference)
     if not hashing or not catalogue.may_hold_copy(reference.size):
         return Step(Verdict.COMPUTE, reference, row)
-    step = _hashed(reference, row, catalogue)
+    step = _hashed(reference, row, catalogue, moves)
     if (fault := unstorable(step.reference)) is not None:  # it changed after it was listed
         return _unstorable(step.reference, fault, store, catalogue, again)
     return step
@@ -222,16 +227,19 @@ def _is_appledouble(reference: Reference, *, known: bool) -> bool:
         return False
 
 
-def _hashed(reference: Reference, row: int | None, catalogue: Catalogue) -> Step:
-    """Return the step of a file after hashing it: touched, a copy of a known image, or to be computed."""
+def _hashed(reference: Reference, row: int | None, catalogue: Catalogue, moves: Moves | None) -> Step:
+    """Return the step of a file after hashing it: touched, moved, a copy of a known image, or to be computed."""
     try:
         reference = contents.digest(reference)
     except SourceError:  # the engine meets the same error, and reports it
         return Step(Verdict.COMPUTE, reference, row)
     if row is not None and catalogue.digest(row) == reference.digest:
         return Step(Verdict.TOUCHED, reference, row)
-    twin = catalogue.row_of_copy(reference.digest)
-    return Step(Verdict.COMPUTE if twin is None else Verdict.COPY, reference, row, twin)
+    if (twin := catalogue.row_of_copy(reference.digest)) is None:
+        return Step(Verdict.COMPUTE, reference, row)
+    if row is None and moves and (moved := moves.origin(reference.digest)) is not None:
+        return Step(Verdict.MOVED, reference, moved)
+    return Step(Verdict.COPY, reference, row, twin)
 
 
 def _is_image(reference: Reference) -> bool:

@@ -38,11 +38,12 @@ class Preview:
 
     ``compute`` counts new and changed images, and copies of known ones, which
     only reading them reveals. ``missing`` counts names in a list that lead to
-    no file. ``seconds`` follows from the rate of the last run that computed
-    anything, None without one; ``bytes`` is the approximate size of the store
-    afterwards, in float16 where only the run's precision will decide.
-    ``download`` names the weights that a run would download first, None for
-    no download.
+    no file, ``moved`` how many of the rows to ``remove`` may stay, because a new
+    file has the size of theirs and may be the same image. ``seconds`` follows
+    from the rate of the last run that computed anything, None without one;
+    ``bytes`` is the approximate size of the store afterwards, in float16 where
+    only the run's precision will decide. ``download`` names the weights that a
+    run would download first, None for no download.
     """
 
     compute: int
@@ -52,6 +53,7 @@ class Preview:
     excluded: int
     missing: int
     remove: int
+    moved: int
     seconds: float | None
     bytes: int
     download: str | None = None
@@ -86,31 +88,30 @@ def preview(
     old = None if overwrite else existing
     chosen, _ = agree(old, Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), dtype)
     catalogue = Catalogue(old, selection)
-    met = np.zeros(len(catalogue), bool)
     counts: Counter[Verdict] = Counter()
-    arrived: set[int] = set()  # the sizes of new files, among which are images that moved
-    found = selection.found()
+    arrived: Counter[int] = Counter()  # the sizes of new files, among which are images that moved
     attempts = Attempts(options.max_megapixels * 1_000_000, all_again=retry_failed, damaged=damaged)
-    for step in plan(found, path, catalogue, again=attempts.another, hashing=False, rule=selection.rule):
+    for step in plan(selection.found(), path, catalogue, again=attempts.another, hashing=False, rule=selection.rule):
         counts[step.verdict] += 1
         if step.verdict is Verdict.EXCLUDED:
             on_excluded(Excluded(step.reference.location, step.pattern))
         if step.verdict is Verdict.COMPUTE and step.row is None:
-            arrived.add(step.reference.size)
+            arrived[step.reference.size] += 1
         if step.row is not None:
-            met[step.row] = True
+            catalogue.met[step.row] = True
         if step.known is not None:
-            met[step.known.rows] = True
+            catalogue.met[step.known.rows] = True
             counts[Verdict.UNCHANGED] += len(step.known.rows)
             counts[Verdict.FAILED_BEFORE] += step.known.failed
             counts[Verdict.IGNORED] += step.known.others
     counts[Verdict.IGNORED] += counts[Verdict.APPLEDOUBLE]
-    removed = 0
+    left: Counter[int] = Counter()  # the sizes of images that are gone
     if prune and old is not None:
-        removed = len(pruning.gone(old, selection, met, limit=prune_limit, force=force, arrived=arrived))
+        rows = pruning.gone(old, selection, catalogue.met, limit=prune_limit, force=force, arrived=arrived)
+        left.update(old.column("size")[rows].tolist())
     rate = None if existing is None else _last_rate(existing)
     kind = np.dtype(dtype or "float16") if old is None else old.dtype
-    size, rows = (0, 0) if old is None else (path.stat().st_size, len(old))
+    size, held = (0, 0) if old is None else (path.stat().st_size, len(old))
     return Preview(
         compute=counts[Verdict.COMPUTE],
         unchanged=counts[Verdict.UNCHANGED],
@@ -118,9 +119,10 @@ def preview(
         ignored=counts[Verdict.IGNORED],
         excluded=counts[Verdict.EXCLUDED],
         missing=counts[Verdict.MISSING],
-        remove=removed,
+        remove=left.total(),
+        moved=(left & arrived).total(),
         seconds=None if rate is None else counts[Verdict.COMPUTE] / rate,
-        bytes=size + _growth(rows, counts[Verdict.COMPUTE], kind.itemsize),
+        bytes=size + _growth(held, counts[Verdict.COMPUTE], kind.itemsize),
         download=chosen.name if counts[Verdict.COMPUTE] and chosen.missing else None,
     )
 

@@ -11,8 +11,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Iterator
 
-import numpy as np
-
 from rn50feat.extraction.catalogue import Catalogue
 from rn50feat.extraction.plan import Step, Verdict
 from rn50feat.sources.exclusion import Excluded
@@ -28,6 +26,7 @@ PORTION = 10_000
 _CHANGES = frozenset(
     (
         Verdict.COPY,
+        Verdict.MOVED,
         Verdict.TOUCHED,
         Verdict.MISSING,
         Verdict.PACKED,
@@ -56,7 +55,7 @@ class Todo:
     ) -> None:
         self.images: deque[Reference] = deque()
         self.changes: list[Step] = []
-        self.met = np.zeros(len(catalogue), bool)
+        self.met = catalogue.met
         self.known: set[str] = set()
         self.failures = catalogue.failures
         self.in_hand = 0  # images that the engine has taken and not given back

@@ -39,7 +39,8 @@ class Summary:
 
     new: int = 0
     changed: int = 0
-    reused: int = 0  # copies and moved files, which took the features of another row
+    reused: int = 0  # copies and moved files, which needed no network
+    moved: int = 0  # of the reused ones, those that kept their rows, under a new path
     unchanged: int = 0
     damaged: int = 0  # among the new, changed and reused ones
     failed: int = 0

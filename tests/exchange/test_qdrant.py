@@ -86,6 +86,15 @@ def test_only_what_changed_is_sent_and_what_is_gone_is_deleted(
     )
 
 
+def test_a_point_follows_an_image_that_moved(filled: FeatureStore, tmp_path: Path) -> None:
+    sync(filled, str(tmp_path / "db"))
+    with open_store(filled.path) as writer:
+        writer.rename(2, [str(tmp_path / "moved.jpg")], np.array([2]))
+    assert sync(filled, str(tmp_path / "db")) == Sync(upserted=1, deleted=0, unchanged=4)
+    assert look(tmp_path / "db", points)[7].payload["path"] == "moved.jpg"
+    assert sync(filled, str(tmp_path / "db")) == Sync(upserted=0, deleted=0, unchanged=5)
+
+
 def test_a_sync_that_was_killed_is_gone_on_with(
     filled: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,6 +18,7 @@ from stores import stored
 
 import rn50feat
 from rn50feat import FeatureStore
+from rn50feat.cli.report import preview_line
 from rn50feat.errors import PruneError
 from rn50feat.extraction.preview import preview
 from rn50feat.store import session
@@ -90,14 +91,19 @@ def test_images_that_moved_are_not_lost(shades: Path, start: FakeStart) -> None:
     extract(shades, start)
     for i in range(12):
         (shades / f"{i:02}.png").rename(shades / f"moved{i:02}.png")
-    assert preview(shades, shades.parent / "out.h5", prune=True).remove == 12
+    expected = preview(shades, shades.parent / "out.h5", prune=True)
+    assert (expected.remove, expected.moved) == (12, 12)
+    assert "12 to remove (12 of them may only have moved);" in preview_line(expected)
     summary = extract(shades, start, prune=True)
-    assert (summary.reused, summary.removed) == (12, 12)
+    assert (summary.reused, summary.moved, summary.removed) == (12, 12, 0)
     assert len(stored(shades.parent)) == 20
+    other, store = shades.parent / "other", shades.parent / "out.h5"
+    other.mkdir()
     for i in range(4):
-        (shades / f"moved{i:02}.png").rename(shades / f"again{i:02}.png")
+        (shades / f"moved{i:02}.png").rename(other / f"again{i:02}.png")
     for i in range(5, 10):
         (shades / f"moved{i:02}.png").unlink()
+    assert rn50feat.extract(other, store, start=start).moved == 0  # it does not look where they were
     with pytest.raises(PruneError, match="5 of the 20 rows under these sources would go, not counting 4 that moved,"):
         extract(shades, start, prune=True)
     assert len(stored(shades.parent)) == 24
