@@ -22,6 +22,7 @@ from PIL import Image
 from remotes import KEY, Proxy, client, serving
 from scenes import encoded, scene
 from streams import Player
+from trees import plant
 
 from rn50feat import FeatureStore, extract
 from rn50feat.cli.main import main
@@ -80,6 +81,12 @@ def shades(tmp_path: Path) -> Path:
     for i in range(20):
         (folder / f"{i:02}.png").write_bytes(encoded(Image.new("RGB", (9, 9), (i, 1, 0)), "PNG"))
     return folder
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A folder with images/ and features/, for the store, side by side."""
+    return plant(tmp_path / "data")
 
 
 @pytest.fixture

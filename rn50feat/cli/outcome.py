@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending
+from rn50feat.cli.relocate import relocation
 from rn50feat.cli.stores import mark_random
 from rn50feat.cli.terminal import STOPS, say
 from rn50feat.errors import count
@@ -33,6 +34,9 @@ def _print(summary: Summary, out: Path) -> None:
     say(f"{out}: {report.counts(summary.as_dict())}, in {summary.seconds:.1f} s")
     if summary.linked:
         say(report.linked_line(summary.linked))
+    if (moved := summary.moved_from) is not None:
+        what, command = count(moved.images, "image"), relocation(moved.old, moved.new, out)
+        say(f"Note: {what} look moved from {moved.old} to {moved.new}: to keep their old rows, see {command}")
     if summary.stopped:
         rest = "" if summary.left is None else f", {count(summary.left, 'image')} left"
         say(f"stopped by {summary.stopped}{rest}: run again to continue")

@@ -14,7 +14,6 @@ from rn50feat.cli.options import argument, json_option, option, store_argument
 from rn50feat.cli.stores import open_store
 from rn50feat.cli.terminal import say
 from rn50feat.errors import count
-from rn50feat.escape import one_line
 
 if TYPE_CHECKING:
     from rn50feat.extraction.relocate import Relocated
@@ -48,13 +47,13 @@ def command(ending: Ending, old: str, new: str, store: Path | None, apply: bool,
 
 def relocation(old: str, new: str, store: Path) -> str:
     """Return the command that relocates, as text for a shell."""
-    return one_line(shlex.join(["rn50feat", "relocate", old, new, str(store)]))
+    return shlex.join(["rn50feat", "relocate", old, new, str(store)])
 
 
 def _lines(done: Relocated) -> list[str]:
     parts = [(done.rows, "row"), (done.failures, "failure"), (done.archives, "archive record")]
     what = " and ".join(count(number, name) for number, name in parts if number) or "0 rows"
-    before, after = map(one_line, done.example)
+    before, after = done.example
     there = "" if done.missing is None else f"; {done.rows - done.missing} of {done.rows} exist there"
     lines = [f"{what} {'got' if done.applied else 'would get'} new paths, for example {before} → {after}{there}"]
     if done.removed:
@@ -64,5 +63,5 @@ def _lines(done: Relocated) -> list[str]:
         verb = "kept" if done.applied else "would keep"
         lines.append(f"{count(done.left, 'row')} {verb} their old paths: other images have rows in the new place")
     if done.still:
-        lines.append(f"{count(done.still, 'image')} can still be found in {one_line(done.old)}")
+        lines.append(f"{count(done.still, 'image')} can still be found in {done.old}")
     return lines

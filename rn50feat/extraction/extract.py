@@ -21,6 +21,7 @@ from rn50feat.engines import local
 from rn50feat.engines.contract import Engine, EngineOptions, StartEngine
 from rn50feat.errors import MissingWeightsError, SourceError
 from rn50feat.extraction import prune as pruning
+from rn50feat.extraction.advice import moved_from
 from rn50feat.extraction.attempts import Attempts
 from rn50feat.extraction.catalogue import Catalogue
 from rn50feat.extraction.changes import Changes, nothing_found
@@ -165,6 +166,8 @@ def _fill(
                 _compute(engine, todo, changes, session)
     changes.settle(todo)
     _finish(session, selection, todo)
+    if session.old is not None:
+        session.summary.moved_from = moved_from(session.old, selection, len(todo.met), session.summary)
     if not session.summary.stopped:
         settle_damaged(session, damaged, todo.met)
     if session.summary.stopped == "time budget":

@@ -258,6 +258,7 @@ class WriteSession:
         with self.summary.timed("write"):
             self._open().rename(first, locations, mtimes)
         self.summary.reused += len(locations)
+        self.summary.moved += len(locations)
 
     def rename_entries(self, table: str, renamed: Mapping[str, str | None]) -> None:
         """Give entries of a table, failures or archives, other stored paths; None removes an entry."""

@@ -28,6 +28,15 @@ PACKAGES = ("torch", "torchvision", "numpy", "pillow", "h5py")
 EXTRAS = ("openvino", "simplejpeg", "pillow-heif")  # in use where they are installed
 
 
+@dataclass(frozen=True)
+class MovedFrom:
+    """Images that look moved: how many, and the prefixes of their locations before and now."""
+
+    images: int
+    old: str
+    new: str
+
+
 @dataclass
 class Summary:
     """What a run did, in files.
@@ -55,6 +64,7 @@ class Summary:
     stages: dict[str, float] = field(default_factory=dict)
     stopped: str | None = None
     left: int | None = None
+    moved_from: MovedFrom | None = None  # where most images were, as copies of missing ones suggest
 
     @property
     def found(self) -> int:

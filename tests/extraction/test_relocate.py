@@ -3,60 +3,30 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import h5py
 import pytest
 from fake import FakeStart
-from PIL import Image
-from scenes import encoded
 from stores import store, values
+from trees import COUNT, extract, ids, moved
 
 import rn50feat
 from rn50feat import FeatureStore, relocate, verify
 from rn50feat.errors import ArgumentError
 from rn50feat.sources.archive import ArchiveRecord
-from rn50feat.store.summary import Summary
 from rn50feat.store.writer import open_store
 
-COUNT = 18
 
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Path:
-    """A folder with 18 images in images/, one that is broken, and features/ next to it for the store."""
-    images = tmp_path / "data/images"
-    for i in range(COUNT):
-        path = images / f"{'odd' if i % 2 else 'even'}/{i:02}.png"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(encoded(Image.new("RGB", (9, 9), (i, 1, 0)), "PNG"))
-    (images / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nno")
-    (tmp_path / "data/features").mkdir()
-    return tmp_path / "data"
-
-
-def extract(images: Path, out: Path, start: FakeStart) -> Summary:
-    return rn50feat.extract(images, out, weights="random", start=start)
-
-
-def ids(out: Path) -> dict[str, int]:
-    """Return the id of each row by the location of its image."""
-    opened = FeatureStore(out)
-    return dict(zip(map(opened.locate, opened.paths()), opened.column("ids").tolist()))
-
-
-def test_a_tree_that_moves_as_a_whole_keeps_its_rows(tree: Path, tmp_path: Path, start: FakeStart) -> None:
+def test_a_tree_that_moves_as_a_whole_keeps_its_rows(tree: Path, start: FakeStart) -> None:
     extract(tree / "images", tree / "features/out.h5", start)
     before = ids(tree / "features/out.h5")
-    moved = tmp_path / "elsewhere/data"
-    moved.parent.mkdir()
-    shutil.move(tree, moved)
-    summary = extract(moved / "images", moved / "features/out.h5", start)
+    there = moved(tree)
+    summary = extract(there / "images", there / "features/out.h5", start)
     assert (summary.unchanged, summary.failed_before, summary.found) == (COUNT, 1, COUNT + 1)
-    assert ids(moved / "features/out.h5") == {
-        location.replace(str(tree), str(moved)): number for location, number in before.items()
+    assert ids(there / "features/out.h5") == {
+        location.replace(str(tree), str(there)): number for location, number in before.items()
     }
     assert len(start.seen) == COUNT + 1
 
@@ -78,21 +48,12 @@ def test_a_store_of_an_older_version_keeps_its_rows_where_it_is(tree: Path, star
     assert [failure.attempts for failure in FeatureStore(out).failures()] == [2]
 
 
-def moved(tree: Path, tmp_path: Path, *parts: str) -> Path:
-    """Move a tree, or `parts` of it, elsewhere."""
-    target = tmp_path / "elsewhere/of/data"
-    target.mkdir(parents=True)
-    for part in parts:
-        shutil.move(tree / part, target / part)
-    return target
-
-
 @pytest.mark.parametrize("doubled", [False, True])
-def test_images_that_moved_keep_their_rows(tree: Path, tmp_path: Path, start: FakeStart, doubled: bool) -> None:
+def test_images_that_moved_keep_their_rows(tree: Path, start: FakeStart, doubled: bool) -> None:
     out = tree / "features/out.h5"
     extract(tree / "images", out, start)
     before, commits = ids(out), len(FeatureStore(out).history())
-    images = moved(tree, tmp_path, "images") / "images"
+    images = moved(tree, "images") / "images"
     if doubled:
         assert extract(images, out, start).reused == COUNT
         assert len(FeatureStore(out)) == 2 * COUNT
@@ -112,10 +73,10 @@ def test_images_that_moved_keep_their_rows(tree: Path, tmp_path: Path, start: Fa
     assert len(start.seen) == COUNT + 1 + doubled  # the broken one
 
 
-def test_a_store_that_moved_alone_finds_its_images(tree: Path, tmp_path: Path, start: FakeStart) -> None:
+def test_a_store_that_moved_alone_finds_its_images(tree: Path, start: FakeStart) -> None:
     extract(tree / "images", tree / "features/out.h5", start)
     before = ids(tree / "features/out.h5")
-    out = moved(tree, tmp_path, "features") / "features/out.h5"
+    out = moved(tree, "features") / "features/out.h5"
     done = relocate(out.parent.parent / "images", tree / "images", out, apply=True)
     assert (done.rows, done.failures, done.missing) == (COUNT, 1, 0)
     assert ids(out) == before
@@ -203,9 +164,9 @@ def test_prefixes_may_lie_in_each_other(tmp_path: Path) -> None:
     assert not verify(out).findings
 
 
-def test_a_link_that_stands_for_the_images_is_no_obstacle(tree: Path, tmp_path: Path, start: FakeStart) -> None:
+def test_a_link_that_stands_for_the_images_is_no_obstacle(tree: Path, start: FakeStart) -> None:
     out = tree / "features/out.h5"
     extract(tree / "images", out, start)
-    images = moved(tree, tmp_path, "images") / "images"
+    images = moved(tree, "images") / "images"
     (tree / "images").symlink_to(images)
     assert relocate(f"{tree}/images/even/", images / "even", out).rows == COUNT / 2
