@@ -66,7 +66,9 @@ def test_images_that_moved_keep_their_rows(tree: Path, start: FakeStart, doubled
     assert ids(out) == {str(images / Path(old).relative_to(tree / "images")): number for old, number in before.items()}
     assert [failure.path for failure in FeatureStore(out).failures()] == [str(images / "broken.png")]
     assert doubled or len(FeatureStore(out).history()) == commits + 1
-    assert FeatureStore(out).runs()[-1]["relocated"] == [str(tree / "images"), str(images)]
+    run = FeatureStore(out).runs()[-1]
+    assert run["relocated"] == [str(tree / "images"), str(images)]
+    assert (run["counts"]["moved"], run["counts"]["removed"]) == (COUNT, doubled * COUNT)
     assert not verify(out, sources=True).findings
     summary = extract(images, out, start)
     assert (summary.unchanged, summary.failed_before, summary.found) == (COUNT, 1, COUNT + 1)
