@@ -8,7 +8,9 @@ of all its members. Takes about 80 bytes of memory per row.
 from __future__ import annotations
 
 import hashlib
+import struct
 from array import array
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -22,6 +24,7 @@ from rn50feat.sources.selection import Selection
 from rn50feat.store.reader import FailureRecord, FeatureStore
 
 _KEY = np.dtype([("high", ">u8"), ("low", ">u8")])
+_PAIR = struct.Struct(">QQ")
 
 
 @dataclass(frozen=True)
@@ -167,6 +170,8 @@ class _Lookup:
         self._order = np.argsort(records["high"], kind="stable")
         self._high = records["high"][self._order].astype(np.uint64)
         self._low = records["low"][self._order].astype(np.uint64)
+        # Their items are plain ints: a lookup takes 2 µs, and 10 with np.searchsorted.
+        self._views = self._high.data, self._low.data, self._order.data
 
     def all(self, key: bytes) -> list[int]:
         high, low = np.frombuffer(key, ">u8").astype(np.uint64)
@@ -174,10 +179,11 @@ class _Lookup:
         return [int(row) for row in self._order[found][self._low[found] == low]]
 
     def get(self, key: bytes) -> int | None:
-        high, low = np.frombuffer(key, ">u8").astype(np.uint64)
-        for i in range(int(np.searchsorted(self._high, high)), len(self._high)):
-            if self._high[i] != high:
+        high, low = _PAIR.unpack(key)
+        highs, lows, order = self._views
+        for i in range(bisect_left(highs, high), len(highs)):
+            if highs[i] != high:
                 break
-            if self._low[i] == low:
-                return int(self._order[i])
+            if lows[i] == low:
+                return int(order[i])
         return None

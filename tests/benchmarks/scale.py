@@ -126,12 +126,14 @@ def fill(path: Path, rows: int, years: int) -> None:
 
 
 def vectors(turn: int = 0) -> NDArray[np.float32]:
-    """Return `BLOCK` vectors, of which those in `NEAR` are near each other; others with each `turn`."""
+    """Return `BLOCK` vectors in 256 clusters, of which those in `NEAR` are near each other; others with each `turn`."""
     rng = np.random.default_rng(0)
-    block: NDArray[np.float32] = rng.gamma(0.5, 1, (BLOCK, layout.WIDTH)).astype(np.float32)
+    centres, fold = rng.normal(size=(256, 64)), rng.normal(size=(64, layout.WIDTH))
+    rng = np.random.default_rng(turn)
+    points = centres[rng.integers(256, size=BLOCK)] + 0.5 * rng.normal(size=(BLOCK, 64))
     if not turn:
-        block[NEAR.start : NEAR.stop] = block[NEAR.start] + 0.3 * block[NEAR.start : NEAR.stop]
-    return np.roll(block, turn, axis=1)
+        points[NEAR.start : NEAR.stop] = points[NEAR.start] + 0.1 * points[NEAR.start : NEAR.stop]
+    return np.maximum(points.astype(np.float32) @ fold.astype(np.float32), 0)
 
 
 def index(path: Path, rows: int) -> None:
