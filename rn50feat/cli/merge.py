@@ -33,8 +33,10 @@ def command(ending: Ending, stores: tuple[Path, ...], out: Path, dtype: str | No
     An image in several stores gets one row, that of the newest file. Merging
     again costs only what is new; nothing is removed from OUT.h5.
     """
+    from rn50feat.exchange.merge import left_out
     from rn50feat.exchange.merge import merge as run
 
     with progress(quiet) as on_progress, signals() as should_stop:
         summary = run(stores, out, dtype=dtype, should_stop=should_stop, on_progress=on_progress)
+    ending.add(left_out=left_out(stores))
     report_run(summary, out, ending, quiet=quiet)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,7 +15,10 @@ from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import VerifyError, count
 from rn50feat.escape import one_line
-from rn50feat.store.damage import REMEDY
+from rn50feat.store.damage import LAST_REMEDY, remedy
+
+if TYPE_CHECKING:
+    from rn50feat.extraction.verify import Findings
 
 
 @click.command("verify")
@@ -60,15 +63,20 @@ def command(
     for note in result.notes:
         say(note)
     if result.findings:
-        raise VerifyError(_advice(opened.path, len(result.findings) - result.index_fault, result.index_fault))
+        raise VerifyError(_advice(opened.path, result))
     say(f"{opened.path}: {count(len(opened), 'row')}, no faults found")
 
 
-def _advice(store: Path, faults: int, index_fault: bool) -> str:
-    """Say how to fix this many faults in a store, and one in its index."""
+def _advice(store: Path, result: Findings) -> str:
+    """Say how to fix the faults in a store, and one in its index."""
     words = []
-    if faults:
-        words.append(f"{store} has {count(faults, 'fault')}: {REMEDY}")
-    if index_fault:
+    if faults := len(result.findings) - result.index_fault:
+        fix = LAST_REMEDY
+        if result.unreadable:
+            fix = remedy(store)
+        elif result.differing:
+            fix = f"run rn50feat extract SOURCE... {store} --heal, which computes damaged rows again from their images"
+        words.append(f"{store} has {count(faults, 'fault')}: {fix}")
+    if result.index_fault:
         words.append(f"the index of {store} is faulty: build it again with rn50feat index {store} --rebuild")
     return "; ".join(words)

@@ -8,6 +8,7 @@ what is new, and a killed one goes on from its last commit.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,14 @@ from rn50feat.extraction.catalogue import Catalogue, path_key
 from rn50feat.images.provenance import Provenance
 from rn50feat.sources.reference import Reference
 from rn50feat.store.paths import stored_path
-from rn50feat.store.reader import FeatureStore, locate_output
+from rn50feat.store.opening import additions
+from rn50feat.store.reader import FeatureStore, locate_output, locate_store
 from rn50feat.store.session import WriteSession
 from rn50feat.store.snapshot import Snapshot
 from rn50feat.store.storable import settle_dtype
 from rn50feat.store.summary import Progress, Summary
+
+logger = logging.getLogger(__name__)
 
 LEAVE, NEW = -2, -1  # what happens to a row that does not replace another
 
@@ -57,7 +61,8 @@ def merge(
     of the widest of `stores`; float32 is rounded to float16 only if asked for.
     Raises `ProvenanceError` for stores of different provenance and `StoreError`
     for those that cannot be read or written, or whose rows move meanwhile; what
-    was committed by then stays.
+    was committed by then stays. What other programs have added to `stores` is
+    not taken, with a warning.
     """
     path = locate_output(out)
     parts = [FeatureStore(store) for store in stores]
@@ -66,6 +71,7 @@ def merge(
     if any(part.path == path for part in parts):
         raise StoreError(f"{path} is among the stores to merge into it: leave it out, it keeps its rows")
     with WriteSession(path, "merge", should_stop=should_stop, on_progress=on_progress) as session:
+        session.repair_tables()
         old = [] if session.old is None else [session.old]
         provenance = _common([*old, *parts])
         width = settle_dtype(session.old, dtype, {str(part.path): part.dtype for part in parts})
@@ -78,7 +84,14 @@ def merge(
         session.commit()
         _take_ledgers(session, parts)
         session.commit(ended=True)
-        return session.summary
+    if left := left_out(part.path for part in parts):
+        logger.warning("not merged, since other programs have added it: %s", ", ".join(left))
+    return session.summary
+
+
+def left_out(stores: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Return what a merge of `stores` does not take: the names of what other programs have added, after the store's."""
+    return [f"{path}: {name}" for path in map(locate_store, stores) for name in additions(path)]
 
 
 def _common(stores: Sequence[FeatureStore]) -> Provenance:

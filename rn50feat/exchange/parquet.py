@@ -44,7 +44,8 @@ def write(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[
     """
     arrow, parquet = _pyarrow()
     store = snapshot.store
-    about = {"store": store.id, "provenance": store.provenance.to_json(), "normalized": normalized}
+    about = {"store": store.id, "provenance": store.provenance.to_json()}
+    about |= {"normalized": normalized, "dtype": store.dtype.name}
     columns = {
         "id": arrow.int64(),
         "path": arrow.string(),
@@ -107,7 +108,7 @@ class ParquetFile:
 
     @property
     def dtype(self) -> np.dtype[Any]:
-        """The features' dtype; raises `ExchangeError` for a column without lists of floats."""
+        """The features' dtype, or that of the store they come from; raises `ExchangeError` unless they are floats."""
         kind = self._file.schema_arrow.field(self._column).type
         widths = {"halffloat": "float16", "float": "float32", "double": "float64"}
         if (width := widths.get(str(getattr(kind, "value_type", kind)))) is None or not hasattr(kind, "value_type"):
@@ -115,7 +116,7 @@ class ParquetFile:
                 f"{self.path} has {kind} in its column {self._column}, not lists of {WIDTH} floats: name another with"
                 " --column"
             )
-        return np.dtype(width)
+        return np.dtype(self.about.get("dtype", width) if self._column == "features" else width)
 
     def paths(self) -> Iterator[str]:
         """Yield the path of each row."""

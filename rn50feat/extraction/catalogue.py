@@ -67,7 +67,7 @@ class Catalogue:
                 self._digest_of_row[self._damaged] = 0  # unknown: neither unchanged nor the original of a copy
                 self._digests = _Lookup(self._digest_of_row)
                 self._archives = {archive.path: archive for archive in store.archives()}
-                self._paths = _Lookup(self._path_keys(store))
+                self._paths = _Lookup(self._path_keys(store), self._damaged)
                 self.failures = {failure.path: failure for failure in store.failures()}
         self._failed: dict[tuple[str, int], list[FailureRecord]] = {}  # by archive and its time
         for path, failure in self.failures.items():
@@ -164,10 +164,12 @@ class _Lookup:
     Of equal keys, the first row is found.
     """
 
-    def __init__(self, keys: NDArray[np.uint8]) -> None:
-        """Map row i of `keys`, uint8 of shape (N, 16), to i."""
+    def __init__(self, keys: NDArray[np.uint8], last: Sequence[int] = ()) -> None:
+        """Map row i of `keys`, uint8 of shape (N, 16), to i; rows in `last` come after all others."""
         records = np.ascontiguousarray(keys).view(_KEY).reshape(-1)
         self._order = np.argsort(records["high"], kind="stable")
+        if last:
+            self._order = self._order[np.lexsort((np.isin(self._order, last), records["high"][self._order]))]
         self._high = records["high"][self._order].astype(np.uint64)
         self._low = records["low"][self._order].astype(np.uint64)
         # Their items are plain ints: a lookup takes 2 µs, and 10 with np.searchsorted.

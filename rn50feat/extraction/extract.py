@@ -153,6 +153,8 @@ def _fill(
         network.weights.require()  # a download would begin the run anew
     session.repair_tables()
     damaged = frozenset[int]() if session.old is None else damaged_rows(session.old, thorough=heal)
+    if damaged:
+        session.renew_paths()
     catalogue = Catalogue(session.old, selection, damaged)
     found = selection.found()
     moves = None if session.old is None else Moves(session.old, selection, catalogue)
@@ -169,7 +171,7 @@ def _fill(
     if session.old is not None:
         session.summary.moved_from = moved_from(session.old, selection, len(todo.met), session.summary)
     if not session.summary.stopped:
-        settle_damaged(session, damaged, todo.met)
+        settle_damaged(session, catalogue, damaged, todo.met)
     if session.summary.stopped == "time budget":
         rest = plan(found, session.path, catalogue, again=attempts.another, hashing=False, rule=selection.rule)
         _count_left(session, todo, rest)

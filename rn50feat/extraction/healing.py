@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import count
+from rn50feat.extraction.catalogue import Catalogue
 from rn50feat.sources.location import at
 from rn50feat.store.checksums import BLOCK
 from rn50feat.store.reader import FeatureStore
@@ -43,11 +44,14 @@ def damaged_rows(store: FeatureStore, *, thorough: bool) -> frozenset[int]:
     return frozenset(found)
 
 
-def settle_damaged(session: WriteSession, damaged: frozenset[int], met: NDArray[np.bool_]) -> None:
+def settle_damaged(
+    session: WriteSession, catalogue: Catalogue, damaged: frozenset[int], met: NDArray[np.bool_]
+) -> None:
     """Deal with `damaged` rows whose images the run has not found; `met` tells for each row, bool of shape (N,).
 
-    A row goes if its file is gone and another row has the same bytes: its
-    path was damaged, and its image has a new row by now. The others stay.
+    A row goes if its path is that of no file, or of another row, and another
+    row has the same bytes: its path was damaged, and its image has a new row
+    by now. The others stay.
     """
     left = [row for row in sorted(damaged) if not met[row]]
     if not left:
@@ -60,7 +64,7 @@ def settle_damaged(session: WriteSession, damaged: frozenset[int], met: NDArray[
         for row in left
         if digests[row].tobytes().strip(b"\0")
         and np.isin(digests[row : row + 1], digests[sound]).all()
-        and not at(store.locate(store.path_of(row))).exists()
+        and (catalogue.row(path := store.path_of(row)) != row or not at(store.locate(path)).exists())
     ]
     if stays := [store.path_of(row) for row in left if row not in replaced]:
         logger.warning(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,10 +38,16 @@ BLOCK = 4096
 
 @dataclass
 class Findings:
-    """What `verify` found: faults, and notes. If the index has a fault, it is the last one."""
+    """What `verify` found: faults, and notes. If the index has a fault, it is the last one.
+
+    ``differing`` rows and tables, which differ from their checksums, are
+    repaired by `extract`. What is ``unreadable`` is left out by `compact`.
+    """
 
     findings: list[str] = field(default_factory=list)
     index_fault: bool = False
+    differing: int = 0
+    unreadable: int = 0
     notes: list[str] = field(default_factory=list)
 
 
@@ -103,6 +109,7 @@ def _check_shapes(store: FeatureStore, report: Findings) -> bool:
         missing = [name for name in table if name not in layout]
         if missing:
             report.findings.append(f"{missing[0]} is missing")
+            report.unreadable += 1
             continue
         lengths = {name: (*layout[name].shape, 0)[0] for name in table}
         if len(set(lengths.values())) > 1:
@@ -121,6 +128,7 @@ def _reading(what: str, report: Findings) -> Iterator[None]:
         raise
     except StoreError as error:
         report.findings.append(f"{what} cannot be read: {error}")
+        report.unreadable += 1
 
 
 def _check_numbers(store: FeatureStore, report: Findings) -> None:
@@ -138,20 +146,25 @@ def _check_numbers(store: FeatureStore, report: Findings) -> None:
 
 
 def _check_records(store: FeatureStore, report: Findings) -> None:
-    """Read the ledger and the records of the runs."""
-    with _reading("the ledger of failures", report):
-        store.failures()
-    with _reading("the notes of damaged images", report):
-        store.damage()
-    with _reading("the archives", report):
-        store.archives()
-    with _reading("the records of the runs", report):
-        store.runs()
+    """Check the small tables: the ledger, the records of the runs and so on."""
+    wrong: list[str] = []
+    with _reading("checksums", report):
+        wrong = store.wrong_tables()
+    report.findings += [f"what it holds in {name} differs from its checksum" for name in wrong]
+    report.differing += len(wrong)
+    for name, what, read in (
+        ("failures", "the ledger of failures", store.failures),
+        ("damaged", "the notes of damaged images", store.damage),
+        ("archives", "the archives", store.archives),
+        ("runs", "the records of the runs", store.runs),
+        ("history", "the marks of the commits", store.history),
+    ):
+        with _reading(what, report) if name not in wrong else suppress(StoreError):
+            read()
 
 
 def _check_rows(store: FeatureStore, report: Findings) -> None:
     """Read every chunk; no row may be NaN, infinite or all zero. A run may commit between two blocks."""
-    report.findings += [f"what it holds in {name} differs from its checksum" for name in store.wrong_tables()]
     if (count := len(store)) and not store.has_checksums:
         report.notes.append(f"{counted(count, 'row')} without a checksum: the next run that writes adds them")
     for first in range(0, count, BLOCK):
@@ -159,6 +172,7 @@ def _check_rows(store: FeatureStore, report: Findings) -> None:
         with store.reading(), rows_read, np.errstate(invalid="ignore"):
             block: Any = store.block(first, BLOCK).astype(np.float32)
             differing = set(store.wrong_rows(first, BLOCK))
+            report.differing += len(differing)
             for wrong, rows in (("not finite", ~np.isfinite(block).all(axis=1)), ("all zero", ~block.any(axis=1))):
                 for row in np.flatnonzero(rows):
                     report.findings.append(f"row {first + row} ({store.path_of(first + int(row))}) is {wrong}")

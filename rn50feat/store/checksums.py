@@ -4,8 +4,9 @@ A row's checksum is the XXH3-64 hash of its id, path, size, modification time
 and digest, combined by XOR with that of its features. Dataset ``checksum``
 holds one for each row; the attribute ``checksums`` says for which commit they
 hold, since an older version that writes to a store does not keep them up to
-date, and holds the hash of each smaller table. Rows of a store without them
-get theirs from the next run that writes.
+date, and holds the hash of each smaller table and of the attributes that say
+what the rows are. Rows of a store without them get theirs from the next run
+that writes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import json
 import struct
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
@@ -28,6 +30,7 @@ from rn50feat.store.damage import Malformed
 
 BLOCK = 1024  # rows that are in memory at once: 8 MB of float32
 _META = struct.Struct("<qqq16s")  # id, size, modification time, digest
+_ATTRIBUTES = ("store_id", "provenance")  # texts, which HDF5 itself has no checksum of
 
 
 def row_checksums(columns: Mapping[str, Any]) -> NDArray[np.uint64]:
@@ -50,11 +53,13 @@ def read_columns(file: h5py.File, rows: slice) -> dict[str, Any]:
 
 
 def state(file: h5py.File) -> str:
-    """Return what a writer of any version changes: the last mark, the next id, and the numbers of rows and runs."""
-    marks: Any = layout.dataset(file, "history") if "history" in file else ()
-    mark = bytes(marks[-1]).hex() if len(marks) else ""
-    counts = (layout.dataset(file, name).shape[0] for name in ("ids", "runs"))
-    return ":".join([mark, str(layout.attribute(file, "next_id")), *map(str, counts)])
+    """Return what a writer of any version changes: the next id, and the numbers of rows, runs and commits.
+
+    HDF5 has checksums of these: they differ only because of a writer.
+    """
+    tables = ("ids", "runs", *(("history",) if "history" in file else ()))
+    counts = (layout.dataset(file, name).shape[0] for name in tables)
+    return ":".join(map(str, (layout.attribute(file, "next_id"), *counts)))
 
 
 @dataclass(frozen=True)
@@ -66,9 +71,12 @@ class _Known:
 
 
 def table_hashes(
-    file: h5py.File, tables: Iterable[str] = layout.SMALL_TABLES, known: Mapping[str, _Known] = {}
+    file: h5py.File, tables: Iterable[str], known: Mapping[str, _Known] = {}
 ) -> dict[str, str]:
-    """Return the hash of each of `tables` that a file has, by name; entries that are `known` are not read."""
+    """Return the hash of each of `tables` that a file has, by name; entries that are `known` are not read.
+
+    One of them may be "attributes".
+    """
     there = [name for name in tables if name not in layout.OPTIONAL or name in file]
     return {name: _table_hash(file, name, known.get(name, _Known())) for name in there}
 
@@ -82,11 +90,24 @@ def _table_hash(file: h5py.File, name: str, known: _Known) -> str:
 
 
 def _table_values(file: h5py.File, name: str, first: int) -> Iterator[bytes]:
-    for column in layout.SMALL_TABLES[name]:
+    if name == "attributes":
+        yield from (layout.encode_text(layout.attribute(file, one)) for one in _ATTRIBUTES)
+    for column in layout.SMALL_TABLES.get(name, ()):
         values = layout.dataset(file, column)[first:]
         if values.ndim == 2:  # marks: one value each
             values = np.ascontiguousarray(values).view(f"V{values.shape[1]}").reshape(-1)
         yield from values.tolist() if values.dtype.kind in "OV" else [values.tobytes()]
+
+
+def require_attributes(file: h5py.File) -> None:
+    """Raise `Malformed` if the attributes that say what the rows are differ from their hash."""
+    found = table_hashes(file, ["attributes"])["attributes"]
+    wrong = False
+    with suppress(Malformed, OSError, RuntimeError, LookupError):  # reported to those who need the checksums
+        if found not in str(file.attrs.get("checksums", "")):  # else no dataset needs to be opened: that takes ms
+            wrong = bool(Record(file).wrong_tables(["attributes"]))
+    if wrong:
+        raise Malformed("its id or provenance differs from its checksum")
 
 
 def spans(rows: Iterable[int]) -> Iterator[slice]:
@@ -128,12 +149,11 @@ class Record:
         wrong = np.flatnonzero(found != self._known[rows])
         return np.asarray(wrong + rows.start, np.int64)
 
-    def wrong_tables(self) -> list[str]:
-        """Return the names of the small tables that differ from their hashes."""
-        if not self.current:
-            return []
-        found = table_hashes(self._file, self.hashes)
-        return [name for name, value in self.hashes.items() if found.get(name) != value]
+    def wrong_tables(self, tables: Iterable[str] = layout.SMALL_TABLES) -> list[str]:
+        """Return the names of those of some small tables that differ from their hashes."""
+        known = [name for name in tables if self.current and name in self.hashes]
+        found = table_hashes(self._file, known)
+        return [name for name in known if found.get(name) != self.hashes[name]]
 
 
 class Seals:
@@ -163,7 +183,7 @@ class Seals:
         else:
             layout.create(self._file, layout.CHECKSUM)
             self._file["checksum"].resize(count, axis=0)
-        self._hashes, self._changed = {}, set(layout.SMALL_TABLES)
+        self._hashes, self._changed = {}, {"attributes", *layout.SMALL_TABLES}
         for first in range(0, count, BLOCK):
             self._seal(slice(first, min(count, first + BLOCK)))
 

@@ -19,12 +19,14 @@ import numpy as np
 from rn50feat.durable import journal, lock
 from rn50feat.durable.disk import DISK, Disk
 from rn50feat.durable.hdf5_storage import link_fault, storage_fault
-from rn50feat.errors import StoreError
+from rn50feat.errors import DamagedStoreError, StoreError
 from rn50feat.store import layout
-from rn50feat.store.damage import reporting_damage
+from rn50feat.store.checksums import Record
+from rn50feat.store.damage import LAST_REMEDY, reporting_damage
 from rn50feat.store.guards import disk_errors
 from rn50feat.store.opening import opened, shared
 from rn50feat.store.reader import FeatureStore, locate_output, locate_store
+from rn50feat.store.salvage import salvage
 from rn50feat.store.writer import VERSION
 
 WASTE = 1 / 8  # of a file that may be holes: a run that leaves more compacts its store
@@ -33,12 +35,18 @@ _SAMPLE = 1000  # paths that the average length is estimated from
 
 @dataclass(frozen=True)
 class Compacted:
-    """A rewritten store: its path, its size before and after in bytes, and its number of rows."""
+    """A rewritten store: its path, its size before and after in bytes, and its number of rows.
+
+    A copy of a damaged store lacks ``lost_rows``; ``lost`` names the first of
+    them, by path or number, and everything else that it lacks.
+    """
 
     path: Path
     before: int
     after: int
     rows: int
+    lost_rows: int = 0
+    lost: tuple[str, ...] = ()
 
 
 def compact(
@@ -51,9 +59,10 @@ def compact(
     """Rewrite `store` in place, or copy it `to` another file; `overwrite` allows that file to exist.
 
     Rewriting in place temporarily needs space for a second copy, and no run
-    may be in progress. A copy needs neither, and holds the last commit.
-    Raises `StoreError` for a damaged store, `StoreLockedError` while a run is
-    in progress.
+    may be in progress. A copy needs neither, and holds the last commit; that
+    of a damaged store holds what can be read. Raises `DamagedStoreError` for
+    one to rewrite in place, or of which nothing can be saved, and
+    `StoreLockedError` while a run is in progress.
     """
     source = locate_store(store)
     target = source if to is None else locate_output(to)
@@ -63,28 +72,43 @@ def compact(
     if target != source and target.exists() and not overwrite:
         raise StoreError(f"{to} exists: name another file, or use --overwrite")
     with lock.run_lock(target):
-        return rewrite(source, target, disk=disk)
+        try:
+            return rewrite(source, target, disk=disk)
+        except DamagedStoreError:
+            if target == source:
+                raise
+        return rewrite(source, target, disk=disk, salvaging=True)
 
 
-def rewrite(source: Path, target: Path, *, disk: Disk = DISK) -> Compacted:
-    """Rewrite `source` as `target`, whose run lock the caller holds."""
+def rewrite(source: Path, target: Path, *, disk: Disk = DISK, salvaging: bool = False) -> Compacted:
+    """Rewrite `source` as `target`, whose run lock the caller holds; leave out what is damaged if `salvaging`."""
     with shared(source, disk), opened(source) as old, _created(target, disk) as (new, journaled):
         before = os.path.getsize(source)
-        with reporting_damage(source):
-            layout.check(old)
-            rows = int(layout.dataset(old, "ids").shape[0])
-            for name, value in old.attrs.items():
-                new.attrs[name] = value
-            for name in old:
-                if _is_plain(old, name):
-                    old.copy(name, new)
+        lost_rows, lost = 0, list[str]()
+        with reporting_damage(source, LAST_REMEDY if salvaging else ""):
+            if salvaging:
+                lost_rows, lost = salvage(old, new)
+            else:
+                _copy(old, new)
+            rows = int(layout.dataset(new, "ids").shape[0])
         new.flush()
         _keep_access(source, journaled.handle)
         with disk_errors(target):
             if journaled.error is not None:
                 raise journaled.error
             journaled.commit()
-    return Compacted(target, before, os.path.getsize(target), rows)
+    return Compacted(target, before, os.path.getsize(target), rows, lost_rows, tuple(lost))
+
+
+def _copy(old: h5py.File, new: h5py.File) -> None:
+    """Copy everything, including what other programs have added."""
+    layout.check(old)
+    Record(old)  # raises if the checksums cannot be read
+    for name, value in old.attrs.items():
+        new.attrs[name] = value
+    for name in old:
+        if _is_plain(old, name):
+            old.copy(name, new)
 
 
 def _keep_access(source: Path, handle: int) -> None:

@@ -16,7 +16,7 @@ from pathlib import Path
 from rn50feat.durable.disk import advice
 from rn50feat.errors import DamagedStoreError, OutOfMemoryError, StoreError
 
-REMEDY = (
+LAST_REMEDY = (
     "restore it from a backup; without one, move it away and extract again, which recomputes every image but cannot"
     " bring back rows that were imported or whose images are gone"
 )
@@ -26,15 +26,23 @@ class Malformed(Exception):
     """A file does not match the layout; to be raised inside `reporting_damage`."""
 
 
+def remedy(path: Path) -> str:
+    """Say what to do about a store whose attributes can be read, but not all of its datasets."""
+    return f"restore it from a backup; without one, rn50feat compact {path} --to NEW.h5 saves what can be read"
+
+
 @contextmanager
-def reporting_damage(path: Path) -> Iterator[None]:
-    """Turn HDF5's errors on a broken file, and `Malformed`, into `DamagedStoreError`; leave other errors alone."""
+def reporting_damage(path: Path, fix: str = "") -> Iterator[None]:
+    """Turn HDF5's errors on a broken file, and `Malformed`, into `DamagedStoreError`; leave other errors alone.
+
+    `fix` is what to do, `remedy` by default.
+    """
     try:
         yield
     except MemoryError as error:
         raise _out_of_memory(path) from error
     except Malformed as error:
-        raise damaged(path, str(error)) from error
+        raise damaged(path, str(error), fix) from error
     except (OSError, RuntimeError, LookupError, ValueError) as error:
         if not _raised_by_h5py(error):
             raise
@@ -43,12 +51,12 @@ def reporting_damage(path: Path) -> Iterator[None]:
             raise _out_of_memory(path) from error
         if isinstance(error, OSError) and error.errno:
             raise StoreError(f"{path} cannot be read ({os.strerror(error.errno)}): {advice(error)}") from error
-        raise damaged(path, reason) from error
+        raise damaged(path, reason, fix) from error
 
 
-def damaged(path: Path, reason: str) -> DamagedStoreError:
-    """Build the error for a store that is damaged for `reason`."""
-    return DamagedStoreError(f"{path} is damaged ({reason}): {REMEDY}")
+def damaged(path: Path, reason: str, fix: str = "") -> DamagedStoreError:
+    """Build the error for a store that is damaged for `reason`; `fix` is what to do, `remedy` by default."""
+    return DamagedStoreError(f"{path} is damaged ({reason}): {fix or remedy(path)}")
 
 
 def wrong_row(path: Path, image: str) -> DamagedStoreError:
@@ -56,6 +64,13 @@ def wrong_row(path: Path, image: str) -> DamagedStoreError:
     return DamagedStoreError(
         f"the row of {image} in {path} is damaged: run rn50feat extract on its sources with --heal, which computes it"
         " again"
+    )
+
+
+def wrong_table(path: Path, name: str) -> DamagedStoreError:
+    """Return the error for a small table that differs from its checksum."""
+    return DamagedStoreError(
+        f"what {path} holds in {name} is damaged: run rn50feat extract on its sources, which repairs it"
     )
 
 

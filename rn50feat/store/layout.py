@@ -58,7 +58,7 @@ TABLES = (ROWS, LEDGER, RUNS, ARCHIVES, DAMAGED, HISTORY, CHECKSUM)
 OPTIONAL = {"archives": ARCHIVES, "damaged": DAMAGED, "history": HISTORY, "checksum": CHECKSUM}
 SMALL_TABLES = {"failures": LEDGER, "runs": RUNS, "archives": ARCHIVES, "damaged": DAMAGED, "history": HISTORY}
 _TABLE_OF = {name: table for table in TABLES for name in table}
-_ATTRIBUTES: dict[str, tuple[type, ...]] = {
+ATTRIBUTES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("format", "store_id", "provenance"), (str, bytes)),
     **dict.fromkeys(("schema", "next_id"), (int, np.integer)),
 }
@@ -126,7 +126,7 @@ def committed_length(path: Path) -> int:
 def attribute(file: h5py.File, name: str) -> Any:
     """Read an attribute, a str or an int; raise `Malformed` for anything else."""
     value = file.attrs[name]
-    if not isinstance(value, _ATTRIBUTES[name]):
+    if not isinstance(value, ATTRIBUTES[name]):
         raise Malformed(f"the attribute {name} is {value!r}"[:200])
     return decode_text(value) if isinstance(value, bytes) else value
 
@@ -194,9 +194,16 @@ def history(file: h5py.File, first: int = 0) -> list[str]:
     return [bytes(mark).hex() for mark in dataset(file, "history")[first:]] if "history" in file else []
 
 
+def additions(file: h5py.File) -> list[str]:
+    """Return the names of what other programs have added: datasets and groups, and attributes as @name."""
+    known = {name.partition("/")[0] for table in TABLES for name in table}
+    attributes = set(file.attrs) - {*ATTRIBUTES, "checksums"}
+    return sorted(set(file) - known) + sorted(f"@{name}" for name in attributes)
+
+
 def check(file: h5py.File) -> None:
     """Raise `Malformed` unless all datasets and attributes match the layout."""
-    for name in _ATTRIBUTES:
+    for name in ATTRIBUTES:
         attribute(file, name)
     for table in TABLES:
         if not any(table is other and group not in file for group, other in OPTIONAL.items()):

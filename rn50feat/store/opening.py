@@ -20,7 +20,7 @@ from rn50feat.durable import lock, rollback
 from rn50feat.durable.disk import DISK, Disk, advice, close
 from rn50feat.errors import DamagedStoreError, StoreBusyError, StoreError, StoreLockedError
 from rn50feat.store import layout
-from rn50feat.store.damage import REMEDY, reporting_damage
+from rn50feat.store.damage import LAST_REMEDY, reporting_damage
 from rn50feat.store.layout import FORMAT, SCHEMA
 
 logger = logging.getLogger(__name__)
@@ -136,7 +136,8 @@ def opened(path: Path) -> Iterator[h5py.File]:
         if error.errno:  # not the content's fault: too many open files or a failing disk, for example
             raise StoreError(f"{path} cannot be read ({os.strerror(error.errno)}): {advice(error)}") from error
         if path.is_file() and h5py.is_hdf5(path):
-            raise DamagedStoreError(f"{path} is a damaged HDF5 file: {REMEDY}") from error
+            cut = "truncated" if "truncated file" in str(error) else "damaged"
+            raise DamagedStoreError(f"{path} is a {cut} HDF5 file: {LAST_REMEDY}") from error
         raise StoreError(f"{path} is not an HDF5 file: name another store") from error
     try:
         _require_store(file, path)
@@ -147,10 +148,16 @@ def opened(path: Path) -> Iterator[h5py.File]:
 
 
 def _require_store(file: h5py.File, path: Path) -> None:
-    with reporting_damage(path):
+    with reporting_damage(path, LAST_REMEDY):
         kind = layout.attribute(file, "format") if "format" in file.attrs else None
         schema = layout.attribute(file, "schema") if kind == FORMAT else SCHEMA
     if kind != FORMAT:
         raise StoreError(f"{path} is an HDF5 file, but not an rn50feat store: name another file")
     if schema != SCHEMA:
         raise StoreError(f"{path} has schema {schema}, but this version reads {SCHEMA}: upgrade rn50feat")
+
+
+def additions(path: Path) -> list[str]:
+    """Return the names of what other programs have added to a store: datasets and groups, and attributes as @name."""
+    with shared(path), opened(path) as file, reporting_damage(path):
+        return layout.additions(file)

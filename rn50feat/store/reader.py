@@ -25,8 +25,8 @@ from rn50feat.images.provenance import Provenance
 from rn50feat.sources.archive import ArchiveRecord
 from rn50feat.sources.reference import Reference
 from rn50feat.store import layout
-from rn50feat.store.checksums import Record, spans
-from rn50feat.store.damage import reporting_damage, wrong_row
+from rn50feat.store.checksums import Record, require_attributes, spans
+from rn50feat.store.damage import LAST_REMEDY, reporting_damage, wrong_row, wrong_table
 from rn50feat.store.layout import ARCHIVES, DAMAGED, LEDGER, TABLES, Column, decode_text
 from rn50feat.store.opening import MOVED, opened, shared
 from rn50feat.store.paths import current, location_of
@@ -90,9 +90,11 @@ class FeatureStore:
         self.path = locate_store(path)
         self._file: h5py.File | None = None
         self._datasets: dict[str, h5py.Dataset] = {}  # of the open file
+        self._record: Record | None = None
         self._steady: NDArray[np.int64] | None = None  # the ids of rows that must not move
         self._seen = False  # whether it has been opened before
-        with self._access() as file:
+        with self._access(LAST_REMEDY) as file:
+            require_attributes(file)
             self.id = str(layout.attribute(file, "store_id"))
             self.provenance = Provenance.from_json(layout.attribute(file, "provenance"))
 
@@ -112,6 +114,7 @@ class FeatureStore:
     def _open(self) -> None:
         self._held.enter_context(shared(self.path, remedy=MOVED if self._seen else ""))
         self._file, self._datasets = self._held.enter_context(opened(self.path)), {}
+        self._record = None
         self._seen = True
 
     def steadily(self, work: Callable[[], T]) -> T:
@@ -147,9 +150,9 @@ class FeatureStore:
             raise _MovedError
 
     @contextmanager
-    def _access(self) -> Iterator[h5py.File]:
-        """Yield the open file to a block that reads only checked datasets with checked arguments."""
-        with self.reading(), reporting_damage(self.path):
+    def _access(self, fix: str = "") -> Iterator[h5py.File]:
+        """Yield the open file to a block that reads only checked data with checked arguments; `fix` is for damage."""
+        with self.reading(), reporting_damage(self.path, fix):
             assert self._file is not None
             yield self._file
 
@@ -159,6 +162,12 @@ class FeatureStore:
         if name not in self._datasets:
             self._datasets[name] = layout.dataset(self._file, name)
         return self._datasets[name]
+
+    def _checksums(self) -> Record:
+        """Return the checksums of the open file, looked up once."""
+        assert self._file is not None
+        self._record = self._record or Record(self._file)
+        return self._record
 
     def _part(self, start: int | None, stop: int | None) -> slice:
         """Resolve ``start:stop`` to a slice of the rows without negative numbers."""
@@ -254,27 +263,27 @@ class FeatureStore:
     def wrong_rows(self, first: int, rows: int) -> list[int]:
         """Return which of at most `rows` rows from `first` on differ from their checksums: they are damaged."""
         part = span(first, rows)
-        with self._access() as file:
-            return [int(row) for row in Record(file).wrong_rows(part)]
+        with self._access():
+            return [int(row) for row in self._checksums().wrong_rows(part)]
 
     def require_sound(self, rows: Iterable[int]) -> None:
         """Raise `DamagedStoreError` for the first of `rows` that differs from its checksum."""
-        with self._access() as file:
-            record = Record(file)
+        with self._access():
+            record = self._checksums()
             for part in spans(rows) if record.current else ():
                 for row in record.wrong_rows(part).tolist():
                     raise wrong_row(self.path, self._path(self._dataset("paths")[row]))
 
     def wrong_tables(self) -> list[str]:
         """Return the names of the tables other than rows (failures, runs, …) that differ from their checksums."""
-        with self._access() as file:
-            return Record(file).wrong_tables()
+        with self._access():
+            return self._checksums().wrong_tables()
 
     @property
     def has_checksums(self) -> bool:
         """Whether the rows have checksums that hold for the last commit; older versions write none."""
-        with self._access() as file:
-            return Record(file).current
+        with self._access():
+            return self._checksums().current
 
     def layout(self) -> dict[str, Column]:
         """Read the shape and dtype of each dataset of the layout that this store has."""
@@ -288,6 +297,14 @@ class FeatureStore:
         with self._access() as file:
             return int(layout.attribute(file, "next_id"))
 
+    @contextmanager
+    def _table(self, name: str) -> Iterator[h5py.File]:
+        """Yield the open file to read a small table from; raise `DamagedStoreError` if it differs from its checksum."""
+        with self._access() as file:
+            if self._checksums().wrong_tables([name]):
+                raise wrong_table(self.path, name)
+            yield file
+
     def history(self, first: int = 0) -> list[str]:
         """Read the mark of each commit from `first` on, oldest first; the last one identifies the current state."""
         with self._access() as file:
@@ -295,25 +312,22 @@ class FeatureStore:
 
     def failures(self) -> list[FailureRecord]:
         """Read the ledger of images that could not be read."""
-        with self._access() as file:
+        with self._table("failures") as file:
             return [FailureRecord(current(self.path, path), *rest) for path, *rest in layout.entries(file, LEDGER)]
 
     def damage(self) -> dict[int, str]:
         """Read what is wrong with the images of damaged rows, by id."""
-        with self._access() as file:
+        with self._table("damaged") as file:
             return dict(map(tuple, layout.entries(file, DAMAGED))) if "damaged" in file else {}
 
     def archives(self) -> list[ArchiveRecord]:
         """Read the archives that have been listed completely."""
-        with self._access() as file:
+        with self._table("archives") as file:
             entries = layout.entries(file, ARCHIVES) if "archives" in file else ()
             return [ArchiveRecord(current(self.path, path), *rest) for path, *rest in entries]
 
     def runs(self, first: int = 0) -> list[dict[str, Any]]:
-        """Read the record of each run from `first` on, oldest first; see `summary.RunRecord`.
-
-        A negative `first` counts from the end, here and in `history`.
-        """
+        """Read the record of each run from `first` on (from the end if it is negative); see `summary.RunRecord`."""
         with self._access():
             return [parse_run(text) for text in self._dataset("runs")[first:]]
 

@@ -296,11 +296,16 @@ class WriteSession:
             self._open().note_archive(record)
 
     def repair_tables(self) -> None:
-        """Clear what the store says of failures and archives where that is damaged: it is found out again."""
+        """Repair the small tables that differ from their checksums."""
         if self.old is not None and self.old.wrong_tables():
             with self.summary.timed("write"):
                 self._open().repair_tables()
             self.commit()
+
+    def renew_paths(self) -> None:
+        """Write all paths anew, before damaged rows change."""
+        with self.summary.timed("write"):
+            self._open().renew_paths()
 
     def update_weights_path(self) -> None:
         """Note where the weights are now, if they have moved."""

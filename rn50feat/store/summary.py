@@ -187,6 +187,15 @@ def _version(package: str) -> str | None:
         return None
 
 
+def is_run(text: bytes) -> bool:
+    """Check whether `parse_run` accepts the record of a run."""
+    try:
+        parse_run(text)
+    except Malformed:
+        return False
+    return True
+
+
 _RUN: dict[str, Any] = {
     "started": str,
     "ended": (str, NoneType),

@@ -34,6 +34,7 @@ from rn50feat.store.marks import DamageNotes
 from rn50feat.store.opening import MOVED, shared
 from rn50feat.store.paths import current, stored_path
 from rn50feat.store.renaming import rename_entries, rename_rows
+from rn50feat.store.repair import renew_paths, repair_tables
 from rn50feat.store.rows import row_number, row_numbers
 from rn50feat.store.storable import for_ledger, require_rows, require_storable, text_for_ledger
 
@@ -255,26 +256,22 @@ class StoreWriter:
             self._file["runs"][-1] = json.dumps(run)
 
     def repair_tables(self) -> None:
-        """Clear damaged tables that the next run fills again, and take others as they are."""
+        """Repair the small tables that differ from their checksums."""
         with self._writing():
-            for name in self._seals.wrong_tables():
-                again = name in ("failures", "archives")
-                logger.warning(
-                    "what %s holds in %s is damaged: %s",
-                    self.path,
-                    name,
-                    "found out again" if again else "kept as it is",
-                )
-                for column in layout.SMALL_TABLES[name] if again else ():
-                    self._file[column].resize(0, axis=0)
-                self._seals.accept(name)
+            repair_tables(self.path, self._file, self._seals)
             self._ledger = self._entries("failures")
             self._archives = None
+
+    def renew_paths(self) -> None:
+        """Write all paths anew, before damaged rows change."""
+        with self._writing():
+            renew_paths(self._file)
 
     def update_provenance(self, provenance: Provenance) -> None:
         """Update the provenance, whose path of the weights may change."""
         with self._writing():
             self._file.attrs["provenance"] = provenance.to_json()
+            self._seals.table_changed("attributes")
 
     def commit(self, *, last: bool = True) -> None:
         """Make everything written so far durable and visible to readers.

@@ -320,3 +320,13 @@ def test_times_that_a_store_cannot_hold_cost_their_rows_only(desk: Path) -> None
     summary = import_features("old.npy", "out.h5", weights="random")
     assert (summary.new, summary.failed) == (2, 1)
     assert verify("out.h5").findings == []
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_rows_from_parquet_keep_their_dtype(tmp_path: Path, dtype: str) -> None:
+    path = store(tmp_path / "out.h5", [("1.jpg", 1, 1), ("2.jpg", 1, 3)], dtype=dtype)
+    export(path, tmp_path / "rows.parquet")
+    import_features(tmp_path / "rows.parquet", tmp_path / "again.h5", root=tmp_path)
+    again = FeatureStore(tmp_path / "again.h5")
+    assert again.dtype == dtype and np.array_equal(again.block(0, 9), FeatureStore(path).block(0, 9))
+    import_features(tmp_path / "rows.parquet", path, root=tmp_path)

@@ -7,11 +7,13 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import h5py
 import numpy as np
 import pytest
+from click.testing import Result
 from conftest import Run
 from fake import FakeStart
 from stores import PROVENANCE, store, values
@@ -271,3 +273,16 @@ def test_the_command_line(rn50feat: Run, tmp_path: Path) -> None:
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert "none.h5: No such file or directory" in done.stderr
     assert sorted(os.listdir(tmp_path)) == ["a.h5", "b.h5", "out.h5"]
+
+
+def test_what_other_programs_have_added_is_named(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, here: Callable[..., Result]
+) -> None:
+    path = store(tmp_path / "a.h5", [("1.jpg", 1, 1)])
+    with h5py.File(path, "r+") as file:
+        file["labels"], file.attrs["author"] = [3], "somebody"
+    merge([path], tmp_path / "out.h5")
+    left = [f"{path}: labels", f"{path}: @author"]
+    message = f"not merged, since other programs have added it: {', '.join(left)}"
+    assert [record.message for record in caplog.records] == [message]
+    assert json.loads(here("merge", "a.h5", "again.h5", "--json").stdout)["left_out"] == left

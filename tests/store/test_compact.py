@@ -42,12 +42,14 @@ def contents(path: Path) -> dict[str, object]:
     with h5py.File(path) as file:
         found: dict[str, object] = {f"@{name}": str(value) for name, value in file.attrs.items()}
         file.visititems(lambda name, one: found.update({name: one[()].tolist()} if hasattr(one, "shape") else {}))
+        file.visititems(lambda name, one: found.update({f"{name}@{key}": str(one.attrs[key]) for key in one.attrs}))
         return found
 
 
 def test_a_store_loses_its_holes_and_nothing_else(churned: Path) -> None:
     with h5py.File(churned, "r+") as file:
         file["labels/of another program"] = np.arange(COUNT)
+        file.attrs["author"], file["labels"].attrs["unit"] = "somebody", "none"
         file["elsewhere"] = h5py.ExternalLink("other.h5", "/data")
     before, inode = contents(churned), os.stat(churned).st_ino
     os.chmod(churned, 0o640)

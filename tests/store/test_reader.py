@@ -69,7 +69,7 @@ def test_a_file_that_is_no_store_says_so(tmp_path: Path, path: Path, name: str) 
         file.attrs["schema"] = 2
     (tmp_path / "cut.h5").write_bytes(path.read_bytes()[:4000])
     reason = {
-        "cut.h5": "is a damaged HDF5 file: restore it from a backup; without one, move it away and extract again",
+        "cut.h5": "is a truncated HDF5 file: restore it from a backup; without one, move it away",
         "nothing.h5": "No such file or directory: name an existing store",
         "text.h5": "is not an HDF5 file: name another store",
         "other.h5": "not an rn50feat store",
