@@ -22,8 +22,8 @@ from rn50feat.errors import ProvenanceError, StoreError
 from rn50feat.extraction.catalogue import Catalogue, path_key
 from rn50feat.images.provenance import Provenance
 from rn50feat.sources.reference import Reference
-from rn50feat.store.paths import stored_path
 from rn50feat.store.opening import additions
+from rn50feat.store.paths import stored_path
 from rn50feat.store.reader import FeatureStore, locate_output, locate_store
 from rn50feat.store.session import WriteSession
 from rn50feat.store.snapshot import Snapshot

@@ -44,7 +44,7 @@ def write(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[
     """
     arrow, parquet = _pyarrow()
     store = snapshot.store
-    about = {"store": store.id, "provenance": store.provenance.to_json()}
+    about: dict[str, Any] = {"store": store.id, "provenance": store.provenance.to_json()}
     about |= {"normalized": normalized, "dtype": store.dtype.name}
     columns = {
         "id": arrow.int64(),

@@ -70,9 +70,7 @@ class _Known:
     hash: str = "0"
 
 
-def table_hashes(
-    file: h5py.File, tables: Iterable[str], known: Mapping[str, _Known] = {}
-) -> dict[str, str]:
+def table_hashes(file: h5py.File, tables: Iterable[str], known: Mapping[str, _Known] = {}) -> dict[str, str]:
     """Return the hash of each of `tables` that a file has, by name; entries that are `known` are not read.
 
     One of them may be "attributes".
