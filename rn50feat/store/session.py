@@ -304,8 +304,7 @@ class WriteSession:
 
     def renew_paths(self) -> None:
         """Write all paths anew, before damaged rows change."""
-        with self.summary.timed("write"):
-            self._open().renew_paths()
+        self._open().renew_paths()
 
     def update_weights_path(self) -> None:
         """Note where the weights are now, if they have moved."""

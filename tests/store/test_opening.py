@@ -95,5 +95,6 @@ def test_a_provenance_of_other_types_is_an_error(path: Path, change: object) -> 
             inner = change.get("preprocessing")
             record |= {**change, "preprocessing": {**record["preprocessing"], **inner}} if inner else change
         file.attrs["provenance"] = json.dumps(record) if isinstance(change, dict) else change
+        del file.attrs["checksums"]
     with pytest.raises(ProvenanceError, match="cannot read the provenance record"):
         FeatureStore(path)
