@@ -268,13 +268,10 @@ class WriteSession:
     def move(self, row: int, reference: Reference) -> bool:
         """Give a row the path and time of the file that its image has moved to; return False where its bytes differ."""
         with self.summary.timed("write"):
-            writer = self._open()
-            if writer.features_of_copy(row, reference) is None:
+            if self._open().features_of_copy(row, reference) is None:
                 return False
-            writer.rename(row, [reference.location], np.array([reference.mtime_ns]))
-            writer.clear_failures([stored_path(self.path, reference.location)])
-        self.summary.reused += 1
-        self.summary.moved += 1
+        self.rename(row, [reference.location], np.array([reference.mtime_ns]))
+        self.clear_failures([stored_path(self.path, reference.location)])
         self._count(0, 1)
         return True
 
