@@ -48,9 +48,15 @@ def test_the_file_is_as_described(desk: Path) -> None:
     """Read the store with h5py and numpy alone, by the table in docs/file-format.md."""
     page = DOCS / "file-format.md"
     text = page.read_text(encoding="utf-8")
-    (reader,) = blocks(page, "python")
+    reader, check = (block.replace('"out.h5', f'"{desk}/out.h5') for block in blocks(page, "python"))
     names: dict[str, object] = {}
-    exec(reader.replace('"out.h5"', repr(str(desk / "out.h5"))), names)
+    exec(reader, names)
+    exec(check, {})
+    (desk / "out.h5-journal").write_bytes(b"")
+    with pytest.raises(SystemExit, match="run rn50feat info out.h5"):
+        exec(check, {})
+    run("rn50feat info out.h5", desk)
+    exec(check, {})
     assert names["features"].shape == (len(names["paths"]), 2048)
     with h5py.File(desk / "out.h5") as file:
         documented = set()
@@ -132,7 +138,7 @@ def test_the_examples_and_blocks_take_names_that_are_not_utf8(tmp_path: Path) ->
     arguments = {"find_similar": ("images", "query.jpg", "random"), "cluster_with_scikit_learn": ("out.h5", "2")}
     for script in (ROOT / "examples").glob("*.py"):
         programs.append([str(script), *arguments.get(script.stem, ("out.h5",))])
-    assert len(programs) == 7
+    assert len(programs) == 8
     for program in programs:
         done = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True)
         assert done.returncode == 0, done.stderr
