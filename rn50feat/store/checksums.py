@@ -47,11 +47,6 @@ def row_checksums(columns: Mapping[str, Any]) -> NDArray[np.uint64]:
     return np.array(found, np.uint64)
 
 
-def read_columns(file: h5py.File, rows: slice) -> dict[str, Any]:
-    """Return what `row_checksums` takes, for the rows of an open file."""
-    return {name: layout.dataset(file, name)[rows] for name in layout.ROWS}
-
-
 def state(file: h5py.File) -> str:
     """Return what a writer of any version changes: the next id, and the numbers of rows, runs and commits.
 
@@ -115,6 +110,11 @@ def spans(rows: Iterable[int]) -> Iterator[slice]:
         yield slice(numbers[0], numbers[-1] + 1)
 
 
+def _columns(file: h5py.File) -> dict[str, h5py.Dataset]:
+    """Return what a row's checksum covers; to be called once: that takes 1 ms each, and single rows are many."""
+    return {name: layout.dataset(file, name) for name in layout.ROWS}
+
+
 class Record:
     """The checksums of an open file."""
 
@@ -132,8 +132,7 @@ class Record:
 
     @cached_property
     def _columns(self) -> dict[str, h5py.Dataset]:
-        # Looked up once: that takes 1 ms each, and the hits of a search are as many spans as rows.
-        return {name: layout.dataset(self._file, name) for name in layout.ROWS}
+        return _columns(self._file)
 
     @cached_property
     def _known(self) -> h5py.Dataset:
@@ -186,7 +185,11 @@ class Seals:
             self._seal(slice(first, min(count, first + BLOCK)))
 
     def _seal(self, rows: slice) -> None:
-        self._file["checksum"][rows] = row_checksums(read_columns(self._file, rows))
+        self._file["checksum"][rows] = row_checksums({name: column[rows] for name, column in self._columns.items()})
+
+    @cached_property
+    def _columns(self) -> dict[str, h5py.Dataset]:
+        return _columns(self._file)
 
     def row_changed(self, row: int) -> None:
         """Note that a row has changed, or was added without a checksum."""
@@ -203,7 +206,7 @@ class Seals:
 
     def is_sound(self, row: int) -> bool:
         """Check whether a row is as it was written."""
-        columns = read_columns(self._file, slice(row, row + 1))
+        columns = {name: column[row : row + 1] for name, column in self._columns.items()}
         return row in self._open or bool((row_checksums(columns) == self._file["checksum"][row]).all())
 
     def settle(self) -> None:

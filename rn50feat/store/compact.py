@@ -8,29 +8,27 @@ serves as a backup, because it is consistent even while a run is in progress.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import h5py
-import numpy as np
 
 from rn50feat.durable import journal, lock
 from rn50feat.durable.disk import DISK, Disk
 from rn50feat.durable.hdf5_storage import link_fault, storage_fault
+from rn50feat.durable.waiting import Stopped
 from rn50feat.errors import DamagedStoreError, StoreError
 from rn50feat.store import layout
-from rn50feat.store.checksums import Record
+from rn50feat.store.checksums import BLOCK, Record
 from rn50feat.store.damage import LAST_REMEDY, reporting_damage
-from rn50feat.store.guards import disk_errors
-from rn50feat.store.opening import opened, shared
+from rn50feat.store.guards import disk_errors, uninterrupted
+from rn50feat.store.opening import read
 from rn50feat.store.reader import FeatureStore, locate_output, locate_store
 from rn50feat.store.salvage import salvage
 from rn50feat.store.writer import VERSION
-
-WASTE = 1 / 8  # of a file that may be holes: a run that leaves more compacts its store
-_SAMPLE = 1000  # paths that the average length is estimated from
 
 
 @dataclass(frozen=True)
@@ -80,35 +78,57 @@ def compact(
         return rewrite(source, target, disk=disk, salvaging=True)
 
 
-def rewrite(source: Path, target: Path, *, disk: Disk = DISK, salvaging: bool = False) -> Compacted:
-    """Rewrite `source` as `target`, whose run lock the caller holds; leave out what is damaged if `salvaging`."""
-    with shared(source, disk), opened(source) as old, _created(target, disk) as (new, journaled):
+def rewrite(
+    source: Path,
+    target: Path,
+    *,
+    disk: Disk = DISK,
+    salvaging: bool = False,
+    should_stop: Callable[[], str | None] = lambda: None,
+) -> Compacted:
+    """Rewrite `source` as `target`, whose run lock the caller holds; leave out what is damaged if `salvaging`.
+
+    Raises `Stopped` once `should_stop` gives a reason.
+    """
+    with read(source, disk) as old, _created(target, disk) as (new, journaled):
         before = os.path.getsize(source)
         lost_rows, lost = 0, list[str]()
         with reporting_damage(source, LAST_REMEDY if salvaging else ""):
             if salvaging:
                 lost_rows, lost = salvage(old, new)
-            else:
-                _copy(old, new)
-            rows = int(layout.dataset(new, "ids").shape[0])
-        new.flush()
+            for copy in () if salvaging else _copies(old, new):
+                with uninterrupted():
+                    copy()
+                if journaled.error is not None:  # all that follows would be held in memory
+                    break
+                if reason := should_stop():
+                    raise Stopped(reason)
+            new.flush()
         _keep_access(source, journaled.handle)
-        with disk_errors(target):
+        with disk_errors(target), uninterrupted():
             if journaled.error is not None:
                 raise journaled.error
             journaled.commit()
+        rows = int(new["ids"].shape[0])
     return Compacted(target, before, os.path.getsize(target), rows, lost_rows, tuple(lost))
 
 
-def _copy(old: h5py.File, new: h5py.File) -> None:
-    """Copy everything, including what other programs have added."""
+def _copies(old: h5py.File, new: h5py.File) -> Iterator[Callable[[], object]]:
+    """Yield the steps of copying everything, including what other programs have added."""
     layout.check(old)
     Record(old)  # raises if the checksums cannot be read
-    for name, value in old.attrs.items():
-        new.attrs[name] = value
+    yield lambda: new.attrs.update(old.attrs)
     for name in old:
-        if _is_plain(old, name):
-            old.copy(name, new)
+        if name != "features" and _is_plain(old, name):
+            yield partial(old.copy, name, new)
+    features = old["features"]  # nearly all of a store
+    yield lambda: new.create_dataset_like("features", features).attrs.update(features.attrs)
+    for first in range(0, features.shape[0], BLOCK):
+        yield partial(_copy_rows, features, new["features"], slice(first, first + BLOCK))
+
+
+def _copy_rows(old: h5py.Dataset, new: h5py.Dataset, rows: slice) -> None:
+    new[rows] = old[rows]
 
 
 def _keep_access(source: Path, handle: int) -> None:
@@ -142,21 +162,3 @@ def _is_plain(group: h5py.Group, name: str) -> bool:
     if isinstance(member, h5py.Group):
         return all(_is_plain(member, inner) for inner in member)
     return not isinstance(member, h5py.Dataset) or storage_fault(member) is None
-
-
-def is_wasteful(path: Path) -> bool:
-    """Check whether more than `WASTE` of a store's file is holes, estimated from some of its paths."""
-    with shared(path), opened(path) as file, reporting_damage(path):
-        held = sum(_space(layout.dataset(file, name)) for table in layout.TABLES for name in table if name in file)
-        size = os.path.getsize(path)
-    return size - held > WASTE * size
-
-
-def _space(dataset: h5py.Dataset) -> int:
-    """Estimate how many bytes a dataset takes in its file, including its texts."""
-    texts = 0
-    if h5py.check_string_dtype(dataset.dtype) and len(dataset):
-        step = max(1, len(dataset) // _SAMPLE)
-        lengths = [-(-len(text) // 8) * 8 + 16 for text in dataset[::step]]  # as HDF5's heaps hold them
-        texts = int(np.mean(lengths) * len(dataset))
-    return int(dataset.id.get_storage_size()) + texts

@@ -40,8 +40,8 @@ def is_store(path: Path) -> bool:
 
 
 @contextmanager
-def shared(path: Path, disk: Disk = DISK, *, remedy: str = "") -> Iterator[None]:
-    """Hold off commits to a store, after undoing an interrupted one.
+def shared(path: Path, disk: Disk = DISK, *, remedy: str = "") -> Iterator[int]:
+    """Hold off commits to a store, after undoing an interrupted one; yield the handle that is locked.
 
     `remedy` is the fix to suggest if the file does not exist. Raises
     `StoreError` if it cannot be opened.
@@ -53,7 +53,7 @@ def shared(path: Path, disk: Disk = DISK, *, remedy: str = "") -> Iterator[None]
                 if not rollback.left(path):
                     if not _at_its_path(handle, path):  # replaced since it was opened: that lock protects nothing
                         continue
-                    yield
+                    yield handle
                     return
             if locked:
                 _recover(path, disk)  # the process that wrote the journal is dead
@@ -120,6 +120,16 @@ def _recover_unlocked(path: Path, disk: Disk) -> None:
                 if time.monotonic() > deadline:
                     raise StoreBusyError(f"{path} is in the middle of a commit: try again") from None
         time.sleep(0.01)
+
+
+@contextmanager
+def read(path: Path, disk: Disk = DISK, *, remedy: str = "") -> Iterator[h5py.File]:
+    """Open the store at `path` for reading, and hold off commits to it; see `shared` and `opened`."""
+    while True:
+        with shared(path, disk, remedy=remedy) as handle, opened(path) as file:
+            if _at_its_path(handle, path):  # else it was replaced before it was opened: commits to it are not held off
+                yield file
+                return
 
 
 @contextmanager

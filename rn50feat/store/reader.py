@@ -28,7 +28,7 @@ from rn50feat.store import layout
 from rn50feat.store.checksums import Record, require_attributes, spans
 from rn50feat.store.damage import LAST_REMEDY, reporting_damage, wrong_row, wrong_table
 from rn50feat.store.layout import ARCHIVES, DAMAGED, LEDGER, TABLES, Column, decode_text
-from rn50feat.store.opening import MOVED, opened, shared
+from rn50feat.store.opening import MOVED, read
 from rn50feat.store.paths import current, location_of
 from rn50feat.store.rows import row_number, row_numbers, span
 from rn50feat.store.summary import parse_run
@@ -112,8 +112,8 @@ class FeatureStore:
                 self._file = None
 
     def _open(self) -> None:
-        self._held.enter_context(shared(self.path, remedy=MOVED if self._seen else ""))
-        self._file, self._datasets = self._held.enter_context(opened(self.path)), {}
+        opened = read(self.path, remedy=MOVED if self._seen else "")
+        self._file, self._datasets = self._held.enter_context(opened), {}
         self._record = None
         self._seen = True
 

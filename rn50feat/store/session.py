@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -27,6 +28,7 @@ from rn50feat.sources.reference import Reference
 from rn50feat.store.marks import refusal
 from rn50feat.store.paths import stored_path
 from rn50feat.store.reader import FeatureStore
+from rn50feat.store.shrinking import shrink
 from rn50feat.store.storable import not_storable, storable, unstorable_row
 from rn50feat.store.summary import Machine, Progress, RunRecord, Summary
 from rn50feat.store.writer import StoreWriter, create_store, open_store
@@ -100,6 +102,7 @@ class WriteSession:
         """Take the run lock; raise `StoreLockedError` when another run has it, `StoreError` for a file not ours."""
         with ExitStack() as held:
             held.enter_context(lock.run_lock(self.path))
+            held.push(self._shrink)
             old = FeatureStore(self.path) if self.path.exists() else None  # a file that is no store is not replaced
             self.old = None if self._overwrite else old
             self._held = held.pop_all()
@@ -108,10 +111,17 @@ class WriteSession:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.summary.seconds = self._clock() - self._begun
         if isinstance(error, RN50FeatError):
-            error.summary = self._committed or Summary(seconds=self.summary.seconds)
+            error.summary = self._committed or Summary(seconds=self._clock() - self._begun)
         self._held.__exit__(kind, error, trace)
+        self.summary.seconds = self._clock() - self._begun
+
+    def _shrink(self, kind: type[BaseException] | None, *_: object) -> None:
+        """Keep the store's file small, once the writer is closed and everything is done."""
+        if kind is None and self.opened and not self.summary.stopped:
+            with self.summary.timed("write"):
+                tell = partial(self.tell, "rewriting the store")
+                self.summary.compacted = shrink(self.path, should_stop=self._should_stop, on_begin=tell)
 
     # What is written to
 

@@ -60,6 +60,7 @@ class Summary:
     excluded: int = 0  # folders and files excluded by a pattern
     vanished: int = 0  # gone between their listing and their reading
     removed: int = 0  # rows pruned
+    compacted: int = 0  # bytes freed by rewriting the store without its holes
     seconds: float = 0.0
     stages: dict[str, float] = field(default_factory=dict)
     stopped: str | None = None
@@ -174,7 +175,7 @@ class RunRecord:
             "device": self.machine and self.machine.device,
             "precision": self.machine and self.machine.precision,
             "versions": {**versions, **{name: _version(name) for name in PACKAGES}, **extras},
-            "counts": summary.as_dict(),
+            "counts": {name: value for name, value in summary.as_dict().items() if name != "compacted"},  # done later
             **self.facts,
         }
 
