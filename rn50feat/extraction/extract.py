@@ -34,7 +34,8 @@ from rn50feat.model.weights import Choices, Weights, fetch
 from rn50feat.sources.exclusion import Excluded
 from rn50feat.sources.selection import Selection, Sources
 from rn50feat.store.reader import locate_output
-from rn50feat.store.session import COMMIT_ROWS, COMMIT_SECONDS, WriteSession
+from rn50feat.store.schedule import COMMIT_ROWS, COMMIT_SECONDS
+from rn50feat.store.session import WriteSession
 from rn50feat.store.summary import Progress, Summary
 
 COUNT_SECONDS = 10.0  # for counting what a run leaves undone

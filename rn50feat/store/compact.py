@@ -8,6 +8,7 @@ serves as a backup, because it is consistent even while a run is in progress.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from rn50feat.store.opening import read
 from rn50feat.store.reader import FeatureStore, locate_output, locate_store
 from rn50feat.store.salvage import salvage
 from rn50feat.store.writer import VERSION
+
+_ACL = "system.posix_acl_access"
 
 
 @dataclass(frozen=True)
@@ -132,12 +135,15 @@ def _copy_rows(old: h5py.Dataset, new: h5py.Dataset, rows: slice) -> None:
 
 
 def _keep_access(source: Path, handle: int) -> None:
-    """Give a copy the mode of `source`, and its owner where this process may."""
+    """Give a copy the mode and the access control list of `source`, and its owner where this process may."""
     status = os.stat(source)
     with suppress(OSError):
         os.fchown(handle, status.st_uid, status.st_gid)
     with suppress(OSError):
         os.fchmod(handle, status.st_mode & 0o777)
+    if sys.platform == "linux":
+        with suppress(OSError):  # mostly there is none
+            os.setxattr(handle, _ACL, os.getxattr(source, _ACL))
 
 
 @contextmanager

@@ -169,5 +169,5 @@ def _require_store(file: h5py.File, path: Path) -> None:
 
 def additions(path: Path) -> list[str]:
     """Return the names of what other programs have added to a store: datasets and groups, and attributes as @name."""
-    with shared(path), opened(path) as file, reporting_damage(path):
+    with read(path) as file, reporting_damage(path):
         return layout.additions(file)

@@ -28,34 +28,13 @@ from rn50feat.sources.reference import Reference
 from rn50feat.store.marks import refusal
 from rn50feat.store.paths import stored_path
 from rn50feat.store.reader import FeatureStore
+from rn50feat.store.schedule import COMMIT_CHANGES, COMMIT_ROWS, COMMIT_SECONDS, Schedule
 from rn50feat.store.shrinking import shrink
 from rn50feat.store.storable import not_storable, storable, unstorable_row
 from rn50feat.store.summary import Machine, Progress, RunRecord, Summary
 from rn50feat.store.writer import StoreWriter, create_store, open_store
 
-COMMIT_ROWS = 10_000  # changes of any kind
-COMMIT_CHANGES = 1000  # changes of what is there already: memory holds their pages until the commit
-COMMIT_SECONDS = 20.0  # what a kill may cost; a commit itself takes some 15 ms
 PORTION = 1000  # rows to remove, or copies to append, at once: memory for their pages
-
-
-class Schedule:
-    """Decides when to commit: after so many changes, so many to what is there already, or so many seconds."""
-
-    def __init__(self, rows: float, changes: float, seconds: float, clock: Callable[[], float]) -> None:
-        self._rows, self._changes, self._seconds, self._clock = rows, changes, seconds, clock
-        self.restart()
-
-    def restart(self) -> None:
-        """Begin to count anew, after a commit."""
-        self._counted, self._of_those_changed, self._since = 0, 0, self._clock()
-
-    def count(self, new: int, changed: int) -> bool:
-        """Count changes; return whether a commit is due."""
-        self._counted += new + changed
-        self._of_those_changed += changed
-        late = self._clock() - self._since > self._seconds
-        return late or self._counted >= self._rows or self._of_those_changed >= self._changes
 
 
 class WriteSession:

@@ -29,7 +29,6 @@ logger = logging.getLogger(__name__)
 
 WASTE = 1 / 8  # of a file that may be holes: a store is rewritten once for every 1/8 of its size that went to waste
 _OURS = {name for table in layout.TABLES for name in table}
-_HEAP = 4096, 16  # bytes of a heap that HDF5 keeps texts in, and of its header and that of each text
 
 
 def shrink(
@@ -91,22 +90,15 @@ def _overhead(item: h5py.Group | h5py.Dataset) -> int:
 
 def _chunks(dataset: h5py.Dataset) -> int:
     """Return the bytes of a dataset's chunks; asking HDF5 takes 0.1 s for a million rows."""
-    counts = (-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks))
-    return math.prod(counts) * math.prod(dataset.chunks) * dataset.dtype.itemsize
+    count = math.prod(-(-length // chunk) for length, chunk in zip(dataset.shape, dataset.chunks))
+    return int(count * math.prod(dataset.chunks) * dataset.dtype.itemsize)
 
 
 def _texts(dataset: h5py.Dataset, samples: int = 16, each: int = 64) -> int:
-    """Estimate from some of its texts how many bytes of heaps a dataset's texts take."""
+    """Estimate from some of its texts how many bytes a dataset's texts take in HDF5's heaps."""
     count = len(dataset)
     if not count or not h5py.check_string_dtype(dataset.dtype):
         return 0
     starts = range(0, count, max(each, count // samples))
-    sizes = [_in_heap(len(text)) for start in starts for text in dataset[start : start + each]]
+    sizes = [-(-len(text) // 8) * 8 + 16 for start in starts for text in dataset[start : start + each]]
     return int(sum(sizes) / len(sizes) * count)
-
-
-def _in_heap(length: int) -> float:
-    """Return the share of its heap that a text takes: as many as fit into one are together, a long one is alone."""
-    heap, header = _HEAP
-    size = -(-length // 8) * 8 + header
-    return max(size, heap / max(1, (heap - header) // size))

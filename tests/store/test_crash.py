@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -23,6 +24,9 @@ from scenes import encoded
 from rn50feat import FeatureStore
 from rn50feat.durable import journal, rollback
 from rn50feat.sources.reference import Reference
+from rn50feat.store import shrinking
+from rn50feat.store.compact import Compacted
+from rn50feat.store.shrinking import shrink
 from rn50feat.store.writer import StoreWriter, create_store, open_store
 
 pytestmark = pytest.mark.slow
@@ -66,7 +70,11 @@ def prune(folder: Path) -> None:
     (folder / "pictures/broken.png").unlink()
 
 
-@pytest.mark.parametrize("change", [create, append, replace, prune])
+def append_and_rewrite(folder: Path) -> None:
+    append(folder)
+
+
+@pytest.mark.parametrize("change", [create, append, replace, prune, append_and_rewrite])
 def test_a_run_stopped_anywhere_leaves_the_last_commit_and_can_be_resumed(
     tmp_path: Path, change: Callable[[Path], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -78,10 +86,10 @@ def test_a_run_stopped_anywhere_leaves_the_last_commit_and_can_be_resumed(
     change(folder)
     pruning = {"prune": True, "force": True} if change is prune else {}
     disk = SnapshotDisk(folder)
-    for function in (create_store, open_store):
+    for function in (create_store, open_store, shrink):
         monkeypatch.setitem(function.__kwdefaults__, "disk", disk)
     states = [state(folder / "out.h5")]
-    commit = StoreWriter.commit
+    commit, rewrite = StoreWriter.commit, shrinking.rewrite
 
     def committed(writer: StoreWriter, **settings: float) -> None:
         before = disk.commits
@@ -89,7 +97,14 @@ def test_a_run_stopped_anywhere_leaves_the_last_commit_and_can_be_resumed(
         if disk.commits > before:
             states.append(state(folder / "out.h5"))
 
+    def rewritten(*stores: Path, **settings: Any) -> Compacted:
+        done = rewrite(*stores, **settings)
+        states.append(state(folder / "out.h5"))
+        return done
+
     monkeypatch.setattr(StoreWriter, "commit", committed)
+    monkeypatch.setattr(shrinking, "rewrite", rewritten)
+    monkeypatch.setattr(shrinking, "WASTE", -1 if change is append_and_rewrite else 1)
     extract(folder, **pruning)
     disk.note()
     monkeypatch.undo()

@@ -17,7 +17,7 @@ from rn50feat.errors import SourceError, StoreError, StoreLockedError
 from rn50feat.sources.archive import ArchiveRecord
 from rn50feat.sources.reference import Reference
 from rn50feat.store import session as sessions
-from rn50feat.store.session import Schedule, WriteSession
+from rn50feat.store.session import WriteSession
 from rn50feat.store.summary import Progress
 from rn50feat.store.writer import StoreWriter
 
@@ -106,23 +106,6 @@ def test_a_session_holds_the_run_lock(path: Path) -> None:
 
 
 # Commits
-
-
-def test_a_schedule_counts_changes_and_seconds() -> None:
-    now = [0.0]
-    schedule = Schedule(10, 3, 20, lambda: now[0])
-    assert [schedule.count(4, 0), schedule.count(4, 1), schedule.count(0, 1), schedule.count(0, 1)] == [
-        False, False, True, True,
-    ]  # fmt: skip
-    schedule.restart()
-    assert [schedule.count(0, 2), schedule.count(0, 1)] == [False, True]
-    schedule.restart()
-    now[0] = 20
-    assert not schedule.count(1, 0)
-    now[0] = 21
-    assert schedule.count(0, 0)
-    schedule.restart()
-    assert not schedule.count(1, 0)
 
 
 def test_commits_come_after_so_many_rows(path: Path) -> None:
