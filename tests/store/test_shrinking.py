@@ -47,7 +47,7 @@ def test_a_run_leaves_no_large_holes(churned: Path) -> None:
     ids, mark = before.column("ids"), before.id
     assert is_wasteful(churned)
     summary = touch(churned)
-    assert size / 3 < summary.compacted == size - churned.stat().st_size
+    assert size / 3 < summary.compacted <= size - churned.stat().st_size + 10_000  # of the record of the run
     assert not is_wasteful(churned)
     after = FeatureStore(churned)
     assert np.array_equal(after.column("ids"), ids) and after.id == mark
