@@ -145,8 +145,9 @@ def test_without_header_or_provenance_nothing_can_be_saved(
 
 def test_the_command_says_what_is_lost(path: Path, here: Callable[..., Result]) -> None:
     zero(path, header(path, "failures"), 12)
-    refused = here("compact", "out.h5")
-    assert refused.exit_code == 1 and "out.h5 --to NEW.h5 saves what can be read" in refused.stderr
+    for command in ("compact", "verify"):
+        refused = here(command, "out.h5")
+        assert refused.exit_code == 1 and "out.h5 --to NEW.h5 saves what can be read" in refused.stderr
     done = here("compact", "out.h5", "--to", "new.h5")
     assert done.exit_code == 1
     assert "new.h5: 20 rows" in done.stderr
