@@ -61,9 +61,11 @@ def main() -> None:
                 number += 1
                 paint(folder, number)
     ratio, night, size, least = worst
-    print(f"{arguments.images} images, {arguments.nights} nights: {ratio:.3f} times a fresh copy at worst, in night")
-    print(f"{night} ({size} and {least} bytes); at the end {os.path.basename(store)}: rewritten {rewritten} times,")
-    print(f"{1000 * statistics.median(seconds[1:]):.0f} ms a night, {1000 * max(seconds[1:]):.0f} at most")
+    print(
+        f"{arguments.images} images, {arguments.nights} nights: at worst {size} bytes, {ratio:.3f} times a fresh copy"
+        f" ({least}), in night {night}; rewritten {rewritten} times; a run takes"
+        f" {1000 * statistics.median(seconds[1:]):.0f} ms (median), {1000 * max(seconds[1:]):.0f} at most"
+    )
 
 
 if __name__ == "__main__":
