@@ -13,7 +13,7 @@ from rn50feat.cli.ending import Ending
 from rn50feat.cli.relocate import relocation
 from rn50feat.cli.stores import mark_random
 from rn50feat.cli.terminal import STOPS, say
-from rn50feat.errors import count
+from rn50feat.errors import count, size
 
 if TYPE_CHECKING:
     from rn50feat.store.summary import Summary
@@ -40,6 +40,8 @@ def _print(summary: Summary, out: Path) -> None:
     if summary.stopped:
         rest = "" if summary.left is None else f", {count(summary.left, 'image')} left"
         say(f"stopped by {summary.stopped}{rest}: run again to continue")
+    if summary.compacted:
+        say(f"rewrote {out} without unused space: {size(summary.compacted)} freed")
     if summary.failed or summary.damaged:
         what = "could not be read" if summary.failed else "are damaged"
         say(f"to see which images {what} and why: rn50feat info {out} --failures")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -88,15 +88,17 @@ def rewrite(
     disk: Disk = DISK,
     salvaging: bool = False,
     should_stop: Callable[[], str | None] = lambda: None,
+    alone: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Compacted:
     """Rewrite `source` as `target`, whose run lock the caller holds; leave out what is damaged if `salvaging`.
 
-    Raises `Stopped` once `should_stop` gives a reason.
+    `alone` is held while `target` is replaced. Raises `Stopped` once
+    `should_stop` gives a reason.
     """
-    with read(source, disk) as old, _created(target, disk) as (new, journaled):
-        before = os.path.getsize(source)
+    with _created(target, disk) as (new, journaled):
         lost_rows, lost = 0, list[str]()
-        with reporting_damage(source, LAST_REMEDY if salvaging else ""):
+        with read(source, disk) as old, reporting_damage(source, LAST_REMEDY if salvaging else ""):
+            before = os.path.getsize(source)
             if salvaging:
                 lost_rows, lost = salvage(old, new)
             for copy in () if salvaging else _copies(old, new):
@@ -111,7 +113,8 @@ def rewrite(
         with disk_errors(target), uninterrupted():
             if journaled.error is not None:
                 raise journaled.error
-            journaled.commit()
+            with alone():
+                journaled.commit()
         rows = int(new["ids"].shape[0])
     return Compacted(target, before, os.path.getsize(target), rows, lost_rows, tuple(lost))
 

@@ -11,12 +11,14 @@ import logging
 import math
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import h5py
 
-from rn50feat.durable.disk import DISK, Disk
+from rn50feat.durable import lock
+from rn50feat.durable.disk import DISK, Disk, close
 from rn50feat.durable.hdf5_storage import link_fault
 from rn50feat.durable.waiting import Stopped
 from rn50feat.errors import DamagedStoreError, StoreError
@@ -24,6 +26,7 @@ from rn50feat.store import layout
 from rn50feat.store.compact import rewrite
 from rn50feat.store.damage import reporting_damage
 from rn50feat.store.opening import read
+from rn50feat.store.writer import READER_SECONDS
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ def shrink(
         if not (is_wasteful(store) and _may_replace(store)):
             return 0
         on_begin()
-        done = rewrite(store, store, disk=disk, should_stop=should_stop)
+        done = rewrite(store, store, disk=disk, should_stop=should_stop, alone=lambda: _alone(store))
         return done.before - done.after
     except (StoreError, Stopped, OSError) as error:
         level = logging.WARNING if isinstance(error, DamagedStoreError) else logging.INFO
@@ -52,6 +55,17 @@ def _may_replace(store: Path) -> bool:
     status = os.stat(store)
     ours = status.st_nlink == 1 and os.geteuid() in (0, status.st_uid)
     return ours and shutil.disk_usage(store.parent).free > status.st_size
+
+
+@contextmanager
+def _alone(store: Path) -> Iterator[None]:
+    """Keep readers out: on NFS, a file that is replaced can no longer be read elsewhere."""
+    handle = os.open(store, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        with lock.alone(handle, store, patience=READER_SECONDS):
+            yield
+    finally:
+        close(handle)
 
 
 def is_wasteful(store: Path) -> bool:

@@ -89,13 +89,16 @@ def test_who_stops_a_run_does_not_wait(churned: Path) -> None:
     assert [path.name for path in churned.parent.iterdir()] == ["out.h5"]
 
 
-def test_what_cannot_be_rewritten_stays(churned: Path, tmp_path: Path) -> None:
+def test_what_cannot_be_rewritten_stays(churned: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     class Full(Disk):
         def write(self, handle: int, data: bytes, offset: int) -> None:
             raise OSError(28, "No space left on device")
 
     before = churned.read_bytes()
     assert shrink(churned, should_stop=lambda: None, on_begin=lambda: None, disk=Full()) == 0
+    monkeypatch.setattr(shrinking, "READER_SECONDS", 0.05)
+    with FeatureStore(churned).reading():
+        assert shrink(churned, should_stop=lambda: None, on_begin=lambda: None) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out.h5"]
     os.link(churned, tmp_path / "backup.h5")
     assert shrink(churned, should_stop=lambda: None, on_begin=lambda: None) == 0
