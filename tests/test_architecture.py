@@ -23,7 +23,7 @@ PACKAGES = (
 OWNERS = {
     "PIL": {"images"},
     "click": {"cli"},
-    "faiss": {"searching.faiss_index"},
+    "faiss": {"searching.faiss_index", "searching.products"},
     "fsspec": {"sources.remote"},
     "google_crc32c": {"model.weight_files.crc32c"},
     "h5py": {"durable.hdf5_storage", "model.weight_files.hdf5", "model.weight_files.keras", "store"},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import faiss
@@ -25,6 +26,34 @@ def clusters(rows: int, seed: int = 0, width: int = 16) -> NDArray[np.float32]:
     centres = rng.normal(size=(max(1, rows // 25), width))
     points = centres[rng.integers(len(centres), size=rows)] + 0.5 * rng.normal(size=(rows, width))
     return np.maximum(points @ fold, 0).astype(np.float32)
+
+
+def hard(rows: int, seed: int = 0, block: int = 10_000) -> Iterator[NDArray[np.float16]]:
+    """Yield (n, 2048) vectors, `rows` in all, that are harder to index than `clusters`.
+
+    60 % of the values are zeros, the others have a heavy tail; they come from 40 dimensions. Clusters have sizes by a
+    power law, but three hubs, with a cosine of 0.99 inside, hold 30 % of the rows. 10 % are near-duplicates, with
+    cosines of 0.984 to 0.997. Lengths differ.
+    """
+    rng, dimensions = np.random.default_rng(seed), 40
+    fold = rng.normal(size=(dimensions, 2048)).astype(np.float32) / np.sqrt(dimensions, dtype=np.float32)
+    count = max(4, round(rows**0.5))
+    centres = rng.normal(size=(count, dimensions)).astype(np.float32)
+    shares = 0.7 / np.arange(1, count + 1)
+    shares[:3], shares[3:] = 0.1, 0.7 * shares[3:] / shares[3:].sum()
+    spreads = np.where(np.arange(count) < 3, 0.09, 0.5).astype(np.float32)[:, None]
+    for first in range(0, rows, block):
+        size = min(block, rows - first)
+        kinds = rng.choice(count, size, p=shares)
+        points = centres[kinds] + spreads[kinds] * rng.standard_normal((size, dimensions), np.float32)
+        copies = rng.random(size) < 0.1
+        if copies.any() and not copies.all():
+            points[copies] = points[rng.choice(np.flatnonzero(~copies), copies.sum())]
+            noise = rng.uniform(0.09, 0.2, (size, 1)).astype(np.float32)
+            points += copies[:, None] * noise * rng.standard_normal((size, dimensions), np.float32)
+        points *= dimensions**0.5 / np.linalg.norm(points, axis=1, keepdims=True)
+        values = np.maximum(points @ fold - 0.2533, 0) ** 1.5  # above the 60th percentile of a normal distribution
+        yield (values * rng.lognormal(0, 0.2, (size, 1))).astype(np.float16)
 
 
 def references(folder: Path, first: int, count: int) -> list[Reference]:

@@ -1,7 +1,7 @@
 """Find images by similarity: queries, duplicates, and the FAISS index.
 
-In: queries and a store. Out: hits, or groups of images. Order: `scores`,
-`exact`, `faiss_index`, `index_plan`, `index_file`, `path_file`, `nearest`,
-`recall`, `index`; `embed` turns query images into features; `search` and `duplicates`
-use all of these. Never changes a store.
+In: queries and a store. Out: hits, or groups of images. Order: `products`,
+`scores`, `exact`, `faiss_index`, `index_plan`, `index_file`, `path_file`,
+`nearest`, `recall`, `index`; `embed` turns query images into features;
+`search` and `duplicates` use all of these. Never changes a store.
 """

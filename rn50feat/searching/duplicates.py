@@ -280,7 +280,7 @@ def _by_index(
     for part in parts:
         with files.reading():
             own = [part[i : i + 1] for i in range(len(part))]
-            ranked = nearest.among(store.features(part), own, _NEIGHBOURS, 2 * _NEIGHBOURS)
+            ranked = nearest.among(store.features(part), own, _NEIGHBOURS, 2 * _NEIGHBOURS, best=2 * _NEIGHBOURS)
         others += [some.rows[reaches(some.scores, threshold)] for some in ranked]
         firsts += [np.repeat(itself, len(near)) for itself, near in zip(own, others[-len(own) :])]
         done += len(part)
@@ -300,7 +300,7 @@ def _neighbours(store: FeatureStore, nearest: Nearest, first: int, threshold: fl
     own = np.array([first])
     query, k = store.features(own), 4 * _NEIGHBOURS
     while True:
-        (ranked,) = nearest.among(query, [own], k, 2 * k)
+        (ranked,) = nearest.among(query, [own], k, 2 * k, best=2 * k)
         near = ranked.rows[reaches(ranked.scores, threshold)]
         if len(near) < k:
             return near

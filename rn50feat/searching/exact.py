@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from rn50feat.searching.products import FEW, product, widened
 from rn50feat.searching.scores import Scores, Vectors, contenders, in_order, score, tolerance
 from rn50feat.store.reader import FeatureStore
 
@@ -21,6 +22,8 @@ Rows = NDArray[np.int64]
 Ranking = tuple[Rows, Scores]
 NO_ROWS: Rows = np.empty(0, np.int64)
 BLOCK = 4096  # rows: 32 MB as float32
+SLICE = 1024  # rows: 4 MB as float16, which stay in a cache from reading to scoring
+_UNDERFLOW = 1e-30  # squared lengths below are not accurate
 # The error of a cosine in float32: about 1e-7, or 8e-6 if all roundings of a sum in 16 lanes added up.
 ROUNDING = 1e-5
 
@@ -49,13 +52,15 @@ def best_of(
 ) -> list[Best]:
     """Find the `k` best rows like `scan`, and all that tie with the last; `ids` are those of all rows."""
     wanted = prepared(queries, metric)
-    size = max(64, min(BLOCK, (1 << 22) // max(1, len(queries))))  # at most 16 MB of nearness
-    bests = [Best(query, k, metric) for query in queries]
     rows = np.arange(len(ids)) if rows is None else rows
+    multiply = product(wanted, store.dtype, len(rows))
+    lengths = np.sqrt(np.einsum("ij,ij->i", wanted, wanted))
+    size = SLICE if len(queries) <= FEW else max(64, min(BLOCK, (1 << 22) // len(queries)))  # at most 16 MB of nearness
+    bests = [Best(query, k, metric) for query in queries]
     for start in range(0, len(rows), size):
         numbers = rows[start : start + size]
         features = store.features(numbers)
-        nearness, errors = _nearness(wanted, prepared(features, metric), metric)
+        nearness, errors = _nearness(*multiply(features), features, lengths, metric)
         for best, line, error, excluded in zip(bests, nearness, errors.tolist(), own):
             if len(excluded):
                 line[np.isin(numbers, excluded)] = -np.inf
@@ -110,34 +115,10 @@ class Best:
 
 
 @np.errstate(invalid="ignore", over="ignore")
-def rerank(queries: Vectors, rows: Sequence[Rows], store: FeatureStore, ids: Rows, metric: str) -> list[Ranking]:
-    """Score `rows`, some for each of `queries`, (m, 2048), and order them, best first, without damaged ones.
-
-    `ids` are those of all rows. Rows are read once for several queries: 100 take 1.4 ms, and the rest 0.5.
-    """
-    results: list[Ranking] = []
-    while (start := len(results)) < len(queries):
-        store.give_way()
-        count = int((np.cumsum([len(some) for some in rows[start:]]) <= 2 * BLOCK).sum())
-        if not count:
-            results.append(rank(queries[start], rows[start], store, ids, metric))
-            continue
-        union = np.unique(np.concatenate(rows[start : start + count]))
-        features = store.features(union)
-        for query, some in zip(queries[start : start + count], rows[start : start + count]):
-            scores = score(query, features[np.searchsorted(union, some)], metric)
-            results.append(_ranked(some, scores, ids, metric))
-    return results
-
-
-@np.errstate(invalid="ignore", over="ignore")
 def rank(query: Vectors, rows: Rows, store: FeatureStore, ids: Rows, metric: str) -> Ranking:
-    """Score and order any number of `rows` for one query, (2048,), like `rerank`."""
+    """Score and order any number of `rows` for one query, (2048,); best first, without damaged ones."""
     parts = [score(query, store.features(rows[i : i + BLOCK]), metric) for i in range(0, len(rows), BLOCK)]
-    return _ranked(rows, np.concatenate([np.empty(0), *parts]), ids, metric)
-
-
-def _ranked(rows: Rows, scores: Scores, ids: Rows, metric: str) -> Ranking:
+    scores = np.concatenate([np.empty(0), *parts])
     rows, scores = rows[np.isfinite(scores)], scores[np.isfinite(scores)]
     at, scores = in_order(scores, ids[rows], metric)
     return rows[at], scores
@@ -146,30 +127,41 @@ def _ranked(rows: Rows, scores: Scores, ids: Rows, metric: str) -> Ranking:
 @np.errstate(invalid="ignore")
 def prepared(vectors: Vectors, metric: str) -> NDArray[np.float32]:
     """Convert `vectors`, (n, 2048), to float32, and scale them to length 1 if `metric` is cosine."""
-    if metric != "cosine":
-        return np.asarray(vectors, np.float32)
-    unit: NDArray[np.float32] = np.array(vectors, np.float32)
-    lengths = np.sqrt(np.einsum("ij,ij->i", unit, unit))  # np.linalg.norm squares a copy: 28 ms a block, and so 22
-    unit /= np.maximum(lengths, np.finfo(np.float32).tiny)[:, None]
+    unit: NDArray[np.float32] = widened(vectors, np.float32)
+    if metric == "cosine":
+        lengths = np.sqrt(np.einsum("ij,ij->i", unit, unit))  # np.linalg.norm squares a copy: 28 ms a block, and so 22
+        unit /= np.maximum(lengths, np.finfo(np.float32).tiny)[:, None]
     return unit
 
 
 def _nearness(
-    queries: NDArray[np.float32], rows: NDArray[np.float32], metric: str
+    products: NDArray[np.float32],
+    squares: NDArray[np.float32],
+    rows: Vectors,
+    lengths: NDArray[np.float32],
+    metric: str,
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Estimate how near `prepared` `rows` are to `queries`: (m, n) in the order of `metric`, higher is nearer.
+    """Estimate how near `rows`, (n, 2048), are to queries: (m, n) in the order of `metric`, higher is nearer.
 
-    It is -inf for rows with NaN or infinity. Also returns the largest error for each query, (m,).
+    `products` (m, n) and `squares` (n,) are those of `products.product`, `lengths` (m,) those of the queries. Also
+    returns the largest error for each query, (m,). The nearness is -inf for rows with NaN or infinity, and NaN where
+    float32 cannot tell: `scores` decides about these.
     """
-    nearness: NDArray[np.float32] = queries @ rows.T
-    errors = np.full(len(queries), ROUNDING, np.float32)
-    if metric != "cosine":
-        squares = np.einsum("ij,ij->i", rows, rows)
-        longest = np.sqrt(np.max(squares, initial=0, where=np.isfinite(squares)))
-        errors *= longest * np.sqrt(np.einsum("ij,ij->i", queries, queries))
+    errors = np.full(len(products), ROUNDING, np.float32)
+    if metric == "cosine":
+        nearness = np.divide(products, np.sqrt(squares), dtype=np.float32)
+    else:
+        longest = float(np.sqrt(np.max(squares, initial=0, where=np.isfinite(squares))))
+        errors *= longest * lengths
+        nearness = products
         if metric == "l2":  # -|q - f|^2 without |q|^2, which is the same for all rows
-            nearness = 2 * nearness - squares
-            errors = 2 * errors + ROUNDING * longest**2
-    suspects = np.flatnonzero(~np.isfinite(nearness).all(axis=0))  # far fewer to check than all rows
-    nearness[:, suspects[~np.isfinite(rows[suspects]).all(axis=1)]] = -np.inf
+            nearness = 2 * products - squares
+            errors = 2 * errors + np.float32(ROUNDING * longest**2)
+    odd = np.flatnonzero(~((squares > _UNDERFLOW) & (squares < np.inf)))  # far fewer to look at than all rows
+    if len(odd):
+        whole, zero = np.isfinite(rows[odd]).all(axis=1), ~rows[odd].any(axis=1)
+        unclear = whole if metric == "cosine" else whole & ~(squares[odd] < np.inf)
+        nearness[:, odd[~whole]], nearness[:, odd[unclear]] = -np.inf, np.nan
+        if metric == "cosine":
+            nearness[:, odd[zero]] = 0
     return nearness, errors

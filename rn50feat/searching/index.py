@@ -31,7 +31,7 @@ from rn50feat.store.reader import FeatureStore
 logger = logging.getLogger(__name__)
 
 TARGET_RECALL = 0.98
-STALE = 1 / 3  # the share of rows added since the training from which the lists no longer fit
+CHANGED = 1 / 10  # the share of rows more or fewer from which the recall is measured again
 OnProgress = Callable[[str, int, int], None]
 
 
@@ -115,7 +115,7 @@ def _build(
     plan, made = _plan(factory, metric, len(ids), max_ram)
     on_plan(plan)
     order = np.random.default_rng(0).permutation(ids)
-    sample, held_out = order[: plan.sample], order[plan.sample :][: index_plan.HELD_OUT]
+    sample, held_out = order[: plan.sample], _queries(order[plan.sample :], len(ids))
     if plan.sample:
         on_progress("training", 0, 0)
         _train(made, store, np.sort(sample), metric)
@@ -123,10 +123,9 @@ def _build(
     facts = IndexFacts(
         store.id, store.provenance, metric, plan.factory, len(made), next_id, next_id, plan.sample, None, None
     )  # fmt: skip
-    facts = replace(facts, mark=mark)
+    facts = replace(facts, mark=mark, target=target)
     on_progress("measuring", 0, 0)
-    measured = tune(store, made, facts, held_out, target)
-    facts = replace(facts, nprobe=measured.nprobe, recall=measured.recall)
+    facts = _tuned(store, made, facts, held_out)
     before = _facts_there(store)
     path_file.save(store)
     facts = index_file.save(store.path, made.save, facts, before)
@@ -206,9 +205,25 @@ def _update(store: FeatureStore, made: FaissIndex, before: IndexFacts, on_progre
         made.remove(gone, index_file.remedy(store.path))
     added = _add(made, store, fresh, before.metric, on_progress)
     facts = replace(before, rows=len(made), next_id=next_id, mark=mark)
+    if before.recall is not None and abs(len(made) - before.measured_rows) > CHANGED * len(made):
+        on_progress("measuring", 0, 0)
+        facts = _tuned(store, made, facts, _queries(np.random.default_rng(0).permutation(ids), len(ids)))
     path_file.save(store)
     facts = index_file.save(store.path, made.save, facts, before)
     return IndexSummary(facts, False, added, len(gone), _should_rebuild(facts, ids))
+
+
+def _queries(ids: Rows, rows: int) -> Rows:
+    """Choose the first of `ids` to measure recall with, out of `rows` rows."""
+    return ids[: max(1, min(index_plan.HELD_OUT, rows // 4))]
+
+
+def _tuned(store: FeatureStore, made: FaissIndex, facts: IndexFacts, queries: Rows) -> IndexFacts:
+    """Measure the recall, and return the facts with the way to search that it needs; `queries` are ids."""
+    found = tune(store, made, facts.metric, queries, facts.target)
+    return replace(
+        facts, nprobe=found.nprobe, candidates=found.candidates, recall=found.recall, measured_rows=len(made)
+    )
 
 
 def _last_mark(store: FeatureStore) -> str:
@@ -219,4 +234,4 @@ def _should_rebuild(facts: IndexFacts, ids: Rows) -> bool:
     """Check whether the lists no longer fit the rows, or the store has become too large for a full scan."""
     if not facts.trained_on:
         return facts.factory == index_plan.FLAT and len(ids) > index_plan.FLAT_ROWS
-    return bool(len(ids)) and float((ids >= facts.trained_next_id).mean()) > STALE
+    return facts.short and bool((ids >= facts.trained_next_id).any())

@@ -31,6 +31,7 @@ from rn50feat.store.reader import FeatureStore
 
 FORMAT = "rn50feat index"
 SCHEMA = 1
+_LATER = ("candidates", "measured_rows", "target")  # facts that versions which read the others do not expect there
 _READ = 1 << 24  # bytes that are hashed at once: 300 MB take 0.3 s
 _LONGEST_TEXT = 1 << 20  # bytes of facts; they take some 3,000
 _ATTEMPTS = 5  # to read both files while another process replaces them
@@ -44,9 +45,11 @@ class IndexFacts:
 
     It holds all rows of the store ``store_id`` with ids below ``next_id``,
     and perhaps some that the store no longer has. ``trained_next_id`` is the
-    ``next_id`` when the index was built, from ``trained_on`` rows. ``recall``
-    is recall@10 of the re-ranked candidates, measured then; None if there
-    were no rows to compare. ``mark`` is the mark of the store's last commit
+    ``next_id`` when the index was built, from ``trained_on`` rows. A search
+    probes ``nprobe`` lists, and ranks ``candidates`` exactly for 10 hits;
+    ``recall`` is the recall@10 that was measured so when there were
+    ``measured_rows``, None if there were no rows to compare, and ``target``
+    what it should be. ``mark`` is the mark of the store's last commit
     when the index was written, empty for a store without marks. ``size``,
     ``mtime_ns`` and ``checksum`` (BLAKE2b-128) are those of the FAISS file.
     """
@@ -65,6 +68,14 @@ class IndexFacts:
     mtime_ns: int = 0
     checksum: str = ""
     mark: str = ""
+    candidates: int = 100
+    measured_rows: int = 0
+    target: float = 0.0
+
+    @property
+    def short(self) -> bool:
+        """Whether the recall is below its target."""
+        return self.recall is not None and self.recall < self.target
 
     def as_dict(self) -> dict[str, Any]:
         """Convert the facts, without the mark, to a dict for JSON."""
@@ -194,8 +205,12 @@ def _parsed(store: Path, text: bytes) -> list[IndexFacts]:
         record = json.loads(text)
         if (record["format"], record["schema"]) != (FORMAT, SCHEMA):
             raise ValueError(f"{record['format']}, schema {record['schema']}")
-        marks = record.get("marks", {})  # apart from the facts, which older versions read
-        entries = [{**record[name], "mark": marks.get(name, "")} for name in ("index", "before") if record[name]]
+        marks, later = record.get("marks", {}), record.get("search", {})
+        entries = [
+            {**record[name], **later.get(name, {}), "mark": marks.get(name, "")}
+            for name in ("index", "before")
+            if record[name]
+        ]
         provenances = [Provenance.from_json(json.dumps(entry.pop("provenance"))) for entry in entries]
         found = [typed(IndexFacts(provenance=one, **entry)) for one, entry in zip(provenances, entries)]
         if unknown := {facts.metric for facts in found} - {*METRICS}:
@@ -237,8 +252,9 @@ def save(
         record = {
             "format": FORMAT,
             "schema": SCHEMA,
-            **{name: state and state.as_dict() for name, state in known.items()},
+            **{name: state and _early(state) for name, state in known.items()},
             "marks": {name: state.mark for name, state in known.items() if state},
+            "search": {name: {key: getattr(state, key) for key in _LATER} for name, state in known.items() if state},
         }
         _write_text(_new(about), json.dumps(record, indent=2) + "\n", disk)
         disk.rename(_new(about), about)
@@ -251,6 +267,10 @@ def save(
             f"{path} cannot be written ({error.strerror or error}): {advice(error)}; the existing index is unchanged"
         ) from error
     return facts
+
+
+def _early(facts: IndexFacts) -> dict[str, Any]:
+    return {name: value for name, value in facts.as_dict().items() if name not in _LATER}
 
 
 def remove_leftovers(store: Path, *, disk: Disk = DISK) -> None:

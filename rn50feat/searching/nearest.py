@@ -9,6 +9,7 @@ scanned. So results are correct, whichever of the two is newer.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ import numpy as np
 from rn50feat.searching import exact, index_file
 from rn50feat.searching.exact import BLOCK, NO_ROWS, Ranking, Rows
 from rn50feat.searching.index_file import IndexFacts
-from rn50feat.searching.scores import Scores, Vectors
+from rn50feat.searching.scores import Scores, Vectors, score, tolerance
 from rn50feat.store.reader import FeatureStore
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-CANDIDATES = 100  # ranked exactly, for up to 10 hits; reading them takes 1.4 ms
+AT = 10  # hits that an index is tuned for
 _TAIL = 8  # candidates: equal rows may differ by a rounding in the index, so that other rows come between them
 
 
@@ -101,7 +102,7 @@ class Nearest:
         """
         if self._index is None or not len(queries):
             return exact.scan(queries, own, self._store, k, self._metric)
-        count = max(CANDIDATES, 10 * k)
+        count = self._index.facts.candidates * max(1, math.ceil(k / AT))
         ranked = self.among(queries, own, k, count)
         for i, excluded in enumerate(own):
             wanted = count
@@ -110,29 +111,37 @@ class Nearest:
                 (ranked[i],) = self.among(queries[i : i + 1], [excluded], k, wanted)
         return [(some.rows[:k], some.scores[:k]) for some in ranked]
 
-    def among(self, queries: Vectors, own: Sequence[Rows], k: int, count: int) -> list[Ranked]:
-        """Rank about `count` candidates from the index, and all rows that it lacks; at least `k` if there are any."""
+    def among(self, queries: Vectors, own: Sequence[Rows], k: int, count: int, *, best: int = 0) -> list[Ranked]:
+        """Rank about `count` candidates from the index, and all rows that it lacks; at least `k` if there are any.
+
+        Keeps the `best` of them, or `k`, and all that tie with the last.
+        """
         assert self._index is not None
         candidates = self._candidates(exact.prepared(queries, self._metric), own, count)
-        rows = [some.rows for some in candidates]
-        if len(self._recent):
-            new = exact.best_of(queries, own, self._store, self._ids, k, self._metric, self._recent)
-            rows = [np.union1d(old, best.rows) for old, best in zip(rows, new)]
-        rankings = exact.rerank(queries, rows, self._store, self._ids, self._metric)
-        results = []
-        for query, excluded, old, ranking in zip(queries, own, candidates, rankings):
-            indexed = len(self._ids) - len(self._recent) - len(np.setdiff1d(excluded, self._recent))
-            settled = old.all or not _tied(ranking, old.rows[-_TAIL:], k)
-            # The probed lists have too few rows, or too few that are not damaged; or a full scan is faster.
-            if (
-                len(old.rows) < min(k, indexed)
-                or len(ranking[0]) < min(k, len(old.rows))
-                or (not settled and count > BLOCK)
-            ):
-                (best,) = exact.best_of(query[None], [excluded], self._store, self._ids, k, self._metric)
-                ranking, settled = best.ranking(), True
-            results.append(Ranked(*ranking, settled))
-        return results
+        return [
+            self._ranked(query, excluded, some, k, max(k, best), last=count > BLOCK)
+            for query, excluded, some in zip(queries, own, candidates)
+        ]
+
+    def _ranked(self, query: Vectors, own: Rows, candidates: _Candidates, k: int, best: int, *, last: bool) -> Ranked:
+        """Rank the candidates of one query, or all rows if they are too few, or if this was the `last` try."""
+        rows, scores = self._ranking(query, own, np.union1d(candidates.rows, self._recent), best)
+        indexed = len(self._ids) - len(self._recent) - len(np.setdiff1d(own, self._recent))
+        settled = candidates.all or len(rows) < k or not self._ties(query, candidates.rows[-_TAIL:], scores[k - 1])
+        # The probed lists have too few rows, or too few that are not damaged; or a full scan is faster.
+        few = len(candidates.rows) < min(k, indexed) or len(rows) < min(k, len(candidates.rows))
+        if few or (last and not settled):
+            return Ranked(*self._ranking(query, own, None, best), True)
+        return Ranked(rows, scores, settled)
+
+    def _ranking(self, query: Vectors, own: Rows, rows: Rows | None, k: int) -> Ranking:
+        (best,) = exact.best_of(query[None], [own], self._store, self._ids, k, self._metric, rows)
+        return best.ranking()
+
+    def _ties(self, query: Vectors, rows: Rows, last: float) -> bool:
+        """Check whether any of `rows` has the score `last`."""
+        found = score(query, self._store.features(rows), self._metric)
+        return bool((np.abs(found - last) <= tolerance(last)).any())
 
     def _candidates(self, queries: Vectors, own: Sequence[Rows], wanted: int) -> list[_Candidates]:
         """Find about `wanted` rows for each query, fewer only if the probed lists have no more."""
@@ -158,9 +167,3 @@ class Nearest:
             return np.full(ids.shape, -1)
         at = np.minimum(np.searchsorted(self._sorted, ids), len(self._ids) - 1)
         return np.where(self._sorted[at] == ids, at if self._order is None else self._order[at], -1)
-
-
-def _tied(ranking: Ranking, rows: Rows, k: int) -> bool:
-    """Check whether any of `rows` has the score of the k-th row."""
-    ranked, scores = ranking
-    return len(ranked) > k and bool(np.isin(ranked[scores == scores[k - 1]], rows).any())

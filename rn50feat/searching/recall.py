@@ -1,60 +1,112 @@
-"""Measure the recall of an index, and set how many lists it probes.
+"""Measure the recall of an index, and set how a search uses it.
 
-In: a store's new index, and rows that it was not trained on. Out: the recall
-of a search with these rows, and the number of lists (nprobe).
+In: a store's index, and rows to search with. Out: the number of lists to probe
+(nprobe) and of candidates to rank exactly that reach a target at the least
+cost, and the recall measured with them.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rn50feat.searching import exact
-from rn50feat.searching.exact import Rows
+from rn50feat.searching.exact import NO_ROWS, Rows, prepared
 from rn50feat.searching.faiss_index import FaissIndex
-from rn50feat.searching.index_file import IndexFacts
-from rn50feat.searching.nearest import Nearest, OpenIndex
-from rn50feat.searching.scores import Scores, tolerance
+from rn50feat.searching.nearest import AT
 from rn50feat.store.reader import FeatureStore
 
-AT = 10  # recall@10
 # Fewer than 8 lists save nothing: probing 8 takes 0.3 ms, reading the candidates' rows 1.4.
 FIRST = 8
+CANDIDATES = (100, 200, 400, 1000, 2000, 4000)
+# Microseconds on a core of a Xeon with AMX: to compare a query with one code of 272 bytes, and to rank one candidate.
+_CODE, _CODE_SIZE, _CANDIDATE = 0.13, 272, 4.0
+_SURE = 2.0  # standard errors by which the measured recall must exceed the target: other queries have other recalls
 
 
 @dataclass(frozen=True)
-class Recall:
-    """The measured recall@10, None if there was nothing to compare, and the number of lists probed."""
+class Tuning:
+    """How to search: lists to probe (None without lists), candidates to rank, and the recall@10 measured with both.
 
-    recall: float | None
-    nprobe: int | None
-
-
-def tune(store: FeatureStore, index: FaissIndex, facts: IndexFacts, held_out: Rows, target: float) -> Recall:
-    """Search with the rows `held_out`, given by id, and let `index` probe as few lists as reach `target`.
-
-    The measured recall must lie halfway between the target and 1, because
-    another sample of queries would have another recall. The ground truth is
-    an exact scan of all rows.
+    ``recall`` is None if there was nothing to compare; ``reached`` tells whether it is the target or more.
     """
 
-    def work() -> Recall:
-        rows = np.flatnonzero(np.isin(store.column("ids"), held_out))
-        queries, own = store.features(rows), [rows[i : i + 1] for i in range(len(rows))]
-        nearest = Nearest(store, facts.metric, OpenIndex(index, facts))
-        truth = exact.scan(queries, own, store, AT, facts.metric)
-        recall, probes = None, None
-        for probes in _steps(index.lists):
-            if probes is not None:
-                index.probe(probes)
-            hits = nearest.find(queries, own, AT)
-            recall = _recall([scores for _, scores in truth], [scores for _, scores in hits], facts.metric)
-            if recall is None or recall >= (1 + target) / 2:
-                break
-        return Recall(recall, probes)
+    nprobe: int | None
+    candidates: int
+    recall: float | None
+    reached: bool
+
+
+@dataclass(frozen=True)
+class _Point:
+    """A way to search, its cost in microseconds per query, its recall, and the standard error of that."""
+
+    nprobe: int | None
+    candidates: int
+    cost: float
+    recall: float
+    error: float
+
+
+def tune(store: FeatureStore, index: FaissIndex, metric: str, chosen: Rows, target: float) -> Tuning:
+    """Find the cheapest way to search `index` with a recall of `target`, or else the best, and let `index` use it.
+
+    The queries are the rows with the ids `chosen`. None of them counts as a
+    neighbour, whether in the index or not. The ground truth is an exact scan
+    of all other rows.
+    """
+
+    def work() -> Tuning:
+        ids = store.column("ids")
+        is_query = np.isin(ids, chosen)
+        queries, others = store.features(np.flatnonzero(is_query)), np.flatnonzero(~is_query)
+        bests = exact.best_of(queries, [NO_ROWS] * len(queries), store, ids, AT, metric, others)
+        truth = [_nearest(ids, *best.ranking()) for best in bests]
+        points = list(_points(index, prepared(queries, metric), ids[is_query], truth)) if len(others) and len(queries) else []
+        if not points:
+            return Tuning(None, CANDIDATES[0], None, True)
+        best = _choose(points, target)
+        if best.nprobe is not None:
+            index.probe(best.nprobe)
+        return Tuning(best.nprobe, best.candidates, best.recall, best.recall >= target)
 
     return store.steadily(work)
+
+
+def _nearest(ids: Rows, rows: Rows, scores: NDArray[np.float64]) -> Rows:
+    """Return the ids of the `AT` nearest rows, and of those that tie with the last."""
+    if len(rows) > AT:
+        rows = rows[: np.flatnonzero(scores == scores[AT - 1])[-1] + 1]
+    return ids[rows]
+
+
+def _points(index: FaissIndex, queries: NDArray[np.float32], own: Rows, truth: list[Rows]) -> Iterator[_Point]:
+    """Measure each number of lists with each number of candidates."""
+    counts = [count for count in CANDIDATES if count < len(index)] or [min(CANDIDATES[0], len(index))]
+    wanted = np.array([min(AT, len(true)) for true in truth])
+    for nprobe in _steps(index.lists):
+        if nprobe is not None:
+            index.probe(nprobe)
+        found = index.candidates(queries, min(len(index), counts[-1] + len(own)))
+        # Where each true neighbour is among the candidates, without the queries themselves.
+        places = [np.flatnonzero(np.isin(some[~np.isin(some, own)], true)) for some, true in zip(found, truth)]
+        codes = len(index) * (nprobe / index.lists if nprobe else 1)
+        for count in counts:
+            hits = np.minimum([(place < count).sum() for place in places], wanted)
+            shares = hits[wanted > 0] / wanted[wanted > 0]
+            cost = codes * _CODE * index.row_size / _CODE_SIZE + count * _CANDIDATE
+            yield _Point(nprobe, count, cost, float(shares.mean()), float(shares.std() / len(shares) ** 0.5))
+
+
+def _choose(points: list[_Point], target: float) -> _Point:
+    """Choose the cheapest point that surely reaches `target`, else the cheapest of about the highest recall."""
+    if sure := [point for point in points if point.recall - _SURE * point.error >= target]:
+        return min(sure, key=lambda point: point.cost)
+    most = max(point.recall for point in points)
+    return min((point for point in points if point.recall >= most - 0.001), key=lambda point: point.cost)
 
 
 def _steps(lists: int) -> list[int | None]:
@@ -65,15 +117,3 @@ def _steps(lists: int) -> list[int | None]:
     while (last := steps[-1]) is not None and last < lists:
         steps.append(min(2 * last, lists))
     return steps
-
-
-def _recall(truth: list[Scores], found: list[Scores], metric: str) -> float | None:
-    """Compute the share of true neighbours that were found; any row as near as the last true one counts as true."""
-    hits = total = 0
-    sign = -1 if metric == "l2" else 1
-    for true, given in zip(truth, found):
-        if len(true):
-            bound = sign * true[-1]
-            hits += min(len(true), int((sign * given >= bound - tolerance(bound)).sum()))
-            total += len(true)
-    return hits / total if total else None

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from rn50feat.searching.products import widened
+
 METRICS = ("cosine", "l2", "ip")
 TIE = 1e-6  # scores that differ by less are equal; for scores above 1, relative to the score
 Vectors = NDArray[np.floating[Any]]
@@ -39,7 +41,7 @@ def score(query: Vectors, rows: Vectors, metric: str) -> Scores:
     A BLAS product would sum the last rows of a block, or a single row, in another order than the rest.
     """
     vector = query.astype(np.float64)
-    parts = [_score(vector, rows[i : i + _PART].astype(np.float64), metric) for i in range(0, len(rows), _PART)]
+    parts = [_score(vector, widened(rows[i : i + _PART], np.float64), metric) for i in range(0, len(rows), _PART)]
     return np.concatenate([np.empty(0), *parts])
 
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.durable import lock
+from rn50feat.durable.disk import advice
 from rn50feat.errors import ArgumentError, StoreError
 from rn50feat.images.provenance import Provenance
 from rn50feat.sources.archive import ArchiveRecord
@@ -30,6 +31,7 @@ from rn50feat.store.damage import LAST_REMEDY, reporting_damage, wrong_row, wron
 from rn50feat.store.layout import ARCHIVES, DAMAGED, LEDGER, TABLES, Column, decode_text
 from rn50feat.store.opening import MOVED, read
 from rn50feat.store.paths import current, location_of
+from rn50feat.store.positions import Positions
 from rn50feat.store.rows import row_number, row_numbers, span
 from rn50feat.store.summary import parse_run
 
@@ -91,6 +93,7 @@ class FeatureStore:
         self._file: h5py.File | None = None
         self._datasets: dict[str, h5py.Dataset] = {}  # of the open file
         self._record: Record | None = None
+        self._positions = Positions()
         self._steady: NDArray[np.int64] | None = None  # the ids of rows that must not move
         self._seen = False  # whether it has been opened before
         with self._access(LAST_REMEDY) as file:
@@ -115,6 +118,7 @@ class FeatureStore:
         opened = read(self.path, remedy=MOVED if self._seen else "")
         self._file, self._datasets = self._held.enter_context(opened), {}
         self._record = None
+        self._positions.reopened()
         self._seen = True
 
     def steadily(self, work: Callable[[], T]) -> T:
@@ -195,8 +199,7 @@ class FeatureStore:
     def block(self, first: int, rows: int) -> NDArray[np.floating[Any]]:
         """Read the features of at most `rows` rows from `first` on, shape (n, 2048)."""
         part = span(first, rows)
-        with self._access():
-            return np.asarray(self._dataset("features")[part])
+        return self.features(part)
 
     def features(self, rows: Any) -> NDArray[np.floating[Any]]:
         """Read rows as ``features[rows]`` would from an array of all features, shape (N, 2048).
@@ -209,13 +212,19 @@ class FeatureStore:
             features = self._dataset("features")
             selected = row_numbers(rows, features.shape[0], self.path)
             numbers = selected.reshape(-1)
-            if len(numbers) and (np.diff(numbers) == 1).all():  # 4096 rows: 5 ms, not 60
-                values = np.asarray(features[numbers[0] : numbers[-1] + 1])
-            else:
-                values = np.empty((len(numbers), layout.WIDTH), features.dtype)
-                for i, row in enumerate(numbers.tolist()):
-                    values[i] = features[row]
+            values = self._read(features, numbers)
             return values.reshape(*selected.shape, layout.WIDTH)
+
+    def _read(self, features: h5py.Dataset, rows: NDArray[np.int64]) -> NDArray[Any]:
+        try:
+            values = self._positions.read(features, rows, lambda: self.history(-1))
+        except OSError as error:
+            raise StoreError(f"{self.path} cannot be read ({error.strerror}): {advice(error)}") from error
+        if values is not None:
+            return values
+        if len(rows) and (np.diff(rows) == 1).all():
+            return np.asarray(features[rows[0] : rows[-1] + 1])
+        return np.array([features[row] for row in rows.tolist()], features.dtype).reshape(-1, layout.WIDTH)
 
     def column(self, name: str, start: int | None = 0, stop: int | None = None) -> NDArray[Any]:
         """Read ids, size, mtime_ns (int64, (n,)) or digest (uint8, (n, 16)) of the rows ``start:stop``."""

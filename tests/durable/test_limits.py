@@ -139,7 +139,9 @@ def test_a_run_stays_within_its_limits_or_names_the_one_it_meets(pictures: Path,
 
 
 def test_a_working_folder_that_is_gone_is_named(tmp_path: Path) -> None:
-    program = "import os; os.mkdir('w'); os.chdir('w'); os.rmdir('../w'); from rn50feat.cli.main import main; main()"
+    # Without the working folder among the folders of modules, as in the installed program.
+    program = "import os, sys; sys.path.remove(''); os.mkdir('w'); os.chdir('w'); os.rmdir('../w')"
+    program += "; from rn50feat.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", program, "bench"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 1
-    assert done.stderr == ("Error: the working folder is gone: change to one that exists\n")
+    assert done.stderr == "Error: the working folder is gone: change to one that exists\n"

@@ -15,7 +15,7 @@ import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.durable.lock import run_lock
 from rn50feat.errors import IndexingError, StoreLockedError
-from rn50feat.searching import index
+from rn50feat.searching import index, recall
 from rn50feat.searching.faiss_index import FaissIndex
 
 KINDS = [*((kind, m) for kind in (None, "IVF8,RaBitQ") for m in ("cosine", "l2", "ip")), ("PCA128,IVF4,SQ8", "l2")]
@@ -67,13 +67,19 @@ def test_an_update_trains_and_encodes_nothing_again(store: FeatureStore, monkeyp
     assert added == list(range(400, 410))
 
 
-def test_a_rebuild_is_advised_when_a_third_is_new(store: FeatureStore) -> None:
-    rn50feat.index(store, factory="IVF8,RaBitQ")
-    append(store, 400, clusters(190, seed=1))
-    assert not rn50feat.index(store).rebuild_pays
-    append(store, 590, clusters(20, seed=2))
-    assert rn50feat.index(store).rebuild_pays
+def test_a_rebuild_is_advised_once_recall_is_lost(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    built = rn50feat.index(store, factory="IVF8,SQ8", target_recall=0.9).facts
+    assert (built.measured_rows, built.target, built.short) == (400, 0.9, False)
+    append(store, 400, clusters(30, seed=1))
+    assert rn50feat.index(store).facts.measured_rows == 400  # nothing to measure yet
+    monkeypatch.setattr(recall, "CANDIDATES", (2,))
+    append(store, 430, clusters(60, seed=2))
+    done = rn50feat.index(store)
+    assert done.facts.measured_rows == 490
+    assert done.facts.recall is not None and done.facts.recall < 0.9
+    assert done.rebuild_pays
     assert rn50feat.index(store).rebuild_pays  # also when there is nothing to add
+    monkeypatch.undo()
     assert not rn50feat.index(store, rebuild=True).rebuild_pays
 
 
