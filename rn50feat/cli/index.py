@@ -63,7 +63,7 @@ def update(store: FeatureStore, *, quiet: bool, **settings: Any) -> dict[str, An
         done = index(store, on_plan=on_plan, on_progress=on_progress, **settings)
     if not quiet:
         say(f"{name}: {report.index_line(done)}")
-        if done.rebuild_pays:
-            say(f"many rows are newer than the index's training: consider rn50feat index {store.path} --rebuild")
+        if done.advice:
+            say(done.advice)
         mark_random(store)
     return report.index_facts(name, done)

@@ -259,7 +259,7 @@ def index_line(done: IndexSummary) -> str:
 def index_facts(name: Path, done: IndexSummary) -> dict[str, Any]:
     """Describe what was done to the index in the file `name`, ready for JSON."""
     counts = {"built": done.built, "added": done.added, "removed": done.removed, "rebuild_pays": done.rebuild_pays}
-    return {"file": str(name), **counts, **done.facts.as_dict()}
+    return {"file": str(name), **counts, "advice": done.advice, **done.facts.as_dict()}
 
 
 def failure_lines(failures: Iterable[FailureRecord]) -> str:

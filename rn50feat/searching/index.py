@@ -37,13 +37,18 @@ OnProgress = Callable[[str, int, int], None]
 
 @dataclass(frozen=True)
 class IndexSummary:
-    """What `index` did: rows added and removed, the state of the index, and whether a rebuild is worthwhile."""
+    """What `index` did: rows added and removed, and the state of the index.
+
+    ``advice`` is what to do about an index that finds less than it should, or
+    that is slow; "" if it is fine.
+    """
 
     facts: IndexFacts
     built: bool
     added: int
     removed: int
     rebuild_pays: bool
+    advice: str = ""
 
 
 def index(
@@ -87,7 +92,7 @@ def index(
             metric, factory = metric or loaded[1].metric, factory or index_plan.chosen_by_user(loaded[1].factory)
             return _build(store, metric, factory, max_ram, target_recall, on_plan, on_progress)
         _require_kind(store, loaded[1], metric, factory)
-        return _update(store, *loaded, on_progress)
+        return _update(store, *loaded, max_ram, on_progress)
 
 
 def _in_memory(path: Path) -> FaissIndex:
@@ -129,7 +134,7 @@ def _build(
     before = _facts_there(store)
     path_file.save(store)
     facts = index_file.save(store.path, made.save, facts, before)
-    return IndexSummary(facts, True, len(made), 0, False)
+    return IndexSummary(facts, True, len(made), 0, False, _advice(store, facts, max_ram, rebuild=False))
 
 
 def _plan(factory: str | None, metric: str, rows: int, max_ram: int) -> tuple[Plan, FaissIndex]:
@@ -192,7 +197,9 @@ def _add(made: FaissIndex, store: FeatureStore, wanted: Rows, metric: str, on_pr
     return len(left) - int(left.sum())
 
 
-def _update(store: FeatureStore, made: FaissIndex, before: IndexFacts, on_progress: OnProgress) -> IndexSummary:
+def _update(
+    store: FeatureStore, made: FaissIndex, before: IndexFacts, max_ram: int, on_progress: OnProgress
+) -> IndexSummary:
     with store.reading():
         ids, next_id, mark = store.column("ids"), store.next_id, _last_mark(store)
     held = made.ids()
@@ -200,7 +207,8 @@ def _update(store: FeatureStore, made: FaissIndex, before: IndexFacts, on_progre
     if not len(gone) and not len(fresh) and (before.mark or not mark):
         if not path_file.fits(store):
             path_file.save(store)
-        return IndexSummary(before, False, 0, 0, _should_rebuild(before, ids))
+        rebuild = _should_rebuild(before, ids)
+        return IndexSummary(before, False, 0, 0, rebuild, _advice(store, before, max_ram, rebuild=rebuild))
     if len(gone):
         made.remove(gone, index_file.remedy(store.path))
     added = _add(made, store, fresh, before.metric, on_progress)
@@ -210,7 +218,9 @@ def _update(store: FeatureStore, made: FaissIndex, before: IndexFacts, on_progre
         facts = _tuned(store, made, facts, _queries(np.random.default_rng(0).permutation(ids), len(ids)))
     path_file.save(store)
     facts = index_file.save(store.path, made.save, facts, before)
-    return IndexSummary(facts, False, added, len(gone), _should_rebuild(facts, ids))
+    rebuild = _should_rebuild(facts, ids)
+    advice = _advice(store, facts, max_ram, rebuild=rebuild)
+    return IndexSummary(facts, False, added, len(gone), rebuild, advice)
 
 
 def _queries(ids: Rows, rows: int) -> Rows:
@@ -235,3 +245,17 @@ def _should_rebuild(facts: IndexFacts, ids: Rows) -> bool:
     if not facts.trained_on:
         return facts.factory == index_plan.FLAT and len(ids) > index_plan.FLAT_ROWS
     return facts.short and bool((ids >= facts.trained_next_id).any())
+
+
+def _advice(store: FeatureStore, facts: IndexFacts, max_ram: int, *, rebuild: bool) -> str:
+    """Say what would make the index better; "" if it is fine."""
+    command = f"rn50feat index {store.path} --rebuild"
+    if rebuild and not facts.short:
+        return f"the store has grown too large for a full scan: {command}"
+    if not facts.short:
+        return ""
+    shortfall = f"recall@10 is {facts.recall:.3f}, less than the {facts.target:g} of --target-recall"
+    if rebuild:
+        return f"{shortfall}, since many rows are newer than the index's training: {command}"
+    options = index_plan.larger(facts.factory, facts.rows, max_ram)
+    return f"{shortfall}: larger codes find more, for example with {command} {options}"

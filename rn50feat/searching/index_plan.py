@@ -73,6 +73,15 @@ def custom(factory: str, rows: int, *, row_size: int, lists: int, trained: bool,
     return Plan(factory, "as requested", sample, rows * row_size + lists * VECTOR, memory)
 
 
+def larger(factory: str, rows: int, max_ram: int) -> str:
+    """Return the options for an index with larger codes than `factory`."""
+    found = re.fullmatch(r"IVF(\d+),RaBitQ(\d?)", factory)
+    lists = int(found[1]) if found else _lists(rows, max_ram)
+    better, row = (f"IVF{lists},RaBitQ4", 1052) if found and not found[2] else (f"IVF{lists},SQfp16", VECTOR // 2 + 8)
+    memory = max(rows * row, lists * SAMPLE_A_LIST * VECTOR) + lists * VECTOR + WORK
+    return f"--factory {better}" + (f" --max-ram {-(-memory // 10**9)}G" if memory > max_ram else "")
+
+
 def chosen_by_user(factory: str) -> str | None:
     """Return an index's factory string if a user chose it; None for one that `choose` would return."""
     return None if factory == FLAT or re.fullmatch(r"IVF\d+,RaBitQ", factory) else factory

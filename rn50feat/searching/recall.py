@@ -65,9 +65,9 @@ def tune(store: FeatureStore, index: FaissIndex, metric: str, chosen: Rows, targ
         queries, others = store.features(np.flatnonzero(is_query)), np.flatnonzero(~is_query)
         bests = exact.best_of(queries, [NO_ROWS] * len(queries), store, ids, AT, metric, others)
         truth = [_nearest(ids, *best.ranking()) for best in bests]
-        points = list(_points(index, prepared(queries, metric), ids[is_query], truth)) if len(others) and len(queries) else []
-        if not points:
+        if not any(map(len, truth)):
             return Tuning(None, CANDIDATES[0], None, True)
+        points = list(_points(index, prepared(queries, metric), ids[is_query], truth))
         best = _choose(points, target)
         if best.nprobe is not None:
             index.probe(best.nprobe)

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.durable import lock
-from rn50feat.durable.disk import advice
 from rn50feat.errors import ArgumentError, StoreError
 from rn50feat.images.provenance import Provenance
 from rn50feat.sources.archive import ArchiveRecord
@@ -212,19 +211,8 @@ class FeatureStore:
             features = self._dataset("features")
             selected = row_numbers(rows, features.shape[0], self.path)
             numbers = selected.reshape(-1)
-            values = self._read(features, numbers)
+            values = self._positions.read(features, numbers, lambda: self.history(-1))
             return values.reshape(*selected.shape, layout.WIDTH)
-
-    def _read(self, features: h5py.Dataset, rows: NDArray[np.int64]) -> NDArray[Any]:
-        try:
-            values = self._positions.read(features, rows, lambda: self.history(-1))
-        except OSError as error:
-            raise StoreError(f"{self.path} cannot be read ({error.strerror}): {advice(error)}") from error
-        if values is not None:
-            return values
-        if len(rows) and (np.diff(rows) == 1).all():
-            return np.asarray(features[rows[0] : rows[-1] + 1])
-        return np.array([features[row] for row in rows.tolist()], features.dtype).reshape(-1, layout.WIDTH)
 
     def column(self, name: str, start: int | None = 0, stop: int | None = None) -> NDArray[Any]:
         """Read ids, size, mtime_ns (int64, (n,)) or digest (uint8, (n, 16)) of the rows ``start:stop``."""

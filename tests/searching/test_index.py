@@ -77,7 +77,7 @@ def test_a_rebuild_is_advised_once_recall_is_lost(store: FeatureStore, monkeypat
     done = rn50feat.index(store)
     assert done.facts.measured_rows == 490
     assert done.facts.recall is not None and done.facts.recall < 0.9
-    assert done.rebuild_pays
+    assert done.rebuild_pays and done.advice.endswith(f"training: rn50feat index {store.path} --rebuild")
     assert rn50feat.index(store).rebuild_pays  # also when there is nothing to add
     monkeypatch.undo()
     assert not rn50feat.index(store, rebuild=True).rebuild_pays

@@ -10,7 +10,7 @@ from vectors import filled, hard
 
 import rn50feat
 from rn50feat import FeatureStore
-from rn50feat.searching import exact, recall
+from rn50feat.searching import exact, index_plan, recall
 from rn50feat.searching.nearest import Nearest, open_index
 
 
@@ -39,8 +39,10 @@ def test_candidates_and_lists_are_tuned_together(store: FeatureStore) -> None:
 
 def test_a_shortfall_is_told(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(recall, "CANDIDATES", (12,))
-    facts = rn50feat.index(store, factory="IVF16,RaBitQ").facts
+    done = rn50feat.index(store, factory="IVF16,RaBitQ")
+    facts = done.facts
     assert facts.short and facts.recall is not None
+    assert done.advice.endswith(f"rn50feat index {store.path} --rebuild --factory IVF16,RaBitQ4")
     assert measured(store) > facts.recall - 0.06  # more, where ties ask for more candidates
 
 
@@ -52,3 +54,15 @@ def test_the_cheapest_point_that_surely_reaches_the_target_is_chosen() -> None:
     assert recall._choose([cheap, unsure, sure, dear], 0.98) is sure
     assert recall._choose([cheap, unsure], 0.98) is unsure
     assert recall._choose([cheap, point(5, 0.9005)], 0.98) is cheap
+
+
+def test_the_advice_for_more_recall_is_right(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "CANDIDATES", (30,))
+    found = []
+    for factory in ("IVF16,RaBitQ", "IVF16,RaBitQ4", "IVF16,SQfp16"):
+        done = rn50feat.index(store, factory=factory, rebuild=True)
+        found.append(done.facts.recall or 0)
+        assert (
+            not done.advice or f"--factory {index_plan.larger(factory, 3000, index_plan.MAX_RAM)[10:]}" in done.advice
+        )
+    assert found == sorted(found) and found[-1] > 0.98
