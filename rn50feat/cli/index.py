@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     type=NumberRange(0, 1),
     default=0.98,
     show_default=True,
-    help="Recall@10 that searches must reach; sets how many lists they scan.",
+    help="Recall@10 that searches must reach; sets how many lists and candidates they try.",
 )
 @option("--rebuild", is_flag=True, help="Build the index from scratch.")
 @quiet_option

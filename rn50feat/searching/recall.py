@@ -21,10 +21,10 @@ from rn50feat.store.reader import FeatureStore
 
 # Fewer than 8 lists save nothing: probing 8 takes 0.3 ms, reading the candidates' rows 1.4.
 FIRST = 8
-CANDIDATES = (100, 200, 400, 1000, 2000, 4000)
+CANDIDATES = (100, 150, 200, 300, 400, 600, 800, 1000, 1200, 1500, 2000, 3000, 4000)
 # Microseconds on a core of a Xeon with AMX: to compare a query with one code of 272 bytes, and to rank one candidate.
 _CODE, _CODE_SIZE, _CANDIDATE = 0.13, 272, 4.0
-_SURE = 2.0  # standard errors by which the measured recall must exceed the target: other queries have other recalls
+_SURE = 1.0  # standard error by which the measured recall must exceed the target: other queries have other recalls
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def test_the_cheapest_point_that_surely_reaches_the_target_is_chosen() -> None:
     def point(cost: float, reached: float, error: float = 0.001) -> recall._Point:
         return recall._Point(8, 100, cost, reached, error)
 
-    cheap, unsure, sure, dear = point(1, 0.9), point(2, 0.981), point(3, 0.983), point(4, 1.0)
+    cheap, unsure, sure, dear = point(1, 0.9), point(2, 0.9805), point(3, 0.983), point(4, 1.0)
     assert recall._choose([cheap, unsure, sure, dear], 0.98) is sure
     assert recall._choose([cheap, unsure], 0.98) is unsure
     assert recall._choose([cheap, point(5, 0.9005)], 0.98) is cheap

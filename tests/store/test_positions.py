@@ -44,10 +44,18 @@ def test_a_changed_file_is_looked_at_anew(store: FeatureStore) -> None:
     check(store)
 
 
+chunks = positions._chunks
+
+
 def test_hdf5_looks_up_a_few_rows_of_many(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(positions, "_chunks", lambda dataset: pytest.fail("all chunks were looked up"))
+    monkeypatch.setattr(positions, "_SAVED", 1)
+    looked_up: list[h5py.Dataset] = []
+    monkeypatch.setattr(positions, "_chunks", lambda dataset: looked_up.append(dataset) or chunks(dataset))
     with h5py.File(store.path) as file:
-        np.testing.assert_array_equal(store.features([3, 140]), file["features"][:][[3, 140]])
+        expected = file["features"][:]
+    for number in range(1, 8):  # 150 rows in chunks of 32
+        np.testing.assert_array_equal(store.features([3]), expected[[3]])
+        assert len(looked_up) == (number >= 5)
 
 
 def test_rows_that_were_never_written_are_zeros(store: FeatureStore) -> None:
