@@ -28,6 +28,7 @@ from rn50feat.errors import IndexingError, StoreError
 from rn50feat.searching import index_file
 from rn50feat.searching.search import search_stored
 from rn50feat.sources.selection import Selection
+from rn50feat.store import shrinking
 from rn50feat.store.compact import compact
 from rn50feat.store.shrinking import shrink
 from rn50feat.store.writer import create_store, open_store
@@ -234,6 +235,8 @@ class Keeper:
         with self.monkeypatch.context() as patch:
             for function in (create_store, open_store, shrink, index_file.save, index_file.remove_leftovers):
                 patch.setitem(function.__kwdefaults__, "disk", disk)
+            if self.rng.random() < 0.2:
+                patch.setattr(shrinking, "WASTE", -1)  # rewrite the store whatever its size
             end = self._run()
         self.full = 0 < disk.full <= disk.changes  # a store that cannot be rewritten then is no reason to fail
         if disk.left is not None:
