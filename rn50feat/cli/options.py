@@ -97,6 +97,14 @@ class _Pattern(StringParamType):
 PATTERN = _Pattern()
 
 
+def box(text: str) -> tuple[int, int, int, int]:
+    """Parse 10,20,300,200 as left, top, width and height."""
+    if not (match := re.fullmatch(r"(\d+),(\d+),(\d+),(\d+)", text)):
+        raise click.BadParameter(f"{text!r} is not a box: give left, top, width and height, such as 10,20,300,200")
+    left, top, width, height = map(int, match.groups())
+    return left, top, width, height
+
+
 def failure_limit(text: str) -> tuple[float, bool]:
     """Parse 20 or 5% as (number, whether it is a percentage)."""
     if not (match := re.fullmatch(r"(\d+(?:\.\d+)?)(%?)", text)):

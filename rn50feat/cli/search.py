@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
+from rn50feat.cli.options import box as box_type
 from rn50feat.cli.options import (
     check_option,
     csv_option,
@@ -25,10 +27,17 @@ from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.engines.contract import EngineOptions
 
+if TYPE_CHECKING:
+    from rn50feat.searching.search import Result
+    from rn50feat.store.reader import FeatureStore
+
 
 @click.command("search", no_args_is_help=True)
 @click.argument("queries", metavar="QUERY... [STORE]", nargs=-1)
 @option("--stored", metavar="PATH", multiple=True, help="Search with an image in the store, named by its stored path.")
+@option("--unlike", metavar="IMAGE", multiple=True, help="Stay away from images like this one.")
+@option("--together", is_flag=True, help="Search with all QUERY images as one: with their mean.")
+@option("--box", type=box_type, metavar="X,Y,W,H", help="Search with this part of each QUERY image, in pixels.")
 @option("-k", "--neighbours", "k", type=click.IntRange(1), default=10, show_default=True, help="Hits per query.")
 @option("--min-score", type=float, help="Leave out hits below this score.")
 @option(
@@ -52,6 +61,9 @@ def command(
     ending: Ending,
     queries: tuple[str, ...],
     stored: tuple[str, ...],
+    unlike: tuple[str, ...],
+    together: bool,
+    box: tuple[int, int, int, int] | None,
     k: int,
     min_score: float | None,
     metric: str,
@@ -67,7 +79,7 @@ def command(
 ) -> None:
     """Find the images in STORE that are most similar to each QUERY image.
 
-    STORE is the argument that ends in .h5 or .hdf5, else the variable
+    A folder as QUERY stands for the images in it. STORE is the argument that ends in .h5 or .hdf5, else the variable
     RN50FEAT_STORE, else the only store in the current folder. Prints a table on
     a terminal, and tab-separated lines (query, rank, score, path) elsewhere.
     Hits whose image is missing or has changed are marked. Paths are relative to
@@ -87,6 +99,8 @@ def command(
         raise click.UsageError("Give a QUERY image, or --stored PATH.")
     if typed("weights") and not images:
         raise click.UsageError("--weights requires a QUERY image: --stored computes nothing.")
+    if (unlike or together or box) and not images:
+        raise click.UsageError("--unlike, --together and --box require a QUERY image.")
     options = EngineOptions(**engine)
     store = open_store(named[0] if named else None, ending)
     settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score}
@@ -95,17 +109,11 @@ def command(
     if images:
         settings |= {"weights_file": weights, "options": options}
         with downloads() as on_download:
+            settings |= {"unlike": unlike, "together": together, "box": box}
             results += by_image(images, store, on_download=on_download, **settings)
     mark_random(store)
     if html:
-        from rn50feat.pages.gallery import search_page
-        from rn50feat.pages.page import save
-        from rn50feat.sources.location import locate
-        from rn50feat.sources.presence import readable
-
-        known = [readable(store.locate(path), check=check) for path in stored]
-        locations = [*known, *(locate(image).path for image in images)]
-        save(html, search_page(results, locations, store, k=k, metric=metric, options=options))
+        _save_page(html, results, stored, store, check=check, k=k, metric=metric, options=options)
     ending.add(**report.result_facts(results, store, metric))
     if form != "json":
         for result in results:
@@ -113,3 +121,17 @@ def command(
                 say(f"{result.query}: no hits")
         default = report.table if sys.stdout.isatty() else report.tab_separated
         write({"csv": report.comma_separated, "null": report.nul_separated}.get(form or "", default)(results))
+
+
+def _save_page(
+    html: Path, results: Sequence[Result], stored: Sequence[str], store: FeatureStore, *, check: bool, **settings: Any
+) -> None:
+    """Write a page of results, those of the `stored` queries first."""
+    from rn50feat.pages.gallery import search_page
+    from rn50feat.pages.page import save
+    from rn50feat.sources.presence import readable
+
+    known = [readable(store.locate(path), check=check) for path in stored]
+    save(
+        html, search_page(results, [*known, *(result.location for result in results[len(known) :])], store, **settings)
+    )

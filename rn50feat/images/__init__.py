@@ -4,5 +4,5 @@ In: the bytes of a file. Out: a crop, or the reason why there is none. Order:
 `provenance` (the settings that crops and rows depend on; `store` and `model`,
 which never import each other, share it), `resampling`, the formats (`kinds`,
 `jpeg`, `png`, `tiff`), the samples (`sample_format`, `colors`, `wide`,
-`samples`), then `decoding`. Never opens a file.
+`samples`), then `decoding`; `in_memory` encodes. Never opens a file.
 """

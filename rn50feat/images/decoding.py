@@ -82,6 +82,25 @@ def thumbnail(data: bytes, side: int, *, suffix: str, max_pixels: int) -> bytes:
         return file.getvalue()
 
 
+def excerpt(
+    data: bytes, box: tuple[int, int, int, int], preprocessing: Preprocessing, *, suffix: str, max_pixels: int
+) -> bytes:
+    """Cut a part out of an encoded image, and encode it as PNG.
+
+    `box` is left, top, width and height in pixels of the upright image. The
+    other arguments and errors are those of `decode`; a box that is not inside
+    the image is an `ImageError`, too.
+    """
+    with _image_errors(data):
+        image = _load(data, suffix.lower(), max_pixels, preprocessing, shortest=None).image
+        left, top, width, height = box
+        if min(left, top) < 0 or min(width, height) < 1 or left + width > image.width or top + height > image.height:
+            raise ImageError(f"has {image.width}x{image.height} pixels, and {box} is not inside")
+        file = io.BytesIO()
+        image.crop((left, top, left + width, top + height)).save(file, "PNG")
+        return file.getvalue()
+
+
 @contextmanager
 def _image_errors(data: bytes) -> Iterator[None]:
     """Turn any error from decoding `data` into an `ImageError` with the reason."""

@@ -12,19 +12,21 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import numpy as np
 
 from rn50feat.engines import local
 from rn50feat.engines.contract import EngineOptions, StartEngine
-from rn50feat.errors import QueryError, SourceError
+from rn50feat.errors import QueryError
 from rn50feat.model.download import OnDownload
 from rn50feat.searching import path_file
 from rn50feat.searching.embed import embed_like
 from rn50feat.searching.exact import NO_ROWS, Rows
 from rn50feat.searching.nearest import Nearest, open_index
+from rn50feat.searching.queries import Box, Gathering, Given, Query, combined
 from rn50feat.searching.scores import METRICS, Vectors, reaches
-from rn50feat.sources.location import locate
 from rn50feat.sources.presence import State, state
 from rn50feat.sources.reference import Reference
 from rn50feat.store.reader import FeatureStore
@@ -60,16 +62,20 @@ class Hit:
 
 @dataclass(frozen=True)
 class Result:
-    """A query, as given, and its hits, best first."""
+    """A query, as given, and its hits, best first; ``location`` opens the query's file, "" if there is none."""
 
     query: str
     hits: tuple[Hit, ...]
+    location: str = ""
 
 
 def search(
-    queries: Iterable[str | os.PathLike[str]] | str | os.PathLike[str],
+    queries: Iterable[Given] | Given,
     store: FeatureStore | str | os.PathLike[str],
     *,
+    unlike: Iterable[Given] | Given = (),
+    together: bool = False,
+    box: Box | None = None,
     k: int = 10,
     metric: str = "cosine",
     min_score: float | None = None,
@@ -83,6 +89,12 @@ def search(
 ) -> list[Result]:
     """Find the `k` most similar images in `store` for each image in `queries`.
 
+    A query is a path (a folder stands for its images), a Pillow image, its
+    pixels (uint8), or features (floats of shape (2048,)). With `together`, all
+    of them are one query: their mean. The hits stay away from the images in
+    `unlike`. `box`, (left, top, width, height) in pixels, is the part of each
+    image in `queries` to search with.
+
     `metric` is cosine, l2 or ip; `min_score` drops hits below it (not for
     l2). `exclude_self` drops the query's own row: the one with its path or,
     if there is none, those with the same bytes. `exact` ignores the index and
@@ -95,16 +107,22 @@ def search(
     """
     _check(metric, min_score)
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
-    names = [os.fspath(q) for q in ([queries] if isinstance(queries, (str, os.PathLike)) else queries)]
-    if not names:
-        return []
-    references, vectors = _embed(names, store, weights_file, options, start, on_download)
+    with TemporaryDirectory(prefix="rn50feat-") as folder:
+        gathering = Gathering(Path(folder), box, store.provenance.preprocessing, options.max_megapixels * 1_000_000)
+        asked, avoided = gathering.queries(queries), replace(gathering, box=None).queries(unlike)
+        if not asked:
+            return []
+        files, vectors = _embed([*asked, *avoided], store, weights_file, options, start, on_download)
+    names = [query.name for query in asked]
+    files, vectors = files[: len(asked)], combined(vectors, len(asked), metric, together=together)
 
     def work() -> list[list[_HitFile]]:
-        own = _own_rows(references, store) if exclude_self else [NO_ROWS] * len(references)
+        own = _own_rows(files, store) if exclude_self else [NO_ROWS] * len(files)
+        own = [np.unique(np.concatenate(own))] if together else own
         return _rank(vectors, own, store, k, metric, min_score, exact)
 
-    return _results(names, store.steadily(work), check)
+    results = _results([" + ".join(names)] if together else names, store.steadily(work), check)
+    return [replace(result, location=query.location) for result, query in zip(results, asked)]
 
 
 def search_stored(
@@ -175,35 +193,35 @@ def _suggestions(name: str, store: FeatureStore) -> list[str]:
 
 
 def _embed(
-    names: Sequence[str],
+    queries: Sequence[Query],
     store: FeatureStore,
     weights_file: str | None,
     options: EngineOptions,
     start: StartEngine,
     on_download: OnDownload,
-) -> tuple[list[Reference], Vectors]:
-    """Embed the query images; return their references and features, (m, 2048)."""
-    references = [_reference(name) for name in names]
+) -> tuple[list[Reference | None], Vectors]:
+    """Embed the files of queries; return their references, None for a vector, and the features of all, (m, 2048)."""
+    files = {query.file.location: query for query in queries if query.file is not None}
+    references = [query.file for query in files.values() if query.file is not None]
     if options.device == "auto" and len(references) <= CPU_QUERIES:
         options = replace(options, device="cpu")
     embedded: dict[str, tuple[Reference, Vectors]] = {}
-    for batch in embed_like(store, references, weights_file, options, start, on_download=on_download):
+    for batch in embed_like(store, references, weights_file, options, start, on_download=on_download) if files else ():
         for failure in batch.failures:
-            raise QueryError(f"{failure.reference.location} {failure.reason}: use another image")
+            raise QueryError(f"{files[failure.reference.location].name} {failure.reason}: use another image")
         embedded.update((ref.location, (ref, row)) for ref, row in zip(batch.references, batch.features))
-    in_order = [embedded[reference.location] for reference in references]
-    return [reference for reference, _ in in_order], np.stack([row for _, row in in_order])
+    found = [(None, query.vector) if query.file is None else embedded[query.file.location] for query in queries]
+    return [reference for reference, _ in found], np.stack([np.asarray(row, np.float32) for _, row in found])
 
 
-def _reference(name: str) -> Reference:
-    place = locate(name)
-    try:
-        return place.stat()
-    except SourceError as error:
-        raise QueryError(f"{name} {error}: name an existing image") from error
+def _own_rows(files: Sequence[Reference | None], store: FeatureStore) -> list[Rows]:
+    """Look up the rows of query files: none for a vector."""
+    references = [file for file in files if file is not None]
+    rows = iter(_rows_of_files(references, store))
+    return [NO_ROWS if file is None else next(rows) for file in files]
 
 
-def _own_rows(references: Sequence[Reference], store: FeatureStore) -> list[Rows]:
+def _rows_of_files(references: Sequence[Reference], store: FeatureStore) -> list[Rows]:
     rows = path_file.rows_of(store, [reference.location for reference in references])
     digests = store.column("digest") if None in rows else np.empty((0, 16), np.uint8)
     return [

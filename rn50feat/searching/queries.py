@@ -1,0 +1,133 @@
+"""Turn what people search with into files and vectors.
+
+In: paths, folders, Pillow images, arrays of pixels, and feature vectors. Out:
+a `Query` for each, with a file to embed or with its vector. What is only in
+memory becomes a file for a while, so that it is decoded like all images.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rn50feat.errors import ImageError, QueryError, SourceError
+from rn50feat.images import decoding
+from rn50feat.images.in_memory import InMemory, as_png, from_pixels
+from rn50feat.images.provenance import Preprocessing
+from rn50feat.searching.exact import prepared
+from rn50feat.searching.scores import Vectors
+from rn50feat.sources import contents
+from rn50feat.sources.location import locate
+from rn50feat.sources.reference import Reference
+from rn50feat.sources.selection import Selection
+from rn50feat.store.layout import WIDTH
+
+# A path; an image; its pixels, uint8 of shape (height, width) or (height, width, 3); or features, floats of (2048,).
+Given = Union[str, "os.PathLike[str]", InMemory, NDArray[Any]]
+Box = tuple[int, int, int, int]  # left, top, width, height in pixels of the upright image
+
+
+@dataclass(frozen=True)
+class Query:
+    """An image to search with: its name, and its file or its features of shape (2048,).
+
+    ``location`` opens the image that was named, "" if there is none.
+    """
+
+    name: str
+    file: Reference | None = None
+    vector: Vectors | None = None
+    location: str = ""
+
+
+@dataclass(frozen=True)
+class Gathering:
+    """How to find the files of queries: where to put what is only in memory, and which part of each image counts."""
+
+    folder: Path
+    box: Box | None
+    preprocessing: Preprocessing
+    max_pixels: int
+
+    def queries(self, given: Iterable[Given] | Given) -> list[Query]:
+        """List the queries that `given` stands for; a folder stands for the images in it, (n, 2048) for n queries.
+
+        Raises `QueryError` for what cannot be a query.
+        """
+        if isinstance(given, (str, os.PathLike, InMemory, np.ndarray)):
+            given = [given]
+        return [query for one in given for query in self._expanded(one)]
+
+    def _expanded(self, one: Given) -> Iterator[Query]:
+        if isinstance(one, np.ndarray) and np.issubdtype(one.dtype, np.floating):
+            if one.shape[-1:] != (WIDTH,) or one.ndim > 2 or not np.isfinite(one).all():
+                raise QueryError(
+                    f"an array of shape {one.shape} is no query: give {WIDTH} finite numbers, or uint8 pixels"
+                )
+            yield from (Query("vector", vector=vector) for vector in np.atleast_2d(one))
+        elif isinstance(one, np.ndarray):
+            try:
+                yield self._in_memory(from_pixels(one))
+            except ImageError as error:
+                raise QueryError(f"an array {error}") from error
+        elif isinstance(one, InMemory):
+            yield self._in_memory(one)
+        else:
+            for name, file in _files(os.fspath(one)):
+                yield Query(name, self._part(name, file), location=file.location)
+
+    def _in_memory(self, image: InMemory) -> Query:
+        name = os.fspath(getattr(image, "filename", "")) or "image"
+        return Query(name, self._part(name, self._saved(as_png(image))))
+
+    def _part(self, name: str, file: Reference) -> Reference:
+        """Save the part of an image that counts, and return its file."""
+        if self.box is None:
+            return file
+        try:
+            _, data = contents.read(file)
+            suffix = os.path.splitext(file.location)[1]
+            part = decoding.excerpt(data, self.box, self.preprocessing, suffix=suffix, max_pixels=self.max_pixels)
+        except (SourceError, ImageError) as error:
+            raise QueryError(f"{name} {error}: choose another image or box") from error
+        return self._saved(part)
+
+    def _saved(self, png: bytes) -> Reference:
+        path = self.folder / f"{len(os.listdir(self.folder))}.png"
+        path.write_bytes(png)
+        return locate(path).stat()
+
+
+def _files(name: str) -> Iterator[tuple[str, Reference]]:
+    """Yield the name and file of an image, or those of the images in a folder."""
+    try:
+        if not os.path.isdir(name):
+            yield name, locate(name).stat()
+            return
+        found = [one for one in Selection(name).references() if decoding.has_image_suffix(one.location)]
+    except SourceError as error:
+        raise QueryError(f"{name} {error}: name an existing image") from error
+    if not found:
+        raise QueryError(f"{name} has no images: name an image, or a folder with some")
+    yield from ((one.location, one) for one in found)
+
+
+def combined(vectors: Vectors, likes: int, metric: str, *, together: bool) -> NDArray[np.float32]:
+    """Make the vectors to search with, (m, 2048), out of `likes` queries, followed by those that hits should be unlike.
+
+    `together` gives the mean of the queries. As in Qdrant's recommendations by average vectors, a query moves away
+    from the mean of the others by as much as it differs from it. Cosine takes all vectors at length 1.
+    """
+    if not together and len(vectors) == likes:
+        return np.asarray(vectors, np.float32)
+    vectors = prepared(vectors, metric)
+    wanted, unlike = vectors[:likes], vectors[likes:]
+    if together:
+        wanted = wanted.mean(axis=0, keepdims=True)
+    return 2 * wanted - unlike.mean(axis=0) if len(unlike) else wanted
