@@ -71,7 +71,8 @@ class JournaledFile(io.RawIOBase):
             self.handle = disk.create(new_path(path))
         else:
             if os.path.lexists(new_path(path)):  # of a process that was killed while it made a new file
-                disk.remove(new_path(path))
+                with suppress(OSError):
+                    disk.remove(new_path(path))
             self.handle = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             if os.fstat(self.handle).st_size > length:
                 disk.truncate(self.handle, length)

@@ -52,7 +52,7 @@ def test_extract_search_and_info_from_end_to_end(rn50feat: Run, scenes: Path, we
     (result,) = json.loads(done.stdout)["results"]
     assert result["query"] == str(query)
     assert [hit["rank"] for hit in result["hits"]] == [1, 2]
-    assert result["hits"][0]["path"] == str(query)
+    assert result["hits"][0]["path"] == os.path.relpath(query, tmp_path)
     assert result["hits"][0]["score"] == pytest.approx(1, abs=1e-6)
     facts = json.loads(rn50feat("info", "--json").stdout)
     assert (facts["rows"], facts["provenance"]["weights"]) == (12, "seeded.pth")

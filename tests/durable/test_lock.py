@@ -224,16 +224,16 @@ def test_without_locks_a_commit_that_goes_on_is_not_undone(path: Path, monkeypat
 @pytest.mark.parametrize("suffix", ["-lock", "-journal", "-new", "-waiting"])
 def test_nothing_is_written_through_a_link(path: Path, kind: str, suffix: str) -> None:
     """Somebody else may have put it there: ``ln -s ~/.bashrc out.h5-lock``."""
-    target, place = path.with_name("precious"), path.with_name(path.name + suffix)
+    target, fresh = path.with_name("precious"), path.with_name("fresh.h5")
     target.write_text("precious")
-    {
-        "symlink": lambda: place.symlink_to(target),
-        "dangling": lambda: place.symlink_to("nowhere"),
-        "hard link": lambda: place.hardlink_to(target),
-        "folder": place.mkdir,
-        "fifo": lambda: os.mkfifo(place),
-    }[kind]()
-    fresh = path.with_name("fresh.h5")
+    places: dict[str, Callable[[Path], object]] = {
+        "symlink": lambda place: place.symlink_to(target),
+        "dangling": lambda place: place.symlink_to("nowhere"),
+        "hard link": lambda place: place.hardlink_to(target),
+        "folder": Path.mkdir,
+        "fifo": os.mkfifo,
+    }
+    places[kind](path.with_name(path.name + suffix))
     try:
         with lock.run_lock(path), FeatureStore(path).reading():
             pass
@@ -242,7 +242,7 @@ def test_nothing_is_written_through_a_link(path: Path, kind: str, suffix: str) -
         assert suffix in str(error)
         assert "remove it" in str(error)
     if suffix == "-new":
-        place.rename(fresh.with_name("fresh.h5-new"))
+        places[kind](fresh.with_name("fresh.h5-new"))
         if kind == "folder":
             with pytest.raises(StoreError, match=r"fresh.h5 cannot be written \(Is a directory\)"):
                 store(fresh, [("a.jpg", 1, 1)])

@@ -94,7 +94,7 @@ def test_changed_moved_and_deleted_objects(bucket: Proxy, tmp_path: Path, start:
     put(bucket, **{"photos/white.png": red, "photos/moved.png": red})  # of one size, and within one second
     s3.delete_object(Bucket="bucket", Key="photos/red.png")
     summary = extract(start, tmp_path / "out.h5", prune=True)
-    assert (summary.unchanged, summary.reused, summary.removed) == (3, 2, 1)
+    assert (summary.unchanged, summary.reused, summary.moved, summary.removed) == (3, 2, 1, 0)
     stored = rows(tmp_path / "out.h5")
     assert stored["s3://bucket/photos/white.png"][:3].tolist() == [255, 0, 0]
     assert "s3://bucket/photos/red.png" not in stored
