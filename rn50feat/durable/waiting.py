@@ -9,6 +9,7 @@ they are handled within a tenth of a second.
 from __future__ import annotations
 
 import threading
+import weakref
 from collections.abc import Callable
 from typing import Any, Generic, TypeVar
 
@@ -29,28 +30,41 @@ class Stopped(Exception):
 class _Work(threading.Thread, Generic[T]):
     """A thread that keeps the result of its work, or gives it to `dispose` if nobody waits any more.
 
-    It stays alive when its work is done: the kernel ends processes that are
+    It stays alive as long as its result: the kernel ends processes that are
     bound to their parent, as Ray's are, with the thread that started them.
     """
 
     def __init__(self, work: Callable[[], T], dispose: Callable[[T], object]) -> None:
         super().__init__(name="waited for", daemon=True)
-        self._work, self._dispose = work, dispose
+        self._work: Callable[[], T] | None = work
+        self._dispose = dispose
         self._lock = threading.Lock()
         self.results: list[T] = []
         self.error: BaseException | None = None
         self.awaited = True
-        self.done = threading.Event()
+        self.done, self._released = threading.Event(), threading.Event()
 
     def run(self) -> None:
         self._finish()
         self.done.set()
-        if self.results and self.awaited:
-            threading.Event().wait()
+        if self.error is None and self.awaited:
+            self._released.wait()
+
+    def hand_over(self) -> T:
+        """Return the result, and keep nothing of it: it may hold a network."""
+        result = self.results.pop()
+        try:
+            weakref.finalize(result, self._released.set)
+        except TypeError:  # a number, for example
+            self._released.set()
+        return result
 
     def _finish(self) -> None:
+        assert self._work is not None
         try:
-            result = self._work()
+            work, self._work = self._work, None
+            result = work()
+            del work
         except BaseException as error:
             self.error = error
             return
@@ -87,7 +101,7 @@ def attend(
         raise
     if thread.error is not None:
         raise thread.error
-    return thread.results[0]
+    return thread.hand_over()
 
 
 def unfinished() -> bool:
