@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 @click.command("compact")
 @store_argument
 @option("--to", type=click.Path(path_type=Path), metavar="OUT.h5", help="Write a copy, and leave STORE unchanged.")
-@option("--overwrite", is_flag=True, help="Replace OUT.h5 if it exists.")
+@option("--overwrite", is_flag=True, help="Replace OUT.h5 if it is a store.")
 @json_option
 @pass_ending
 def command(ending: Ending, store: Path | None, to: Path | None, overwrite: bool, as_json: bool) -> None:

@@ -57,7 +57,7 @@ def compact(
     overwrite: bool = False,
     disk: Disk = DISK,
 ) -> Compacted:
-    """Rewrite `store` in place, or copy it `to` another file; `overwrite` allows that file to exist.
+    """Rewrite `store` in place, or copy it `to` another file; `overwrite` allows that file to be a store.
 
     Rewriting in place temporarily needs space for a second copy, and no run
     may be in progress. A copy needs neither, and holds the last commit; that
@@ -72,6 +72,9 @@ def compact(
         raise StoreError(f"{to} is the store itself: leave out --to to compact it, or name another file")
     if target != source and target.exists() and not overwrite:
         raise StoreError(f"{to} exists: name another file, or use --overwrite")
+    if target != source and target.exists():
+        with suppress(DamagedStoreError):
+            FeatureStore(target)  # raises if it is no store: an image named by mistake must not be replaced
     with lock.run_lock(target):
         try:
             return rewrite(source, target, disk=disk)

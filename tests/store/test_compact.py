@@ -126,6 +126,9 @@ def test_what_is_no_store_or_damaged_is_refused(churned: Path, tmp_path: Path) -
     (tmp_path / "text.h5").write_text("text")
     with pytest.raises(StoreError, match="text.h5 is not an HDF5 file"):
         compact(tmp_path / "text.h5")
+    with pytest.raises(StoreError, match="text.h5 is not an HDF5 file"):
+        compact(churned, tmp_path / "text.h5", overwrite=True)
+    assert (tmp_path / "text.h5").read_text() == "text"
     with h5py.File(churned, "r+") as file:
         del file["size"]
     before = churned.read_bytes()
