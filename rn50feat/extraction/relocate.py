@@ -66,7 +66,7 @@ def relocate(
     the other one goes if its own file is gone, and keeps its path otherwise. No
     image that exists loses its features. Takes 1 kB of memory per row that
     changes: 1 GB, and 2 minutes, for a million. Raises `ArgumentError` if nothing in
-    the store matches.
+    the store matches, or if nothing would change.
     """
     path = locate_store(store)
     if not apply:
@@ -146,6 +146,8 @@ def _planned(store: FeatureStore, old: str, new: str) -> Plan:
     with store.reading():
         for name in dict.fromkeys(olds):
             plan = survey(store, Move(name.rstrip("/"), locate(new).path.rstrip("/")))
+            if plan.example is not None and plan.move.old == plan.move.new:
+                raise ArgumentError(f"{old} and {new} are the same place: name the one where the images were, first")
             if plan.example is not None:
                 return plan
         raise ArgumentError(f"{store.path} has nothing in {olds[0]}: it has images in {_roots(store)}")

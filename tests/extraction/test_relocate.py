@@ -153,6 +153,8 @@ def test_a_prefix_that_matches_nothing_is_an_error_that_names_what_there_is(tmp_
     out = store(tmp_path / "s/t/out.h5", [("/mnt/a/x/1.png", 1, 1), ("/mnt/a/y/2.png", 1, 2), ("/mnt/b/3.png", 1, 3)])
     with pytest.raises(ArgumentError, match="out.h5 has nothing in /mnt/a/xx: it has images in /mnt/a, /mnt/b: name "):
         relocate("/mnt/a/xx", "/y", out)
+    with pytest.raises(ArgumentError, match="/mnt/a/ and /mnt/a are the same place: name"):
+        relocate("/mnt/a/", "/mnt/a", out)
 
 
 def test_prefixes_may_lie_in_each_other(tmp_path: Path) -> None:
