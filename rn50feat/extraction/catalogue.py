@@ -103,6 +103,12 @@ class Catalogue:
         row = self._paths.get(path_key(path)) if len(self._sizes) else None
         return None if row in self._moved else row
 
+    def doubles(self) -> list[int]:
+        """Return the rows, ascending, whose path is that of another row, which the run has met; for its end."""
+        pairs = self._paths.repeated()
+        found = [row for first, row in pairs if self.met[first] and first not in self._moved and not self.met[row]]
+        return sorted(found)
+
     def note_moved(self, row: int) -> None:
         """Note that the path of a row is no longer its own: a file that appears there is new."""
         self._moved.add(row)
@@ -179,6 +185,14 @@ class _Lookup:
         high, low = np.frombuffer(key, ">u8").astype(np.uint64)
         found = slice(*(np.searchsorted(self._high, high, side) for side in ("left", "right")))
         return [int(row) for row in self._order[found][self._low[found] == low]]
+
+    def repeated(self) -> list[tuple[int, int]]:
+        """Return the rows that `get` does not find, each after the one that it finds for the same key."""
+        same = np.flatnonzero(self._high[1:] == self._high[:-1])  # in order of the first half; the others tell
+        keys = [(int(self._high[i]), int(self._low[i])) for i in np.union1d(same, same + 1)]
+        packed = [_PAIR.pack(*key) for key in dict.fromkeys(keys)]
+        rows = [(self.get(key), row) for key in packed for row in self.all(key)]
+        return [(first, row) for first, row in rows if first is not None and first != row]
 
     def get(self, key: bytes) -> int | None:
         high, low = _PAIR.unpack(key)

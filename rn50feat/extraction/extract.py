@@ -172,7 +172,7 @@ def _fill(
     if session.old is not None:
         session.summary.moved_from = moved_from(session.old, selection, len(todo.met), session.summary)
     if not session.summary.stopped:
-        settle_damaged(session, catalogue, damaged, todo.met)
+        settle_damaged(session, catalogue, damaged)
     if session.summary.stopped == "time budget":
         rest = plan(found, session.path, catalogue, again=attempts.another, hashing=False, rule=selection.rule)
         _count_left(session, todo, rest)

@@ -1,4 +1,4 @@
-"""Find damaged rows, so that a run computes them again from their images.
+"""Find damaged rows, so that a run computes them again from their images; remove rows that others replace.
 
 A row is damaged when it differs from its checksum. Each run checks a part of
 the rows, all of them within `RUNS` runs; a thorough one checks every row.
@@ -7,9 +7,9 @@ the rows, all of them within `RUNS` runs; a thorough one checks every row.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
 import numpy as np
-from numpy.typing import NDArray
 
 from rn50feat.errors import count
 from rn50feat.extraction.catalogue import Catalogue
@@ -44,21 +44,32 @@ def damaged_rows(store: FeatureStore, *, thorough: bool) -> frozenset[int]:
     return frozenset(found)
 
 
-def settle_damaged(
-    session: WriteSession, catalogue: Catalogue, damaged: frozenset[int], met: NDArray[np.bool_]
-) -> None:
-    """Deal with `damaged` rows whose images the run has not found; `met` tells for each row, bool of shape (N,).
+def settle_damaged(session: WriteSession, catalogue: Catalogue, damaged: frozenset[int]) -> None:
+    """Remove rows that other rows replace, at the end of a run: `damaged` ones, and second rows of images."""
+    doubles = catalogue.doubles()
+    if doubles:
+        logger.warning(
+            "%s: removed %s of images that have another one (%s), as an older version of rn50feat may have left them",
+            session.path,
+            count(len(doubles), "row"),
+            FeatureStore(session.path).path_of(doubles[0]),
+        )
+    replaced = _replaced(session, catalogue, sorted(damaged.difference(doubles)))
+    session.remove(np.array(sorted({*doubles, *replaced}), np.int64))
 
-    A row goes if its path is that of no file, or of another row, and another
-    row has the same bytes: its path was damaged, and its image has a new row
-    by now. The others stay.
+
+def _replaced(session: WriteSession, catalogue: Catalogue, damaged: Sequence[int]) -> list[int]:
+    """Return which of the `damaged` rows, whose images the run has not found, have another row by now; name the others.
+
+    That is so if its path is that of no file, or of another row, and another
+    row has the same bytes: its path was damaged, and its image has a new row.
     """
-    left = [row for row in sorted(damaged) if not met[row]]
+    left = [row for row in damaged if not catalogue.met[row]]
     if not left:
-        return
+        return []
     store = FeatureStore(session.path)
     digests = np.ascontiguousarray(store.column("digest")).view("V16").reshape(-1)
-    sound = np.delete(np.arange(len(digests)), sorted(damaged))
+    sound = np.delete(np.arange(len(digests)), damaged)
     replaced = [
         row
         for row in left
@@ -73,4 +84,4 @@ def settle_damaged(
             session.path,
             stays[0],
         )
-    session.remove(np.array(replaced, np.int64))
+    return replaced

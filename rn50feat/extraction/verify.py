@@ -40,8 +40,8 @@ BLOCK = 4096
 class Findings:
     """What `verify` found: faults, and notes. If the index has a fault, it is the last one.
 
-    ``differing`` rows and tables, which differ from their checksums, are
-    repaired by `extract`. What is ``unreadable`` is left out by `compact`.
+    ``differing`` rows and tables, which differ from their checksums, and
+    second rows of images are repaired by `extract`. What is ``unreadable`` is left out by `compact`.
     """
 
     findings: list[str] = field(default_factory=list)
@@ -188,6 +188,7 @@ def _check_paths(store: FeatureStore, report: Findings) -> None:
             for row, path in enumerate(store.paths(first, first + BLOCK), first):
                 if path in seen:
                     report.findings.append(f"row {row} ({path}) is there twice")
+                    report.differing += 1
                 if not is_plain(path):
                     report.findings.append(f"row {row} has a path that leads elsewhere: {path}")
                 seen.add(path)

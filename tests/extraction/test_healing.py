@@ -13,6 +13,7 @@ from fake import FakeStart
 from rn50feat import FeatureStore, extract, verify
 from rn50feat.extraction import healing
 from rn50feat.store.layout import Column
+from rn50feat.store.writer import open_store
 
 
 @pytest.fixture
@@ -65,6 +66,25 @@ def test_a_row_whose_image_is_gone_stays_and_is_named(
     assert FeatureStore(path).wrong_rows(0, 9) == [row]
     extract(pictures, path, start=start, prune=True)
     assert verify(path).findings == [] and len(FeatureStore(path)) == 4
+
+
+def test_a_second_row_of_an_image_goes(
+    path: Path, pictures: Path, start: FakeStart, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An older version does not find the rows that a newer one has written, and adds others under the same paths."""
+    before, store = rows(path), FeatureStore(path)
+    doubled = [store.paths().index(name) for name in ("pictures/red.png", "pictures/sub/blue.png")]
+    with open_store(path) as writer:
+        for row in doubled:
+            writer.append(store.references(row, 1), store.block(row, 1))
+    assert verify(path).differing == 2
+    change(path, "features", doubled[1], np.full(2048, 7))
+    done = extract(pictures / "sub", path, start=start, heal=True)  # the damaged one of two goes
+    assert (done.unchanged, done.removed) == (2, 1) and "removed 1 row of images that have another" in caplog.text
+    done = extract(pictures, path, start=start)
+    assert (done.unchanged, done.removed) == (5, 1)
+    assert verify(path).findings == [] and rows(path).keys() == before.keys()
+    assert extract(pictures, path, start=start).removed == 0
 
 
 def test_a_damaged_ledger_is_found_out_again(
