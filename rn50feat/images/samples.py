@@ -11,6 +11,7 @@ import struct
 from dataclasses import dataclass, replace
 
 import numpy as np
+import PIL
 from PIL import Image, ImageFile
 
 from rn50feat.errors import ImageError
@@ -132,6 +133,11 @@ def _require_narrow_channels(data: bytes, image: Image.Image) -> None:
 
 def _fits_samples(data: bytes, image: Image.Image) -> SampleFormat:
     """Read the sample format of a FITS image (sign, scale and zero) from its first header."""
+    if image.mode != "L" and int(PIL.__version__.partition(".")[0]) < 13:
+        raise ImageError(
+            f"is a FITS image of more than 8 bits, which Pillow {PIL.__version__} reads in the wrong byte order:"
+            " use Pillow 13 or newer (with Python 3.11 or newer), or convert it to PNG"
+        )
     cards = {data[at : at + 8].rstrip(): data[at + 10 : at + 80] for at in range(0, min(len(data), 28800), 80)}
 
     def value(name: bytes, default: float) -> float:

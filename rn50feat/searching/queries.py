@@ -106,9 +106,10 @@ class Gathering:
 
 def _files(name: str) -> Iterator[tuple[str, Reference]]:
     """Yield the name and file of an image, or those of the images in a folder."""
+    place = locate(name)
     try:
         if not os.path.isdir(name):
-            yield name, locate(name).stat()
+            yield name, place.stat()
             return
         found = [one for one in Selection(name).references() if decoding.has_image_suffix(one.location)]
     except SourceError as error:

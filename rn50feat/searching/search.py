@@ -203,7 +203,7 @@ def _embed(
     """Embed the files of queries; return their references, None for a vector, and the features of all, (m, 2048)."""
     files = {query.file.location: query for query in queries if query.file is not None}
     references = [query.file for query in files.values() if query.file is not None]
-    if options.device == "auto" and len(references) <= CPU_QUERIES:
+    if options.device == "auto" and len(queries) <= CPU_QUERIES:
         options = replace(options, device="cpu")
     embedded: dict[str, tuple[Reference, Vectors]] = {}
     for batch in embed_like(store, references, weights_file, options, start, on_download=on_download) if files else ():

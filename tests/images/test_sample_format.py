@@ -6,9 +6,12 @@ import struct
 import zlib
 
 import numpy as np
+import PIL
 import pytest
 from shown import GREY, RGB, chunk, decoded, distance, numbers
 from tiffs import tiff
+
+from rn50feat.errors import ImageError
 
 
 def test_a_range_is_for_more_than_eight_bits() -> None:
@@ -42,6 +45,10 @@ def fits(pixels: np.ndarray, bits: int, **cards: int) -> bytes:
 
 def test_fits_is_signed_and_shifted_as_it_says() -> None:
     stored = (GREY * 257 - 32768).astype(">i2")
+    if int(PIL.__version__.partition(".")[0]) < 13:  # of Python 3.10
+        with pytest.raises(ImageError, match="FITS image of more than 8 bits, which Pillow .* reads in the wrong byte"):
+            decoded(fits(stored, 16), suffix=".fits")
+        return
     assert distance(fits(stored, 16, BZERO=32768, BSCALE=1), suffix=".fits") == 0
     assert distance(fits(stored, 16), suffix=".fits") == 0
     assert distance(fits((GREY * 16).astype(">i2"), 16, BZERO=100), suffix=".fits", value_range="100:4180") == 0

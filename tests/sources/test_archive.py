@@ -205,7 +205,7 @@ def test_links_folders_and_devices_are_passed_over(tmp_path: Path) -> None:
     link.external_attr = 0o120777 << 16
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
         archive.writestr(link, "/etc/passwd")
-        archive.mkdir("folder")
+        archive.writestr("folder/", "")
     for name in ("a.tar", "a.zip"):
         assert members(tmp_path / name) == {}
         assert opened(tmp_path / name).listing().fault == ""
