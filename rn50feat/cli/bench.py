@@ -9,14 +9,14 @@ import click
 
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import engine_options, json_option, option
+from rn50feat.cli.options import IntegerRange, engine_options, json_option, option
 from rn50feat.cli.terminal import write
 from rn50feat.engines.contract import EngineOptions
 
 
 @click.command("bench")
 @click.argument("folder", default=".", type=click.Path())
-@option("--count", type=click.IntRange(1), default=256, show_default=True, help="Number of images to measure on.")
+@option("--count", type=IntegerRange(1), default=256, show_default=True, help="Number of images to measure on.")
 @engine_options
 @json_option
 @pass_ending

@@ -149,7 +149,8 @@ class Ending:
 def _show(error: click.ClickException) -> None:
     """Print an error on one line, where click would print four; a command without any arguments prints its help."""
     if isinstance(error, click.UsageError) and error.ctx and not isinstance(error, click.exceptions.NoArgsIsHelpError):
-        say(f"Error: {error.format_message()} See {error.ctx.command_path} --help")
+        message = error.format_message()
+        say(f"Error: {message}{'' if message.endswith(('.', '?', ')')) else '.'} See {error.ctx.command_path} --help")
     else:
         error.show()
 

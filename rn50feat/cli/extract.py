@@ -190,13 +190,15 @@ def command(
 def _require_sense(
     sources: tuple[str, ...], out: Path, from_file: Path | None, null: bool, settings: dict[str, Any]
 ) -> None:
-    """Raise `click.UsageError` for a missing argument, and for options that require others."""
+    """Raise `click.UsageError` for missing or swapped arguments, and for options that require others."""
     from rn50feat.store.reader import SUFFIXES
 
     if not sources and from_file is None:
         if out.suffix not in SUFFIXES and not out.is_file():
             raise click.UsageError("Missing argument 'OUT.h5': name the store to write, after the sources.")
         raise click.UsageError("Missing argument 'SOURCE...': name folders or images, or a list with --from-file.")
+    if out.suffix not in SUFFIXES and not out.is_file() and any(source.endswith(SUFFIXES) for source in sources):
+        raise click.UsageError(f"{out} is not the name of a store: name the store last, after the sources.")
     if null and from_file is None:
         raise click.UsageError("--null requires --from-file.")
     if settings["force"] and not settings["prune"]:

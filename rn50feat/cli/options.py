@@ -28,8 +28,16 @@ from rn50feat.sources.selection import Shard
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
+class IntegerRange(click.IntRange):
+    """A range of integers; click itself calls it an "integer range", in help texts and errors."""
+
+    name = "integer"
+
+
 class NumberRange(click.FloatRange):
     """A range of numbers that rejects nan as well."""
+
+    name = "number"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         number: float = super().convert(value, param, ctx)
@@ -58,6 +66,12 @@ class _Option(click.Option):
     def __init__(self, declarations: Sequence[str], **settings: Any) -> None:
         long = next(name for name in declarations if name.startswith("--")).partition("/")[0]
         super().__init__(declarations, envvar="RN50FEAT_" + long[2:].replace("-", "_").upper(), **settings)
+
+    def get_error_hint(self, ctx: click.Context | None) -> str:
+        """Name the variable, not the option, where the value comes from it."""
+        if ctx and self.name and ctx.get_parameter_source(self.name) is ParameterSource.ENVIRONMENT:
+            return str(self.envvar)
+        return super().get_error_hint(ctx)
 
 
 def duration(text: str) -> float:
@@ -270,21 +284,21 @@ engine_options = _all_of(
     ),
     option(
         "--batch-size",
-        type=click.IntRange(0, 4096),
+        type=IntegerRange(0, 4096),
         default=EngineOptions.batch_size,
         show_default=True,
         help="Images per batch; 0 means 16 or more on a CPU, and as many as fit on a GPU.",
     ),
     option(
         "--workers",
-        type=click.IntRange(0, 1024),
+        type=IntegerRange(0, 1024),
         default=EngineOptions.workers,
         show_default=True,
         help="Number of decoding processes; 0 means one that suits the number of cores.",
     ),
     option(
         "--max-megapixels",
-        type=click.IntRange(1, 100_000),
+        type=IntegerRange(1, 100_000),
         default=EngineOptions.max_megapixels,
         show_default=True,
         help="Reject larger images without decoding them.",

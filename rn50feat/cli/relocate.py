@@ -35,7 +35,10 @@ def command(ending: Ending, old: str, new: str, store: Path | None, apply: bool,
     search.
     """
     from rn50feat.extraction.relocate import relocate as run
+    from rn50feat.store.reader import SUFFIXES
 
+    if store is None and new.endswith(SUFFIXES):
+        raise click.UsageError("Missing argument 'NEW': name the folder, archive or URL where the images are now.")
     path = open_store(store, ending).path
     done = run(old, new, path, apply=apply)
     ending.add(**dataclasses.asdict(done))

@@ -146,8 +146,8 @@ def provenance_lines(provenance: Provenance) -> list[tuple[str, str]]:
 
 
 def _range(rule: str) -> str:
-    limits = {"type": "the limits of its type", "own": "the image's own minimum and maximum"}
-    return f"more than 8 bits scaled from {limits.get(rule, rule.replace(':', ' to '))}"
+    limits = {"type": "the limits of their type", "own": "their own minimum and maximum"}
+    return f"images of more than 8 bits scaled from {limits.get(rule, rule.replace(':', ' to '))}"
 
 
 def _resized(image: Preprocessing) -> str:

@@ -13,6 +13,7 @@ from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import box as box_type
 from rn50feat.cli.options import (
+    IntegerRange,
     check_option,
     csv_option,
     engine_options,
@@ -38,7 +39,7 @@ if TYPE_CHECKING:
 @option("--unlike", metavar="IMAGE", multiple=True, help="Stay away from images like this one.")
 @option("--together", is_flag=True, help="Search with all QUERY images as one: with their mean.")
 @option("--box", type=box_type, metavar="X,Y,W,H", help="Search with this part of each QUERY image, in pixels.")
-@option("-k", "--neighbours", "k", type=click.IntRange(1), default=10, show_default=True, help="Hits per query.")
+@option("-k", "--neighbours", "k", type=IntegerRange(1), default=10, show_default=True, help="Hits per query.")
 @option("--min-score", type=float, help="Leave out hits below this score.")
 @option(
     "--metric",

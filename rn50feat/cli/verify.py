@@ -9,7 +9,15 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import engine_options, json_option, moved_weights_option, option, store_argument, typed
+from rn50feat.cli.options import (
+    IntegerRange,
+    engine_options,
+    json_option,
+    moved_weights_option,
+    option,
+    store_argument,
+    typed,
+)
 from rn50feat.cli.stores import open_store
 from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.engines.contract import EngineOptions
@@ -24,7 +32,7 @@ if TYPE_CHECKING:
 @click.command("verify")
 @store_argument
 @option("--sources", is_flag=True, help="Hash the image files again, and compare.")
-@option("--recompute", type=click.IntRange(0), default=0, metavar="N", help="Compute N random rows again, and compare.")
+@option("--recompute", type=IntegerRange(0), default=0, metavar="N", help="Compute N random rows again, and compare.")
 @moved_weights_option
 @engine_options
 @json_option

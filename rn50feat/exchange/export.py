@@ -59,7 +59,7 @@ def export(
     if path.suffix not in writers:
         name = os.fspath(out)  # a path has lost a slash of a URL
         database = ", or use --to qdrant" if "://" in name else ""
-        raise ExchangeError(f"{name} has no known suffix: name a file that ends in {', '.join(writers)}{database}")
+        raise ExchangeError(f"{name} has no known suffix: name a file that ends in .npy, .csv or .parquet{database}")
     if null and path.suffix != ".npy":
         raise ExchangeError(f"--null requires a .npy file, which has a list of paths: {path} has none")
     places = [path, npy.path_list(path)] if path.suffix == ".npy" else [path]

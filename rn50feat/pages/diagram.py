@@ -17,7 +17,7 @@ ROLES = {
     "reduce": "Comes first in every block and reduces the channels, so that the 3×3 in the middle is cheap."
     " In the very first block there are only 64 to begin with.",
     "restore": "Comes last in every block and raises the channels again, to match the shortcut.",
-    "match": "Is on the projection shortcut of a stage's first block, and gives it as many channels as the sum.",
+    "match": "Is on the projection shortcut of a stage's first block, and gives it the channels of the block's output.",
     "downsample": "Has a stride of 2, so that it reads every second row and column, and halves the map.",
 }
 HEADINGS = ("layer", "kernel", "stride", "channels", "output", "parameters", "multiply-adds", "role of a 1×1")
@@ -26,13 +26,13 @@ HEADINGS = ("layer", "kernel", "stride", "channels", "output", "parameters", "mu
 def pieces(network: Structure, facts: Iterable[tuple[str, str]] = ()) -> Iterator[str]:
     """Yield the pieces of the page; `facts` (name, value) go above it, such as the weights."""
     totals = (
-        ("Image", f"{network.side}×{network.side}"),
-        ("Features", f"{network.features}"),
-        ("Parameters", f"{network.parameters:,} ({network.parameters_with_fc:,} with fc)"),
-        ("Multiply-adds", f"{_count(network.multiply_adds)} ({_count(network.multiply_adds_with_fc)} with fc)"),
-        ("Batch norm epsilon", f"{network.epsilon:g}"),
+        ("image", f"{network.side}×{network.side}"),
+        ("features", f"{network.features}"),
+        ("parameters", f"{network.parameters:,} ({network.parameters_with_fc:,} with fc)"),
+        ("multiply-adds", f"{_count(network.multiply_adds)} ({_count(network.multiply_adds_with_fc)} with fc)"),
+        ("batch norm epsilon", f"{network.epsilon:g}"),
     )
-    named = [(name.capitalize(), value) for name, value in facts if name not in ("", "network")]
+    named = [(name, value) for name, value in facts if name not in ("", "network")]
     return page(f"ResNet50: {network.network}", _body(network), facts=(*totals, *named), css=style("diagram.css"))
 
 

@@ -64,7 +64,7 @@ def names(listing: Path, *, null: bool = False) -> Iterator[str]:
                     if name:
                         yield _decoded(name, listing, null)
     except OSError as error:
-        raise SourceError(f"{listing} cannot be read ({error.strerror}): name a list of names") from error
+        raise SourceError(f"{listing} cannot be read ({error.strerror}): name a file that lists images") from error
     if rest:
         yield _decoded(rest, listing, null)
     if len(ends) > 1 and not null:

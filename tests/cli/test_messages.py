@@ -75,6 +75,11 @@ def test_small_limits_are_named_as_they_are() -> None:
         ("convert weights.pth", 2, "Missing argument 'OUT.safetensors': name the file"),
         ("export out.h5", 1, "out.h5 has no known suffix: name a file that ends in"),
         ("extract pictures", 2, "Missing argument 'OUT.h5': name the store to write, after the sources"),
+        ("extract out.h5 pictures", 2, "pictures is not the name of a store: name the store last"),
+        ("extract pictures out.h5 --time-budget five", 2, "use a form like 90s, 30m or 2h. See"),
+        ("search --stored pictures/red.png -k ten", 2, "'ten' is not a valid integer."),
+        ("relocate pictures out.h5", 2, "Missing argument 'NEW': name the folder"),
+        ("relocate pictures pictures", 1, "pictures and pictures are the same place"),
         ("extract out.h5", 2, "Missing argument 'SOURCE...': name folders or images"),
         ("extract pictures out.h5 --device gpu", 1, "there is no device gpu: use auto, cpu, cuda or cuda:N"),
         ("extract pictures out.h5 --device cpu --precision fp16", 1, "precision fp16 needs a CUDA device"),
@@ -114,6 +119,11 @@ def test_variables_for_other_commands_are_no_mistakes(desk: Path) -> None:
     settings = {"RN50FEAT_WEIGHTS": "random", "RN50FEAT_THRESHOLD": "0.9", "RN50FEAT_SCAN": "1"}
     for arguments in ("verify", "search --stored pictures/red.png", "duplicates --exact"):
         assert run(*arguments.split(), **settings).exit_code == 0
+
+
+def test_a_variable_with_a_wrong_value_is_named(desk: Path) -> None:
+    done = run("search", "--stored", "pictures/red.png", RN50FEAT_BATCH_SIZE="big")
+    assert done.stderr.startswith("Error: Invalid value for RN50FEAT_BATCH_SIZE: 'big' is not a valid integer. See ")
 
 
 def test_options_of_an_engine_are_checked_by_the_library_too() -> None:

@@ -193,7 +193,7 @@ def test_the_command_line(rn50feat: Run, tmp_path: Path) -> None:
     assert "random:0" in done.stderr
     assert rn50feat("export", "out.h5", "rows.csv", "--quiet").stderr == ""
     for arguments, code, message in (
-        (["out.h5"], 1, "has no known suffix: name a file that ends in .npy, .csv, .parquet"),
+        (["out.h5"], 1, "has no known suffix: name a file that ends in .npy, .csv or .parquet"),
         (["out.h5", "rows.npy"], 1, "rows.npy exists"),
         (["out.h5", "rows.xlsx"], 1, "has no known suffix"),
         (

@@ -84,7 +84,7 @@ def test_what_is_no_list_says_so(tmp_path: Path, content: bytes, reason: str) ->
 
 def test_a_list_that_cannot_be_read_is_named(tmp_path: Path) -> None:
     for name, reason in (("none.txt", "No such file"), ("", "Is a directory")):
-        with pytest.raises(SourceError, match=f"{reason}.*: name a list"):
+        with pytest.raises(SourceError, match=f"{reason}.*: name a file that lists images"):
             list(lists.names(tmp_path / name))
 
 

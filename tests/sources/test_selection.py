@@ -187,7 +187,7 @@ def test_the_command_line_takes_lists(desk: Path, start: FakeStart, rn50feat: Ru
         done = rn50feat("extract", *arguments)
         assert (done.returncode, message in done.stderr) == (2, True), done.stderr
     done = rn50feat("extract", "--from-file", "none.txt", "out.h5")
-    assert done.stderr == "Error: none.txt cannot be read (No such file or directory): name a list of names\n"
+    assert done.stderr == "Error: none.txt cannot be read (No such file or directory): name a file that lists images\n"
     done = rn50feat("extract", "--from-file", listed("none.png"), "out.h5", "--max-failures", "0")
     assert (done.returncode, "1 of 1 images failed" in done.stderr) == (4, True)
 
