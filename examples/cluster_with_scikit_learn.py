@@ -1,6 +1,6 @@
 """Use the features of a store in scikit-learn: group the images by k-means.
 
-python examples/cluster_with_scikit_learn.py STORE GROUPS
+    python examples/cluster_with_scikit_learn.py STORE GROUPS
 """
 
 import sys
@@ -14,7 +14,7 @@ from rn50feat import FeatureStore
 
 def main(path: str, groups: int) -> None:
     store = FeatureStore(path)
-    # Features are stored as the network gives them; of unit length, k-means groups by cosine.
+    # Stored features are not normalised; at unit length, k-means groups by cosine.
     features = normalize(np.concatenate([block for _, block in store.blocks()]).astype(np.float32))
     labels = KMeans(groups, n_init=10, random_state=0).fit_predict(features)
     for label, image in sorted(zip(labels, store.paths())):
