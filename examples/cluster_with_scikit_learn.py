@@ -1,6 +1,6 @@
 """Use the features of a store in scikit-learn: group the images by k-means.
 
-    python examples/cluster_with_scikit_learn.py STORE GROUPS
+python examples/cluster_with_scikit_learn.py STORE GROUPS
 """
 
 import sys

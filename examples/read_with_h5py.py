@@ -1,6 +1,6 @@
 """Read a store with h5py alone, as any other program can.
 
-    python examples/read_with_h5py.py STORE
+python examples/read_with_h5py.py STORE
 """
 
 import sys

@@ -117,6 +117,22 @@ def test_modules_of_a_package_do_not_import_each_other_in_circles() -> None:
         follow(name)
 
 
+def test_the_docstring_of_a_package_lists_its_modules_in_their_order() -> None:
+    for package in {name.rpartition(".")[0] for name in MODULES} - {""}:
+        named = re.findall(r"`(\w+)`", ast.get_docstring(MODULES[package]) or "")
+        places = {name: place for place, name in enumerate(named)}
+        own = {name for name in MODULES if name.rpartition(".")[0] == package}
+        for name in own:
+            if package == "cli":
+                commands = any(getattr(node, "name", "") == "command" for node in MODULES[name].body)
+                assert commands or name.removeprefix("cli.") in named, name
+                continue
+            assert name.removeprefix(f"{package}.") in places, name
+            for other in {module for other in imports(name) if (module := home(other))} & own - {name}:
+                first, then = (places[one.removeprefix(f"{package}.")] for one in (other, name))
+                assert first < then, f"{name} imports {other}"
+
+
 def home(name: str) -> str | None:
     """Return the module that an import of ``rn50feat.…`` reads, None for one of another library."""
     inner = name.removeprefix("rn50feat.")

@@ -11,7 +11,6 @@ import click
 
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import box as box_type
 from rn50feat.cli.options import (
     IntegerRange,
     check_option,
@@ -24,6 +23,7 @@ from rn50feat.cli.options import (
     option,
     typed,
 )
+from rn50feat.cli.options import box as box_type
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.engines.contract import EngineOptions

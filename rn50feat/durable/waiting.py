@@ -86,7 +86,7 @@ class _Work(threading.Thread, Generic[T]):
 def attend(
     work: Callable[[], T], stop: Callable[[], str | None], *, dispose: Callable[[T], object] = lambda result: None
 ) -> T:
-    """Return what `work` returns, or raise what it raises; raise `Stopped` soon after `stop` returns a reason.
+    """Run `work` in a thread, and return or raise as it does; raise `Stopped` soon after `stop` returns a reason.
 
     Unfinished work then goes on in its thread, and `dispose` gets its result.
     """

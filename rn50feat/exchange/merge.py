@@ -90,7 +90,7 @@ def merge(
 
 
 def left_out(stores: Iterable[str | os.PathLike[str]]) -> list[str]:
-    """Return what a merge of `stores` does not take: the names of what other programs have added, after the store's."""
+    """List what other programs have added to `stores`, which a merge leaves out, each name after its store's."""
     return [f"{path}: {name}" for path in map(locate_store, stores) for name in additions(path)]
 
 

@@ -66,12 +66,12 @@ def bench(
     begun = time.perf_counter()
     found = list(islice(Selection(folder).references(), 10_000))
     listing = len(found) / (time.perf_counter() - begun)
-    pictures = [reference for reference in found if decoding.has_image_suffix(reference.location)][:count]
-    if not pictures:
+    references = [reference for reference in found if decoding.has_image_suffix(reference.location)][:count]
+    if not references:
         raise SourceError(f"{folder} holds no image among its first 10,000 files: name a folder that does")
     chosen = find(weights)
     origin = provenance(chosen)
-    contents, reading = _read(pictures)
+    contents, reading = _read(references)
 
     def decode(content: tuple[Reference, bytes]) -> str:
         suffix = os.path.splitext(content[0].location)[1]
@@ -100,7 +100,7 @@ def bench(
     bottleneck = min(stages, key=stages.__getitem__)
     return Benchmark(
         pictures=len(sound),
-        left_out=len(pictures) - len(sound),
+        left_out=len(references) - len(sound),
         cores=limits.cores(),
         backend=backend.name,
         device=backend.device,
@@ -115,10 +115,10 @@ def bench(
     )
 
 
-def _read(pictures: list[Reference]) -> tuple[list[tuple[Reference, bytes]], float]:
+def _read(references: list[Reference]) -> tuple[list[tuple[Reference, bytes]], float]:
     """Return the bytes of the images, and the files read per second: from the cache, if they were there."""
     begun, contents = time.perf_counter(), []
-    for reference in pictures:
+    for reference in references:
         try:
             contents.append(read(reference))
         except SourceError:
@@ -152,14 +152,14 @@ def _rate(work: Callable[[Any], object], items: Sequence[Any]) -> float:
     return done / (time.perf_counter() - begun)
 
 
-def _together(engine: local.LocalEngine, pictures: list[Reference]) -> float:
+def _together(engine: local.LocalEngine, references: list[Reference]) -> float:
     """Return the images per second of the whole engine, from its first batch on."""
     stop = time.perf_counter() + 3 * SECONDS
     first = 0.0
     done = 0
 
     def stream() -> Iterator[Reference]:
-        for reference in cycle(pictures):
+        for reference in cycle(references):
             if time.perf_counter() > stop:
                 return
             yield reference
@@ -173,7 +173,7 @@ def _together(engine: local.LocalEngine, pictures: list[Reference]) -> float:
 
 
 def _advice(bottleneck: str, backend: str, device: str) -> str:
-    """Return what would help most."""
+    """Say what would help most."""
     if bottleneck == "network" and device == "cpu":
         faster = "" if backend == "openvino" else "pip install 'rn50feat[openvino]', "
         return f"{faster}a GPU, or more cores"

@@ -129,7 +129,7 @@ class Catalogue:
         return failure if same else None
 
     def archive(self, path: str, reference: Reference) -> KnownArchive | None:
-        """Return what is known about an archive that has not changed, None when some of its images may not be known."""
+        """Look up an archive that has not changed; None when some of its images may not be known."""
         record = self._archives.get(path)
         if record is None or (record.size, record.mtime_ns) != (reference.size, reference.mtime_ns):
             return None

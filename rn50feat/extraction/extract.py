@@ -225,7 +225,7 @@ def _count_files(session: WriteSession, selection: Selection) -> None:
 def _with_weights(
     once: Callable[[], Summary], stop: Callable[[], str | None], on_progress: Callable[[Progress], None] | None
 ) -> Summary:
-    """Return what `once` returns; when it lacks weights, download them, without the lock on the store."""
+    """Call `once`; when it lacks weights, download them, without the lock on the store, and call it again."""
 
     def told(done: int, total: int) -> None:
         if on_progress is not None:

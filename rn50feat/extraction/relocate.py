@@ -1,4 +1,4 @@
-"""Tell a store that its images are elsewhere now: their rows keep ids and features.
+"""Change the paths of images that have moved: their rows keep ids and features.
 
 In: a store, and the prefix of locations that is replaced by another one. Out:
 the store with the new paths, or only what would change. Images that a run has

@@ -2,6 +2,6 @@
 
 In: queries and a store. Out: hits, or groups of images. Order: `products`,
 `scores`, `exact`, `faiss_index`, `index_plan`, `index_file`, `path_file`,
-`nearest`, `recall`, `index`; `embed` turns query images into features;
-`search` and `duplicates` use all of these. Never changes a store.
+`nearest`, `recall`, `index`; `queries` and `embed` turn query images
+into features; `search` and `duplicates` use all of these. Never changes a store.
 """

@@ -47,7 +47,7 @@ def readable(location: str, *, check: bool) -> str:
 
 
 def identity(location: str) -> Identity | None:
-    """Return what all paths to one file have in common, None where there is no file.
+    """Identify a file by what all paths to it have in common; None where there is no file.
 
     That is its device and inode, so that links, hard links and bind mounts
     show; for a member those of the archive, and the member's name; for an

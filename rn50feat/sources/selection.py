@@ -200,7 +200,7 @@ class Selection:
             links.extend((link, root, listed) for link in tour.links())
 
     def _enters(self, root: str, listed: str | None) -> Callable[[str], bool]:
-        """Return what decides whether to enter a folder below `root`, which a list names `listed`."""
+        """Make the check of whether to enter a folder below `root`, which a list names `listed`."""
         return lambda folder: self._exclusion.rule_of_folder(_name(folder, root, listed)) is None
 
     def _taken(self, places: Iterable[Location], root: str, listed: str | None) -> Iterator[Location | Excluded]:

@@ -52,7 +52,7 @@ def decoded(names: Sequence[RawName]) -> tuple[list[str], str]:
 
 
 def as_now(name: str) -> tuple[str, ...]:
-    """Return what a member may be called that early versions of rn50feat, which knew only CP437, called `name`."""
+    """List today's possible names of a member that early versions, which knew only CP437, called `name`."""
     try:
         raw = name.encode("cp437")
     except UnicodeEncodeError:

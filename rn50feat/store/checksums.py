@@ -48,7 +48,7 @@ def row_checksums(columns: Mapping[str, Any]) -> NDArray[np.uint64]:
 
 
 def state(file: h5py.File) -> str:
-    """Return what a writer of any version changes: the next id, and the numbers of rows, runs and commits.
+    """Describe what a writer of any version changes: the next id, and the numbers of rows, runs and commits.
 
     HDF5 has checksums of these: they differ only because of a writer.
     """
@@ -111,7 +111,7 @@ def spans(rows: Iterable[int]) -> Iterator[slice]:
 
 
 def _columns(file: h5py.File) -> dict[str, h5py.Dataset]:
-    """Return what a row's checksum covers; to be called once: that takes 1 ms each, and single rows are many."""
+    """Look up the datasets that a row's checksum covers, once for all rows: that takes 1 ms each."""
     return {name: layout.dataset(file, name) for name in layout.ROWS}
 
 
@@ -128,7 +128,7 @@ class Record:
                 known = json.loads(file.attrs["checksums"])
                 self.current, self.hashes = known["state"] == state(file), dict(known["tables"])
             except (ValueError, LookupError, TypeError) as error:
-                raise Malformed("the attribute checksums is none that this version writes") from error
+                raise Malformed("the attribute checksums is not in a known form") from error
 
     @cached_property
     def _columns(self) -> dict[str, h5py.Dataset]:

@@ -1,4 +1,4 @@
-"""Tell a damaged store from everything else that can go wrong with one.
+"""Distinguish a damaged store from everything else that can go wrong with one.
 
 In: a block that calls HDF5 with valid arguments. Out: a `StoreError` for a
 file that HDF5 cannot read or that does not match the layout. Too little

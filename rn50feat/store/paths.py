@@ -39,7 +39,7 @@ def location_of(store: Path, path: str) -> str:
 
 
 def current(store: Path, path: str) -> str:
-    """Return what `stored_path` gives today for the image with a stored path."""
+    """Translate a stored path of any version to the one that `stored_path` gives today."""
     if path.startswith("/"):
         return stored_path(store, path)
     return stored_path(store, location_of(store, path)) if path.startswith(_UP) else path

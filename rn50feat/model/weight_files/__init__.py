@@ -2,8 +2,9 @@
 
 In: a Keras file (HDF5 or ``.keras``) or a TensorFlow checkpoint. Out: its
 tensors under torchvision's names, and which published network they belong to.
-Nothing in a file is ever executed. Keras files need h5py, checkpoints
-google-crc32c.
+Order: `names`, `translation`; `hdf5`, `keras`, `apart` for Keras, which need
+h5py; `crc32c`, `protobuf`, `table`, `checkpoint`, `slim` for checkpoints, which
+need google-crc32c. Nothing in a file is ever executed.
 """
 
 from __future__ import annotations
