@@ -25,7 +25,7 @@ from PIL import Image
 from rn50feat import FeatureStore, duplicates, export, extract, verify
 from rn50feat.errors import RN50FeatError
 from rn50feat.searching.search import search_stored
-from rn50feat.store import marks
+from rn50feat.store import damage_notes
 from rn50feat.store.compact import compact
 
 COUNT = 40
@@ -81,7 +81,7 @@ class Bench:
             "duplicates": lambda: [asdict(group) for group in duplicates(store, threshold=0.999)],
             "export": lambda: (export(store, out, overwrite=True), out.read_bytes(), _paths(out)),
             "failures": lambda: [asdict(one) for one in FeatureStore(store).failures()],
-            "damage": lambda: [asdict(one) for one in marks.damaged(FeatureStore(store))],
+            "damage": lambda: [asdict(one) for one in damage_notes.damaged(FeatureStore(store))],
             "runs": lambda: FeatureStore(store).runs(),
             "history": lambda: FeatureStore(store).history(),
             "provenance": lambda: (FeatureStore(store).provenance.to_json(), FeatureStore(store).id),

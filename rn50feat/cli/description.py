@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def describe(store: FeatureStore, runs: int = 5) -> dict[str, Any]:
     """Describe a store, ready for JSON, with its last `runs` runs, newest first."""
-    from rn50feat.store.marks import damaged
+    from rn50feat.store.damage_notes import damaged
 
     with store.reading():
         return {

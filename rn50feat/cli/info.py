@@ -29,7 +29,7 @@ def command(ending: Ending, store: Path | None, failures: bool, as_json: bool) -
 
     STORE is chosen as for search.
     """
-    from rn50feat.store.marks import damaged as damaged_images
+    from rn50feat.store.damage_notes import damaged as damaged_images
 
     opened = open_store(store, ending)
     facts = describe(opened)

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from rn50feat.searching.index_plan import Plan
     from rn50feat.searching.search import Hit, Result
     from rn50feat.sources.exclusion import Excluded
-    from rn50feat.store.marks import DamageRecord
+    from rn50feat.store.damage_notes import DamageRecord
     from rn50feat.store.reader import FailureRecord, FeatureStore
 
 NOTHING = "nothing done"

@@ -17,7 +17,7 @@ from rn50feat.images import kinds
 from rn50feat.store.reader import FailureRecord
 
 # The words are those of `kinds.unsupported`, `images`, `errors.TooLargeError`, `worker`, `pool`
-# and `marks`.
+# and `damage_notes`.
 _FORMAT = re.compile(r"is (.+?), which (?:needs|rn50feat does not read): ")
 _PIXELS = re.compile(r"is too large, (\d+)x(\d+) ")
 _BYTES = re.compile(r"has ([\d,]+) bytes, more than an image may have")

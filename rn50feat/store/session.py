@@ -25,7 +25,7 @@ from rn50feat.errors import RN50FeatError
 from rn50feat.images.provenance import Provenance
 from rn50feat.sources.archive import ArchiveRecord
 from rn50feat.sources.reference import Reference
-from rn50feat.store.marks import refusal
+from rn50feat.store.damage_notes import refusal
 from rn50feat.store.paths import stored_path
 from rn50feat.store.reader import FeatureStore
 from rn50feat.store.schedule import COMMIT_CHANGES, COMMIT_ROWS, COMMIT_SECONDS, Schedule

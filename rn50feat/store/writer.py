@@ -29,8 +29,8 @@ from rn50feat.sources.reference import UNKNOWN, Reference
 from rn50feat.store import layout
 from rn50feat.store.checksums import Seals, row_checksums
 from rn50feat.store.damage import reporting_damage
+from rn50feat.store.damage_notes import DamageNotes
 from rn50feat.store.guards import disk_errors, uninterrupted
-from rn50feat.store.marks import DamageNotes
 from rn50feat.store.opening import MOVED, shared
 from rn50feat.store.paths import current, stored_path
 from rn50feat.store.renaming import rename_entries, rename_rows

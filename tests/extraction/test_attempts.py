@@ -27,7 +27,7 @@ from rn50feat.images import decoding, kinds
 from rn50feat.images.provenance import Preprocessing, Provenance
 from rn50feat.model.weights import Weights
 from rn50feat.sources.reference import Reference
-from rn50feat.store.marks import refusal as refusal_of
+from rn50feat.store.damage_notes import refusal as refusal_of
 from rn50feat.store.reader import FailureRecord
 from rn50feat.store.summary import Summary
 

@@ -23,7 +23,7 @@ from rn50feat.extraction.verify import verify
 from rn50feat.images.provenance import Preprocessing, Provenance
 from rn50feat.pages.gallery import search_page
 from rn50feat.searching.search import search_stored
-from rn50feat.store import marks
+from rn50feat.store import damage_notes
 from rn50feat.store.summary import Summary
 
 WHOLE = encoded(scene(1, 300, 260), quality=90)
@@ -47,7 +47,7 @@ def extract(pictures: Path, start: FakeStart | LocalFakeStart, out: str = "out.h
 
 def damaged(pictures: Path, out: str = "out.h5") -> dict[str, str]:
     store = FeatureStore(pictures.parent / out)
-    return {Path(one.path).name: one.reason for one in marks.damaged(store)}
+    return {Path(one.path).name: one.reason for one in damage_notes.damaged(store)}
 
 
 def test_a_damaged_image_gets_a_row_and_a_note_and_is_left_alone(pictures: Path, start: FakeStart) -> None:

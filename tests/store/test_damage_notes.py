@@ -9,7 +9,7 @@ import numpy as np
 from stores import features, hundred, references
 
 from rn50feat import FeatureStore
-from rn50feat.store.marks import DamageRecord, damaged, refusal
+from rn50feat.store.damage_notes import DamageRecord, damaged, refusal
 from rn50feat.store.writer import open_store
 
 
