@@ -141,6 +141,8 @@ class Plan:
 
 def _planned(store: FeatureStore, old: str, new: str) -> Plan:
     """Plan the move; `old` may be the name of a link that is no more, or of what it led to."""
+    if not (old and new):  # an unset variable of a script
+        raise ArgumentError("the old or the new place is empty: name it, or use . for the working folder")
     place = at(old)
     olds = [locate(old).path] if place.needs_network else [os.path.abspath(old), locate(old).path]
     with store.reading():

@@ -155,6 +155,8 @@ def test_a_prefix_that_matches_nothing_is_an_error_that_names_what_there_is(tmp_
         relocate("/mnt/a/xx", "/y", out)
     with pytest.raises(ArgumentError, match="/mnt/a/ and /mnt/a are the same place: name"):
         relocate("/mnt/a/", "/mnt/a", out)
+    with pytest.raises(ArgumentError, match="the old or the new place is empty: name it"):
+        relocate("", "/mnt/a", out)
 
 
 def test_prefixes_may_lie_in_each_other(tmp_path: Path) -> None:
