@@ -117,15 +117,22 @@ class Nearest:
         Keeps the `best` of them, or `k`, and all that tie with the last.
         """
         assert self._index is not None
+        best = max(k, best)
         candidates = self._candidates(exact.prepared(queries, self._metric), own, count)
+        rows = [some.rows for some in candidates]
+        if len(self._recent):  # read once for all queries
+            new = exact.best_of(queries, own, self._store, self._ids, best, self._metric, self._recent)
+            rows = [np.union1d(old, some.rows) for old, some in zip(rows, new)]
         return [
-            self._ranked(query, excluded, some, k, max(k, best), last=count > BLOCK)
-            for query, excluded, some in zip(queries, own, candidates)
+            self._ranked(query, excluded, some, np.sort(union), k, best, last=count > BLOCK)
+            for query, excluded, some, union in zip(queries, own, candidates, rows)
         ]
 
-    def _ranked(self, query: Vectors, own: Rows, candidates: _Candidates, k: int, best: int, *, last: bool) -> Ranked:
-        """Rank the candidates of one query, or all rows if they are too few, or if this was the `last` try."""
-        rows, scores = self._ranking(query, own, np.union1d(candidates.rows, self._recent), best)
+    def _ranked(
+        self, query: Vectors, own: Rows, candidates: _Candidates, union: Rows, k: int, best: int, *, last: bool
+    ) -> Ranked:
+        """Rank `union`, which has a query's candidates; all rows if these are too few, or at the `last` try."""
+        rows, scores = self._ranking(query, own, union, best)
         indexed = len(self._ids) - len(self._recent) - len(np.setdiff1d(own, self._recent))
         settled = candidates.all or len(rows) < k or not self._ties(query, candidates.rows[-_TAIL:], scores[k - 1])
         # The probed lists have too few rows, or too few that are not damaged; or a full scan is faster.

@@ -105,3 +105,18 @@ def test_a_score_that_equals_the_least_one_is_a_hit(tmp_path: Path) -> None:
     store = filled(tmp_path / "out.h5", clusters(50))
     for name in store.paths():
         assert len(search_stored([name], store, min_score=1)[0].hits) == 1
+
+
+def test_rows_that_the_index_lacks_are_read_once_for_all_queries(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(tmp_path / "out.h5", clusters(100))
+    rn50feat.index(store)
+    append(store, 100, clusters(60, seed=1))
+    read: list[int] = []
+    features = FeatureStore.features
+    monkeypatch.setattr(FeatureStore, "features", lambda self, rows: read.append(np.size(rows)) or features(self, rows))
+    with store.reading():
+        queries = features(store, np.arange(20))
+        nearest.Nearest(store, "cosine", nearest.open_index(store)).among(queries, [exact.NO_ROWS] * 20, 5, 10)
+    assert read[0] == 60 and max(read[1:]) < 30
