@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Union
 
 import numpy as np
@@ -46,25 +48,30 @@ class Query:
     location: str = ""
 
 
-@dataclass(frozen=True)
 class Gathering:
-    """How to find the files of queries: where to put what is only in memory, and which part of each image counts."""
+    """Finds the files of queries: a context manager, at whose end the files of what is only in memory are gone."""
 
-    folder: Path
-    box: Box | None
-    preprocessing: Preprocessing
-    max_pixels: int
+    def __init__(self, preprocessing: Preprocessing, max_pixels: int) -> None:
+        """Decode as `preprocessing` says, images of up to `max_pixels`, where only a part of an image counts."""
+        self._preprocessing, self._max_pixels = preprocessing, max_pixels
+        self._held, self._saved_files = ExitStack(), 0
 
-    def queries(self, given: Iterable[Given] | Given) -> list[Query]:
+    def __enter__(self) -> Gathering:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._held.close()
+
+    def queries(self, given: Iterable[Given] | Given, box: Box | None = None) -> list[Query]:
         """List the queries that `given` stands for; a folder stands for the images in it, (n, 2048) for n queries.
 
-        Raises `QueryError` for what cannot be a query.
+        Only the part in `box` counts of an image. Raises `QueryError` for what cannot be a query.
         """
         if isinstance(given, (str, os.PathLike, InMemory, np.ndarray)):
             given = [given]
-        return [query for one in given for query in self._expanded(one)]
+        return [query for one in given for query in self._expanded(one, box)]
 
-    def _expanded(self, one: Given) -> Iterator[Query]:
+    def _expanded(self, one: Given, box: Box | None) -> Iterator[Query]:
         if isinstance(one, np.ndarray) and np.issubdtype(one.dtype, np.floating):
             if one.shape[-1:] != (WIDTH,) or one.ndim > 2 or not np.isfinite(one).all():
                 raise QueryError(
@@ -73,34 +80,41 @@ class Gathering:
             yield from (Query("vector", vector=vector) for vector in np.atleast_2d(one))
         elif isinstance(one, np.ndarray):
             try:
-                yield self._in_memory(from_pixels(one))
+                yield self._in_memory(from_pixels(one), box)
             except ImageError as error:
                 raise QueryError(f"an array {error}") from error
         elif isinstance(one, InMemory):
-            yield self._in_memory(one)
+            yield self._in_memory(one, box)
         else:
             for name, file in _files(os.fspath(one)):
-                yield Query(name, self._part(name, file), location=file.location)
+                yield Query(name, self._part(name, file, box), location=file.location)
 
-    def _in_memory(self, image: InMemory) -> Query:
+    def _in_memory(self, image: InMemory, box: Box | None) -> Query:
         name = os.fspath(getattr(image, "filename", "")) or "image"
-        return Query(name, self._part(name, self._saved(as_png(image))))
+        return Query(name, self._part(name, self._saved(as_png(image)), box))
 
-    def _part(self, name: str, file: Reference) -> Reference:
+    def _part(self, name: str, file: Reference, box: Box | None) -> Reference:
         """Save the part of an image that counts, and return its file."""
-        if self.box is None:
+        if box is None:
             return file
         try:
             _, data = contents.read(file)
             suffix = os.path.splitext(file.location)[1]
-            part = decoding.excerpt(data, self.box, self.preprocessing, suffix=suffix, max_pixels=self.max_pixels)
+            part = decoding.excerpt(data, box, self._preprocessing, suffix=suffix, max_pixels=self._max_pixels)
         except (SourceError, ImageError) as error:
             raise QueryError(f"{name} {error}: choose another image or box") from error
         return self._saved(part)
 
     def _saved(self, png: bytes) -> Reference:
-        path = self.folder / f"{len(os.listdir(self.folder))}.png"
-        path.write_bytes(png)
+        try:
+            if not self._saved_files:  # most searches need no such folder, and work where there can be none
+                self._folder = Path(self._held.enter_context(TemporaryDirectory(prefix="rn50feat-")))
+            self._saved_files += 1
+            path = self._folder / f"{self._saved_files}.png"
+            path.write_bytes(png)
+        except OSError as error:
+            reason = f"an image cannot be put into a temporary file ({error.strerror})"
+            raise QueryError(f"{reason}: set TMPDIR to a folder with space") from error
         return locate(path).stat()
 
 

@@ -12,8 +12,6 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
-from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import numpy as np
 
@@ -107,9 +105,8 @@ def search(
     """
     _check(metric, min_score)
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
-    with TemporaryDirectory(prefix="rn50feat-") as folder:
-        gathering = Gathering(Path(folder), box, store.provenance.preprocessing, options.max_megapixels * 1_000_000)
-        asked, avoided = gathering.queries(queries), replace(gathering, box=None).queries(unlike)
+    with Gathering(store.provenance.preprocessing, options.max_megapixels * 1_000_000) as gathering:
+        asked, avoided = gathering.queries(queries, box), gathering.queries(unlike)
         if not asked:
             return []
         files, vectors = _embed([*asked, *avoided], store, weights_file, options, start, on_download)

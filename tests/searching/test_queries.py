@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,16 @@ def test_an_image_in_memory_is_like_its_file(store: FeatureStore, start: FakeSta
 def test_a_mode_that_png_lacks(store: FeatureStore, start: FakeStart) -> None:
     with Image.open(store.path.parent / store.paths()[0]) as image:
         assert scores(image.convert("CMYK"), store, start)
+
+
+def test_only_what_is_in_memory_needs_a_temporary_folder(
+    store: FeatureStore, start: FakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(store.path.parent / "missing"))
+    path = store.path.parent / store.paths()[0]
+    assert scores(path, store, start)
+    with Image.open(path) as image, pytest.raises(QueryError, match="temporary file .*: set TMPDIR to a folder"):
+        rn50feat.search(image, store, start=start)
 
 
 def test_a_folder_stands_for_its_images(store: FeatureStore, start: FakeStart) -> None:
