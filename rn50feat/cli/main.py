@@ -128,7 +128,21 @@ def main() -> None:
     logging.addLevelName(logging.WARNING, "Warning")
 
 
-_COMMANDS = [bench, compact, convert, duplicates, export, extract, import_, index, info, merge, model, relocate, search]
-for module in [*_COMMANDS, verify]:
+for module in (
+    bench,
+    compact,
+    convert,
+    duplicates,
+    export,
+    extract,
+    import_,
+    index,
+    info,
+    merge,
+    model,
+    relocate,
+    search,
+    verify,
+):
     module.command.context_class = _Context
     main.add_command(module.command)

@@ -36,8 +36,7 @@ class _Work(threading.Thread, Generic[T]):
 
     def __init__(self, work: Callable[[], T], dispose: Callable[[T], object]) -> None:
         super().__init__(name="waited for", daemon=True)
-        self._work: Callable[[], T] | None = work
-        self._dispose = dispose
+        self._work, self._dispose = work, dispose
         self._lock = threading.Lock()
         self.results: list[T] = []
         self.error: BaseException | None = None
@@ -46,6 +45,7 @@ class _Work(threading.Thread, Generic[T]):
 
     def run(self) -> None:
         self._finish()
+        del self._work  # it may hold the weights
         self.done.set()
         if self.error is None and self.awaited:
             self._released.wait()
@@ -60,11 +60,8 @@ class _Work(threading.Thread, Generic[T]):
         return result
 
     def _finish(self) -> None:
-        assert self._work is not None
         try:
-            work, self._work = self._work, None
-            result = work()
-            del work
+            result = self._work()
         except BaseException as error:
             self.error = error
             return
@@ -79,6 +76,7 @@ class _Work(threading.Thread, Generic[T]):
         with self._lock:
             self.awaited = False
         _left.append(self)
+        self._released.set()
         for result in self.results:
             self._dispose(result)
 

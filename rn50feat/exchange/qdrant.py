@@ -3,11 +3,11 @@
 Takes a store and the location of Qdrant, and gives the collection a point for
 each row, under the row's id. Ids are never reused, and a changed image gets a
 new one, so that the points to send and to delete are the difference of two
-sets of ids and paths, one read from the collection itself. Nothing has to be remembered
-elsewhere, and the next sync completes one that was killed. Each point records
-its store, and the store's last commit when the point was sent: ids of another
-store, or of another history of this one (after a backup was restored, for
-example), mean other images.
+sets of ids and paths, one read from the collection itself. Nothing has to be
+remembered elsewhere, and the next sync completes one that was killed. Each
+point records its store, and the store's last commit when the point was sent:
+ids of another store, or of another history of this one (after a backup was
+restored, for example), mean other images.
 """
 
 from __future__ import annotations

@@ -130,7 +130,7 @@ def prepared(vectors: Vectors, metric: str) -> NDArray[np.float32]:
     unit: NDArray[np.float32] = widened(vectors, np.float32)
     if metric == "cosine":
         lengths = np.sqrt(np.einsum("ij,ij->i", unit, unit))  # np.linalg.norm squares a copy: 28 ms a block, and so 22
-        unit /= np.maximum(lengths, np.finfo(np.float32).tiny)[:, None]
+        unit = unit / np.maximum(lengths, np.finfo(np.float32).tiny)[:, None]  # `unit` may be `vectors` itself
     return unit
 
 

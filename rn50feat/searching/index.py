@@ -134,7 +134,7 @@ def _build(
     before = _facts_there(store)
     path_file.save(store)
     facts = index_file.save(store.path, made.save, facts, before)
-    return IndexSummary(facts, True, len(made), 0, False, _advice(store, facts, max_ram, rebuild=False))
+    return _summary(store, facts, max_ram, built=True, added=len(made))
 
 
 def _plan(factory: str | None, metric: str, rows: int, max_ram: int) -> tuple[Plan, FaissIndex]:
@@ -207,8 +207,7 @@ def _update(
     if not len(gone) and not len(fresh) and (before.mark or not mark):
         if not path_file.fits(store):
             path_file.save(store)
-        rebuild = _should_rebuild(before, ids)
-        return IndexSummary(before, False, 0, 0, rebuild, _advice(store, before, max_ram, rebuild=rebuild))
+        return _summary(store, before, max_ram, rebuild=_should_rebuild(before, ids))
     if len(gone):
         made.remove(gone, index_file.remedy(store.path))
     added = _add(made, store, fresh, before.metric, on_progress)
@@ -218,9 +217,7 @@ def _update(
         facts = _tuned(store, made, facts, _queries(np.random.default_rng(0).permutation(ids), len(ids)))
     path_file.save(store)
     facts = index_file.save(store.path, made.save, facts, before)
-    rebuild = _should_rebuild(facts, ids)
-    advice = _advice(store, facts, max_ram, rebuild=rebuild)
-    return IndexSummary(facts, False, added, len(gone), rebuild, advice)
+    return _summary(store, facts, max_ram, added=added, removed=len(gone), rebuild=_should_rebuild(facts, ids))
 
 
 def _queries(ids: Rows, rows: int) -> Rows:
@@ -245,6 +242,20 @@ def _should_rebuild(facts: IndexFacts, ids: Rows) -> bool:
     if not facts.trained_on:
         return facts.factory == index_plan.FLAT and len(ids) > index_plan.FLAT_ROWS
     return facts.short and bool((ids >= facts.trained_next_id).any())
+
+
+def _summary(
+    store: FeatureStore,
+    facts: IndexFacts,
+    max_ram: int,
+    *,
+    built: bool = False,
+    added: int = 0,
+    removed: int = 0,
+    rebuild: bool = False,
+) -> IndexSummary:
+    advice = _advice(store, facts, max_ram, rebuild=rebuild)
+    return IndexSummary(facts, built, added, removed, rebuild, advice)
 
 
 def _advice(store: FeatureStore, facts: IndexFacts, max_ram: int, *, rebuild: bool) -> str:

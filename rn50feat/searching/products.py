@@ -29,9 +29,9 @@ with np.errstate(invalid="ignore"):  # signalling NaNs
 
 
 def widened(rows: NDArray[np.floating[Any]], dtype: type[np.floating[Any]]) -> NDArray[Any]:
-    """Convert `rows` to float32 or float64; from float16 by a table, in a third of numpy's time."""
+    """Convert `rows` to float32 or float64, if they are not; from float16 by a table, in a third of numpy's time."""
     if rows.dtype != np.float16:
-        return rows.astype(dtype)
+        return rows.astype(dtype, copy=False)
     bits = np.ascontiguousarray(rows).view(np.uint16)
     return np.take(_SINGLE if dtype is np.float32 else _DOUBLE, bits, mode="clip")
 

@@ -31,13 +31,12 @@ _SURE = 1.0  # standard error by which the measured recall must exceed the targe
 class Tuning:
     """How to search: lists to probe (None without lists), candidates to rank, and the recall@10 measured with both.
 
-    ``recall`` is None if there was nothing to compare; ``reached`` tells whether it is the target or more.
+    ``recall`` is None if there was nothing to compare.
     """
 
     nprobe: int | None
     candidates: int
     recall: float | None
-    reached: bool
 
 
 @dataclass(frozen=True)
@@ -66,12 +65,12 @@ def tune(store: FeatureStore, index: FaissIndex, metric: str, chosen: Rows, targ
         bests = exact.best_of(queries, [NO_ROWS] * len(queries), store, ids, AT, metric, others)
         truth = [_nearest(ids, *best.ranking()) for best in bests]
         if not any(map(len, truth)):
-            return Tuning(None, CANDIDATES[0], None, True)
+            return Tuning(None, CANDIDATES[0], None)
         points = list(_points(index, prepared(queries, metric), ids[is_query], truth))
         best = _choose(points, target)
         if best.nprobe is not None:
             index.probe(best.nprobe)
-        return Tuning(best.nprobe, best.candidates, best.recall, best.recall >= target)
+        return Tuning(best.nprobe, best.candidates, best.recall)
 
     return store.steadily(work)
 
