@@ -27,6 +27,7 @@ from rn50feat.cli.options import box as box_type
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.engines.contract import EngineOptions
+from rn50feat.errors import QueryError
 
 if TYPE_CHECKING:
     from rn50feat.searching.search import Result
@@ -35,6 +36,12 @@ if TYPE_CHECKING:
 
 @click.command("search", no_args_is_help=True)
 @click.argument("queries", metavar="QUERY... [STORE]", nargs=-1)
+@option(
+    "--from-file",
+    type=click.Path(path_type=Path),
+    metavar="LIST",
+    help="Also search with the images and folders in LIST, one per line; - is standard input.",
+)
 @option("--stored", metavar="PATH", multiple=True, help="Search with an image in the store, named by its stored path.")
 @option("--unlike", metavar="IMAGE", multiple=True, help="Stay away from images like this one.")
 @option("--together", is_flag=True, help="Search with all QUERY images as one: with their mean.")
@@ -53,7 +60,9 @@ if TYPE_CHECKING:
 @moved_weights_option
 @json_option
 @csv_option
-@option("-0", "--null", is_flag=True, help="Print only paths, each followed by a NUL.")
+@option(
+    "-0", "--null", is_flag=True, help="Print only paths, each followed by a NUL; names in LIST end with NULs, too."
+)
 @html_option
 @check_option
 @engine_options
@@ -61,6 +70,7 @@ if TYPE_CHECKING:
 def command(
     ending: Ending,
     queries: tuple[str, ...],
+    from_file: Path | None,
     stored: tuple[str, ...],
     unlike: tuple[str, ...],
     together: bool,
@@ -91,13 +101,14 @@ def command(
     from rn50feat.searching.search import search_stored as by_path
     from rn50feat.store.reader import SUFFIXES
 
-    form = form_of(json=as_json, csv=csv, null=null)
+    form = form_of(json=as_json, csv=csv, null=null and not (from_file and (as_json or csv)))
     images = [query for query in queries if not query.endswith(SUFFIXES)]
     named = [Path(query) for query in queries if query.endswith(SUFFIXES)]
     if len(named) > 1:
         raise click.UsageError(f"More than one STORE ({', '.join(map(str, named))}): name one.")
-    if not images and not stored:
+    if not images and not stored and from_file is None:
         raise click.UsageError("Give a QUERY image, or --stored PATH.")
+    images += [] if from_file is None else _listed(from_file, null)
     if typed("weights") and not images:
         raise click.UsageError("--weights requires a QUERY image: --stored computes nothing.")
     if (unlike or together or box) and not images:
@@ -122,6 +133,15 @@ def command(
                 say(f"{result.query}: no hits")
         default = report.table if sys.stdout.isatty() else report.tab_separated
         write({"csv": report.comma_separated, "null": report.nul_separated}.get(form or "", default)(results))
+
+
+def _listed(listing: Path, null: bool) -> list[str]:
+    """Read the names in a list; raise `QueryError` if there are none."""
+    from rn50feat.sources import lists
+
+    if names := list(lists.names(listing, null=null)):
+        return names
+    raise QueryError(f"{listing} names no image: list images or folders to search with")
 
 
 def _save_page(

@@ -8,6 +8,7 @@ import inspect
 import io
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -54,6 +55,15 @@ def test_extract_search_and_info_from_end_to_end(rn50feat: Run, scenes: Path, we
     assert [hit["rank"] for hit in result["hits"]] == [1, 2]
     assert result["hits"][0]["path"] == os.path.relpath(query, tmp_path)
     assert result["hits"][0]["score"] == pytest.approx(1, abs=1e-6)
+    (tmp_path / "list").write_text(f"{query}\n{scenes}\n")
+    lines = rn50feat("search", "--from-file", "list", "-k", "1").stdout.splitlines()
+    assert [line.split("\t")[0] for line in lines] == [str(query), *sorted(map(str, scenes.iterdir()))]
+    shutil.copy(query, tmp_path / "line\nbreak.jpg")
+    (tmp_path / "list").write_bytes(f"line\nbreak.jpg\0{query}\0".encode())
+    done = rn50feat("search", "--from-file", "list", "-0", "-k", "1")
+    assert done.stdout == f"{os.path.relpath(query, tmp_path)}\0" * 2
+    done = rn50feat("search", "--from-file", "list", "-0", "-k", "1", "--json")
+    assert [result["query"] for result in json.loads(done.stdout)["results"]] == ["line\nbreak.jpg", str(query)]
     facts = json.loads(rn50feat("info", "--json").stdout)
     assert (facts["rows"], facts["provenance"]["weights"]) == (12, "seeded.pth")
     assert facts["runs"][0]["counts"]["new"] == 12
@@ -119,6 +129,12 @@ def test_a_path_printed_with_0_is_one_to_search_by(rn50feat: Run, store: Path) -
     done = rn50feat("search", "--stored", "none\n.png")
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
     assert r"has no image none\n.png: use a path" in done.stderr
+
+
+def test_an_empty_list_of_queries(rn50feat: Run, store: Path) -> None:
+    (store.parent / "list").write_text("\n")
+    done = rn50feat("search", "--from-file", "list")
+    assert (done.returncode, done.stderr) == (1, "Error: list names no image: list images or folders to search with\n")
 
 
 def test_a_terminal_gets_a_table(store: Path) -> None:
