@@ -16,7 +16,7 @@ from rn50feat.errors import count, size
 from rn50feat.escape import one_line
 
 if TYPE_CHECKING:
-    from rn50feat.searching.duplicates import Group, GroupImage
+    from rn50feat.searching.groups import Group, GroupImage
     from rn50feat.store.reader import FeatureStore
 
 

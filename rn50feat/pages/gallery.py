@@ -17,7 +17,7 @@ from rn50feat.errors import count
 from rn50feat.images.decoding import has_image_suffix
 from rn50feat.pages.page import escape, page, style
 from rn50feat.pages.thumbnails import Thumbnail, thumbnails
-from rn50feat.searching.duplicates import Group, GroupImage
+from rn50feat.searching.groups import Group, GroupImage
 from rn50feat.searching.search import Hit, Result
 from rn50feat.sources.presence import file_url, readable
 from rn50feat.store.reader import FeatureStore

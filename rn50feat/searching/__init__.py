@@ -3,5 +3,6 @@
 In: queries and a store. Out: hits, or groups of images. Order: `products`,
 `scores`, `exact`, `faiss_index`, `index_plan`, `index_file`, `path_file`,
 `nearest`, `recall`, `index`; `queries` and `embed` turn query images
-into features; `search` and `duplicates` use all of these. Never changes a store.
+into features; `search` uses all of these, and so do `distinct`, `near_pairs`,
+`groups` and `duplicates`. Never changes a store.
 """

@@ -1,38 +1,30 @@
 """Find groups of near-identical images in a store.
 
-In: a store and a threshold. Out: `Group`s, each with its largest file first.
+In: a store and a threshold. Out: `Groups`, each with its largest file first.
 
 Starting with the largest file, each image that is not in a group yet claims
 all other ungrouped images whose cosine with it is at least the threshold. So
 every member is that similar to the first one, no image is in two groups, and
-two scenes are never joined by a chain of images in between. Exact copies are
-found by their digests, without comparing vectors; a file whose digest is
-unknown is never a copy.
-
-Finally, every file of a group is looked up on disk: several paths may lead to
-the same file, and a file may be gone or have changed. Deleting such a path
-would free nothing, or lose an original.
+two scenes are never joined by a chain of images in between. Near pairs that
+this rule separates are listed. Exact copies are found by their digests,
+without comparing vectors.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from typing import Literal
+from collections.abc import Callable
 
 import numpy as np
-from numpy.typing import NDArray
 
-from rn50feat.errors import QueryError, StoreError
+from rn50feat.errors import QueryError
 from rn50feat.searching import exact as exact_search
-from rn50feat.searching.exact import BLOCK, ROUNDING, Rows
-from rn50feat.searching.nearest import Nearest, OpenIndex, open_index
-from rn50feat.searching.scores import TIE, in_order, reaches
-from rn50feat.sources.presence import Identity, identity
-from rn50feat.sources.presence import state as file_state
-from rn50feat.sources.reference import Reference
+from rn50feat.searching.distinct import DistinctFiles, KnownFile
+from rn50feat.searching.exact import Rows
+from rn50feat.searching.groups import Groups, Member, Pair, PairImage, described
+from rn50feat.searching.near_pairs import NearBlock, by_index, by_scan
+from rn50feat.searching.nearest import open_index
+from rn50feat.searching.scores import in_order, reaches
 from rn50feat.store.reader import FeatureStore
 
 # Near-identical images were reported to stay above 0.95 with imagenet-v1 (pytorch/vision issue 8382). With random
@@ -40,52 +32,7 @@ from rn50feat.store.reader import FeatureStore
 # images of different scenes below 0.99975.
 THRESHOLD = 0.95
 RANDOM_THRESHOLD = 0.9998
-_LEADERS = 1024  # images per query of the index
-_NEIGHBOURS = 16  # that are checked first; more if all of them are near
-Near = Iterator[tuple[int, Rows]]  # a row, and rows that may be near it
-State = Literal["present", "same file", "missing", "changed", "unchecked"]
-_FILES = ("present", "unchecked")  # the states of members that are separate files
-
-
-@dataclass(frozen=True)
-class GroupImage:
-    """An image in a group.
-
-    ``path`` is the stored path, ``location`` opens the image, ``size`` is the
-    file's size in bytes. ``similarity`` is the cosine with the first member.
-    ``exact`` is true if the files had the same bytes when they were extracted.
-    ``state`` says what is at the path now: the extracted file, the same file
-    as an earlier member's, no file, or a file of another size or time.
-    Objects in remote storage stay unchecked unless requested.
-    """
-
-    path: str
-    location: str
-    id: int
-    size: int
-    similarity: float
-    exact: bool
-    state: State = "present"
-
-    @property
-    def is_copy(self) -> bool:
-        """Whether this is a separate file with the same bytes as the first member; true for the first itself."""
-        return self.exact and self.state in _FILES
-
-
-@dataclass(frozen=True)
-class Group:
-    """Two or more near-identical images: the largest file, then the others, most similar first.
-
-    Among exact copies of the largest file, one that still exists comes first.
-    """
-
-    members: tuple[GroupImage, ...]
-
-    @property
-    def redundant(self) -> int:
-        """The number of redundant copies, without paths to the same file and files that are gone or changed."""
-        return max(0, sum(member.state in _FILES for member in self.members) - 1)
+MOST_PAIRS = 100_000  # across groups: 30,000 nearly equal images, in groups of a few, have 450 million
 
 
 def duplicates(
@@ -96,48 +43,35 @@ def duplicates(
     scan: bool = False,
     check: bool = False,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
-) -> list[Group]:
+) -> Groups:
     """Group the images of `store` whose cosine with the group's first image is at least `threshold`.
 
     The default is `default_threshold`. `exact` finds only byte-for-byte
-    copies. A cosine index is used if there is one, unless `scan` is set:
-    then all pairs of rows are compared. `check` also checks members in remote
-    storage. `on_progress` gets (images done, images in total). Raises
-    `QueryError` for a threshold that is not a cosine above 0, `IndexingError`
-    for an index that is damaged or belongs to another store, and `StoreError`
-    if rows are replaced or removed while this runs.
+    copies. A cosine index is used if there is one and it saves work, unless
+    `scan` is set: then all pairs of rows are compared. `check` also checks
+    members in remote storage. `on_progress` gets (images done, images in
+    total). Returns a list of `Group`; its ``pairs`` are near images in
+    different groups. Raises `QueryError` for a threshold that is not a cosine
+    above 0, `IndexingError` for an index that is damaged or belongs to another
+    store, and `StoreError` if rows are replaced or removed while this runs.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     threshold = default_threshold(store) if threshold is None else threshold
     if not 0 < threshold <= 1:
         raise QueryError(f"the threshold {threshold:g} is not a similarity: use one above 0 and at most 1")
-    files = _Files(store)
-    groups = _Groups(store, files, threshold)
+    files = DistinctFiles(store)
+    forming = _Forming(files, threshold)
     if not exact:
         index = None if scan else open_index(store)
-        if index is not None and index.facts.metric == "cosine":
-            near = _by_index(store, files, groups.free, threshold, index, on_progress)
+        if index is not None and index.facts.metric == "cosine" and not index.faiss.compares_all:
+            blocks = by_index(files, forming.free, threshold, index, on_progress)
         else:
-            near = _by_scan(store, files, groups.free, threshold, on_progress)
-        for first, rows in near:
-            groups.claim(first, rows)
+            blocks = by_scan(files, threshold, on_progress)
+        for block in blocks:
+            forming.add(block)
     with files.reading():
-        finished = groups.finished()
-    return [_with_states(group, check) for group in finished]
-
-
-def _with_states(group: list[tuple[GroupImage, Reference]], check: bool) -> Group:
-    """Look up the state of each member; put a copy of the first member that still exists first."""
-    members = [replace(member, state=file_state(known, check=check)) for member, known in group]
-    lead = next((i for i, member in enumerate(members) if member.is_copy), 0)
-    members.insert(0, members.pop(lead))
-    seen: set[Identity] = set()
-    for i, member in enumerate(members):
-        if (own := identity(member.location)) in seen:
-            members[i] = replace(member, state="same file")
-        elif own is not None:
-            seen.add(own)
-    return Group(tuple(members))
+        groups, pairs = forming.finished()
+    return Groups((described(members, check=check) for members in groups), pairs, forming.more_pairs)
 
 
 def default_threshold(store: FeatureStore) -> float:
@@ -145,185 +79,97 @@ def default_threshold(store: FeatureStore) -> float:
     return RANDOM_THRESHOLD if store.provenance.random else THRESHOLD
 
 
-class _Files:
-    """The distinct files of a store, largest first, and the copies of each."""
+class _Forming:
+    """Groups of distinct files as they form; ``free`` marks the rows that no other has claimed."""
 
-    def __init__(self, store: FeatureStore) -> None:
-        with store.reading():
-            self.ids, self.sizes, self.times = (store.column(name) for name in ("ids", "size", "mtime_ns"))
-            digests = np.ascontiguousarray(store.column("digest"))
-        self._store = store
-        keys = np.zeros(len(digests), [("digest", "V16"), ("row", np.int64)])
-        keys["digest"] = digests.view("V16").reshape(-1)
-        keys["row"] = np.where(
-            digests.any(axis=1), 0, np.arange(1, len(digests) + 1)
-        )  # unknown digests are never equal
-        _, number = np.unique(keys.view("V24"), return_inverse=True)
-        self._by_file = np.lexsort((self.ids, number))
-        self._bounds = np.concatenate([[0], np.cumsum(np.bincount(number))])
-        first = self._by_file[self._bounds[:-1]]
-        self.order: Rows = first[np.lexsort((self.ids[first], -self.sizes[first]))]
-        self.rank = np.full(len(keys), len(keys))
-        self.rank[self.order] = np.arange(len(self.order))
-        self._number = number
-
-    @contextmanager
-    def reading(self) -> Iterator[None]:
-        """Read the store in a block of work; raise `StoreError` if rows were replaced or removed. New rows are fine."""
-        with self._store.reading():
-            if not np.array_equal(self._store.column("ids")[: len(self.ids)], self.ids):
-                raise StoreError(
-                    f"another run replaced or removed rows of {self._store.path}: wait until it ends, then try again"
-                )
-            yield
-
-    def copies(self, row: int) -> Rows:
-        """Return the rows of the same file, ordered by id; the first one is in `order`."""
-        number = self._number[row]
-        return self._by_file[self._bounds[number] : self._bounds[number + 1]]
-
-    def with_copies(self) -> list[int]:
-        """Return the rows of files that the store holds more than once."""
-        return [row for row in self.order.tolist() if len(self.copies(row)) > 1]
-
-
-class _Groups:
-    """Groups of distinct files as they form; ``free`` marks the rows that are not in one yet."""
-
-    def __init__(self, store: FeatureStore, files: _Files, threshold: float) -> None:
-        self._store, self._files, self._threshold = store, files, threshold
+    def __init__(self, files: DistinctFiles, threshold: float) -> None:
+        self._files, self._threshold = files, threshold
         self._members: dict[int, list[tuple[int, float]]] = {}
-        self.free = np.zeros(len(files.sizes), bool)
+        self._leader: Rows = np.arange(len(files.rank))
+        self._apart: dict[tuple[int, int], float] = {}
+        self.more_pairs = 0
+        self.free = np.zeros(len(files.rank), bool)
         self.free[files.order] = True
 
-    def claim(self, first: int, rows: Rows) -> None:
+    def add(self, block: NearBlock) -> None:
+        """Let the free ones of the firsts claim others, then note the near pairs that stay apart.
+
+        Whether a pair has one leader is known by then: all files larger than its first have had their turn. Only the
+        index may find out later; see `pairs`.
+        """
+        firsts, rows, near = block.firsts, block.rows, block.near
+        some = near.any(axis=1)
+        for i in np.flatnonzero(some & self.free[firsts]).tolist():
+            self._claim(int(firsts[i]), rows[near[i]])
+        for i in np.flatnonzero(some).tolist():
+            others = rows[near[i]]
+            self._note(int(firsts[i]), others[self._leader[others] != self._leader[firsts[i]]])
+
+    def _claim(self, first: int, rows: Rows) -> None:
         """Let `first` claim the free, smaller and truly near ones of `rows`; to be called for the largest file first.
 
         A larger file that is near and still free had its turn but did not find `first`: it claims `first` now.
         """
         if not self.free[first]:
             return
-        rows = rows[rows < len(self.free)]  # the others were added meanwhile
-        rows = rows[self.free[rows] & (rows != first)]
-        if len(rows):
-            query = self._store.features(np.array([first]))[0]
-            rows, scores = exact_search.rank(query, rows, self._store, self._files.ids, "cosine")
-            rows, scores = rows[reaches(scores, self._threshold)], scores[reaches(scores, self._threshold)]
-            taken = list(zip(rows.tolist(), scores.tolist()))
-            leader, score = min(taken, key=lambda one: self._files.rank[one[0]], default=(first, 1.0))
-            if self._files.rank[leader] < self._files.rank[first]:
-                first, taken = leader, [(first, score)]
+        taken = self._near(first, rows[self.free[rows]])
+        leader, similarity = min(taken, key=lambda one: self._files.rank[one[0]], default=(first, 1.0))
+        if self._files.rank[leader] < self._files.rank[first]:
+            first, taken = leader, [(first, similarity)]
+        if taken:
             self._members.setdefault(first, []).extend(taken)
-            self.free[[row for row, _ in taken]] = False
+            claimed = [row for row, _ in taken]
+            self.free[claimed], self._leader[claimed] = False, first
 
-    def finished(self) -> list[list[tuple[GroupImage, Reference]]]:
-        """Return the groups, largest file first, with the copies of all members and their files."""
-        for row in self._files.with_copies():
-            if self.free[row]:
-                self._members.setdefault(row, [])
-        return [self._group(first) for first in sorted(self._members, key=self._files.rank.__getitem__)
-                if self._members[first] or len(self._files.copies(first)) > 1]  # fmt: skip
+    def _note(self, first: int, rows: Rows) -> None:
+        """Keep the pairs of `first` with the truly near ones of `rows`, or count them if there are too many."""
+        kept = max(0, MOST_PAIRS - len(self._apart))
+        self.more_pairs += len(rows[kept:])
+        for row, similarity in self._near(first, rows[:kept]):
+            larger, smaller = sorted((first, row), key=self._files.rank.__getitem__)
+            self._apart[larger, smaller] = similarity
 
-    def _group(self, first: int) -> list[tuple[GroupImage, Reference]]:
-        taken = np.array([row for row, _ in self._members[first]], np.int64)
-        order, scores = in_order(
-            np.array([score for _, score in self._members[first]]), self._files.ids[taken], "cosine"
-        )
+    def _near(self, first: int, rows: Rows) -> list[tuple[int, float]]:
+        """Return those of `rows` that are truly near `first`, and their similarities, highest first."""
+        if not len(rows):
+            return []
+        store = self._files.store
+        query = store.features(np.array([first]))[0]
+        rows, scores = exact_search.rank(query, rows, store, self._files.ids, "cosine")
+        near = reaches(scores, self._threshold)
+        return list(zip(rows[near].tolist(), scores[near].tolist()))
+
+    def finished(self) -> tuple[list[list[Member]], list[Pair]]:
+        """Return the groups, largest file first, with the copies of all members, and the pairs across groups."""
+        files = self._files
+        leaders = set(self._members) | {row for row in files.with_copies() if self.free[row]}
+        numbers = {first: i for i, first in enumerate(sorted(leaders, key=files.rank.__getitem__), 1)}
+        groups = [self._rows(first) for first in numbers]
+        apart = {pair: score for pair, score in self._apart.items() if self._leader[pair[0]] != self._leader[pair[1]]}
+        known = files.known([row for group in groups for row, _, _ in group] + [row for pair in apart for row in pair])
+        members = [[Member(known[row], similarity, same) for row, similarity, same in group] for group in groups]
+        return members, self._pairs(apart, numbers, known)
+
+    def _rows(self, first: int) -> list[tuple[int, float, bool]]:
+        """Return the rows of a group, with their similarities and whether they are copies of the first."""
+        claimed = dict(self._members.get(first, []))
+        taken = np.array(list(claimed), np.int64)
+        order, scores = in_order(np.array(list(claimed.values())), self._files.ids[taken], "cosine")
         others = zip(taken[order].tolist(), scores.tolist())
         rows = [(row, 1.0, True) for row in self._files.copies(first).tolist()]
-        rows += [(copy, score, False) for row, score in others for copy in self._files.copies(row).tolist()]
-        self._store.require_sound(row for row, _, _ in rows)
-        members = []
-        for row, similarity, same in rows:
-            path, size = self._store.path_of(row), int(self._files.sizes[row])
-            known = Reference(self._store.locate(path), size, int(self._files.times[row]))
-            members.append((GroupImage(path, known.location, int(self._files.ids[row]), size, similarity, same), known))
-        return members
+        return rows + [(copy, score, False) for row, score in others for copy in self._files.copies(row).tolist()]
 
-
-def _by_scan(
-    store: FeatureStore,
-    files: _Files,
-    free: NDArray[np.bool_],
-    threshold: float,
-    on_progress: Callable[[int, int], None],
-) -> Near:
-    """Compare every free file with all smaller ones, block by block: takes 160 MB."""
-    order = files.order
-    for start in range(0, len(order), BLOCK):
-        for other in range(start, len(order), BLOCK):
-            leaders, rows = (part[free[part]] for part in (order[start : start + BLOCK], order[other : other + BLOCK]))
-            with files.reading():
-                left, right = (exact_search.prepared(store.features(part), "cosine") for part in (leaders, rows))
-                near = left @ right.T >= threshold - TIE - ROUNDING
-                for i in np.flatnonzero(near.any(axis=1)):
-                    yield int(leaders[i]), rows[near[i]]
-        on_progress(min(start + BLOCK, len(order)), len(order))
-
-
-def _by_index(
-    store: FeatureStore,
-    files: _Files,
-    free: NDArray[np.bool_],
-    threshold: float,
-    index: OpenIndex,
-    on_progress: Callable[[int, int], None],
-) -> Near:
-    """Look up the neighbours of every file in the index, then yield the pairs, largest file first.
-
-    A pair may be found from the smaller file only, so all pairs must be known before the first is claimed.
-    """
-    with files.reading():
-        nearest = Nearest(store, "cosine", index)
-    parts = [files.order[start : start + _LEADERS] for start in range(0, len(files.order), _LEADERS)]
-    firsts, others, done = [exact_search.NO_ROWS], [exact_search.NO_ROWS], 0
-    for part in parts:
-        with files.reading():
-            own = [part[i : i + 1] for i in range(len(part))]
-            ranked = nearest.among(store.features(part), own, _NEIGHBOURS, 2 * _NEIGHBOURS, best=2 * _NEIGHBOURS)
-        others += [some.rows[reaches(some.scores, threshold)] for some in ranked]
-        firsts += [np.repeat(itself, len(near)) for itself, near in zip(own, others[-len(own) :])]
-        done += len(part)
-        on_progress(done, len(files.order))
-    pairs = _Pairs(files, np.concatenate(firsts), np.concatenate(others))
-    for part in parts:
-        with files.reading():
-            for first in part[free[part]].tolist():
-                if free[first]:
-                    crowded = pairs.count(first) >= _NEIGHBOURS
-                    more = _neighbours(store, nearest, first, threshold) if crowded else exact_search.NO_ROWS
-                    yield first, np.union1d(pairs.smaller(first), more)
-
-
-def _neighbours(store: FeatureStore, nearest: Nearest, first: int, threshold: float) -> Rows:
-    """Look up more and more neighbours of a file in the index, until some are not near."""
-    own = np.array([first])
-    query, k = store.features(own), 4 * _NEIGHBOURS
-    while True:
-        (ranked,) = nearest.among(query, [own], k, 2 * k, best=2 * k)
-        near = ranked.rows[reaches(ranked.scores, threshold)]
-        if len(near) < k:
-            return near
-        k *= 4
-
-
-class _Pairs:
-    """Pairs of near files, each found from one of them or from both."""
-
-    def __init__(self, files: _Files, firsts: Rows, others: Rows) -> None:
-        self._rank, self._counts = files.rank, np.bincount(firsts, minlength=len(files.rank))
-        known = others < len(files.rank)  # the others were added meanwhile
-        pairs = np.sort(np.stack([files.rank[firsts[known]], files.rank[others[known]]], axis=1))
-        pairs = pairs[pairs[:, 1] < len(files.order)]  # without copies, which follow the first of them
-        self._pairs = pairs[np.argsort(pairs[:, 0], kind="stable")]
-        self._order = files.order
-
-    def count(self, first: int) -> int:
-        """Count the near files that were found from `first`."""
-        return int(self._counts[first])
-
-    def smaller(self, first: int) -> Rows:
-        """Return the smaller files that are near `first`."""
-        start, stop = np.searchsorted(self._pairs[:, 0], self._rank[first] + np.arange(2))
-        smaller: Rows = self._order[self._pairs[start:stop, 1]]
-        return smaller
+    def _pairs(
+        self, apart: dict[tuple[int, int], float], numbers: dict[int, int], known: dict[int, KnownFile]
+    ) -> list[Pair]:
+        """Return pairs of rows as pairs of images, most similar first."""
+        rows = np.array(list(apart), np.int64).reshape(-1, 2)
+        order, scores = in_order(np.array(list(apart.values())), self._files.ids[rows[:, 0]], "cosine")
+        pairs = []
+        for (larger, smaller), similarity in zip(rows[order].tolist(), scores.tolist()):
+            one, other = (
+                PairImage(file.path, file.reference.location, file.id, file.reference.size, numbers.get(leader))
+                for file, leader in ((known[row], int(self._leader[row])) for row in (larger, smaller))
+            )
+            pairs.append(Pair(similarity, (one, other)))
+        return pairs

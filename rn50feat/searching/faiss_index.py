@@ -73,6 +73,14 @@ class FaissIndex:
         return 0 if self._ivf is None else int(self._ivf.nlist)
 
     @property
+    def compares_all(self) -> bool:
+        """Whether a search compares the query with every row: all lists are probed, or there are none."""
+        if self._ivf is not None:
+            return bool(self._ivf.nprobe >= self._ivf.nlist)
+        inner = self._index.index if isinstance(self._index, faiss.IndexIDMap) else self._index
+        return isinstance(faiss.downcast_index(inner), faiss.IndexFlatCodes)  # flat, or quantised row by row
+
+    @property
     def row_size(self) -> int:
         """The approximate size of a row in bytes, including its id."""
         try:

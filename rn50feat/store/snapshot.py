@@ -9,6 +9,7 @@ an error.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
@@ -31,6 +32,16 @@ class Block:
     paths: list[str]
     references: list[Reference]
     features: NDArray[np.floating[Any]]
+
+
+def state(store: FeatureStore) -> tuple[object, ...]:
+    """Identify the content of `store`, in a ``with store.reading():``: while this is the same, there was no commit.
+
+    Costs 0.1 ms, whatever the size of the store. The file's time shows commits by versions that leave no marks.
+    """
+    with store.reading():
+        status = os.stat(store.path)
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, *store.history(-1)
 
 
 class Snapshot:

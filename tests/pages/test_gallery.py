@@ -23,7 +23,7 @@ from rn50feat import FeatureStore
 from rn50feat.engines.contract import EngineOptions
 from rn50feat.pages.gallery import groups_page, search_page
 from rn50feat.pages.page import save
-from rn50feat.searching.duplicates import Group, GroupImage
+from rn50feat.searching.groups import Group, GroupImage
 from rn50feat.searching.search import Hit, Result, search_stored
 
 ONE = EngineOptions(workers=1)

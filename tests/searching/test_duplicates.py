@@ -5,27 +5,26 @@ from __future__ import annotations
 import csv
 import io
 import json
-import os
 import shutil
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from conftest import Run
-from fake import FakeStart
-from packing import tar
 from scenes import encoded, scene
-from vectors import append, clusters, filled, remove, replace
+from vectors import append, clusters, filled, hard, remove, replace
 
 import rn50feat
-from rn50feat import EngineOptions, FeatureStore, duplicates, extract
+from rn50feat import EngineOptions, FeatureStore, duplicates
 from rn50feat.errors import QueryError, StoreError
-from rn50feat.images.provenance import Provenance
-from rn50feat.searching.duplicates import Group
-from rn50feat.sources import contents
-from rn50feat.sources.reference import Reference
-from rn50feat.store.writer import create_store
+from rn50feat.searching import near_pairs
+from rn50feat.searching.faiss_index import FaissIndex
+from rn50feat.searching.groups import Group, Groups
+from rn50feat.searching.near_pairs import NearBlock
+from rn50feat.searching.nearest import open_index
 
 KINDS = [None, "IDMap2,Flat", "IVF8,RaBitQ"]
 
@@ -83,19 +82,33 @@ def test_exact_copies_need_no_features(planted: Path) -> None:
     assert all(member.exact and member.similarity == 1 for group in groups for member in group.members)
 
 
-def by_definition(store: FeatureStore, threshold: float) -> set[frozenset[str]]:
-    """Return the groups as the module's docstring says them, row by row; sizes fall with rows."""
+def by_definition(store: FeatureStore, threshold: float) -> tuple[set[frozenset[str]], set[frozenset[str]]]:
+    """Return the groups as the module's docstring says them, row by row, and the near pairs that they separate."""
     features = store.features(np.arange(len(store))).astype(np.float64)
     features /= np.linalg.norm(features, axis=1, keepdims=True)
     order = np.argsort(-store.column("size"), kind="stable").tolist()
-    paths, near, free, groups = store.paths(), features @ features.T >= threshold, set(order), set()
+    paths, near, free, groups = store.paths(), features @ features.T >= threshold - 1e-6, set(order), set()
+    leader = {}
     for first in order:
         if first in free:
             members = {row for row in free if near[first, row]} | {first}
             free -= members
+            leader |= dict.fromkeys(members, first)
             if len(members) > 1:
                 groups.add(frozenset(paths[row] for row in members))
-    return groups
+    pairs = zip(*np.nonzero(np.triu(near, 1)))
+    return groups, {frozenset((paths[one], paths[other])) for one, other in pairs if leader[one] != leader[other]}
+
+
+def apart(groups: Groups) -> set[frozenset[str]]:
+    """Return the paths of all pairs; each pair comes once, and knows the groups of its images."""
+    numbers = {member.path: i for i, group in enumerate(groups, 1) for member in group.members}
+    for pair in groups.pairs:
+        assert [image.group for image in pair.images] == [numbers.get(image.path) for image in pair.images]
+    found = {frozenset(image.path for image in pair.images) for pair in groups.pairs}
+    assert len(found) == len(groups.pairs)
+    assert [pair.similarity for pair in groups.pairs] == sorted((p.similarity for p in groups.pairs), reverse=True)
+    return found
 
 
 @pytest.mark.parametrize("factory", KINDS)
@@ -103,17 +116,70 @@ def by_definition(store: FeatureStore, threshold: float) -> set[frozenset[str]]:
 def test_groups_are_what_the_rule_says_whatever_the_blocks(
     tmp_path: Path, factory: str | None, threshold: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    module = sys.modules[rn50feat.duplicates.__module__]
-    monkeypatch.setattr(module, "BLOCK", 64)
-    monkeypatch.setattr(module, "_LEADERS", 50)
-    monkeypatch.setattr(module, "_NEIGHBOURS", 4)
+    monkeypatch.setattr(near_pairs, "BLOCK", 64)
+    monkeypatch.setattr(near_pairs, "_LEADERS", 50)
+    monkeypatch.setattr(near_pairs, "_NEIGHBOURS", 4)
+    monkeypatch.setattr(FaissIndex, "compares_all", False)  # so that the index is used
     store = filled(tmp_path / "out.h5", clusters(300), dtype="float16")
     if factory is not None:
         rn50feat.index(store, factory=factory, target_recall=1.0)
     append(store, 300, clusters(40, seed=1))
     replace(store, 3, clusters(300)[8])
     remove(store, [20, 21])
-    assert sets(rn50feat.duplicates(store, threshold=threshold)) == by_definition(store, threshold)
+    groups, pairs = by_definition(store, threshold)
+    found = rn50feat.duplicates(store, threshold=threshold)
+    assert sets(found) == groups
+    assert (apart(found), found.more_pairs) == (pairs, 0) if factory is None else apart(found) <= pairs
+
+
+def test_every_planted_pair_is_in_a_group_or_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The greedy rule separates some near-duplicates: the scan lists all of these pairs, the index what it finds."""
+    monkeypatch.setattr(near_pairs, "BLOCK", 256)
+    store = filled(tmp_path / "out.h5", np.concatenate(list(hard(1200))), dtype="float16")
+    groups, pairs = by_definition(store, 0.985)
+    found = rn50feat.duplicates(store, threshold=0.985)
+    assert pairs
+    assert (sets(found), apart(found)) == (groups, pairs)
+    monkeypatch.setattr(sys.modules[duplicates.__module__], "MOST_PAIRS", 10)
+    capped = rn50feat.duplicates(store, threshold=0.985)
+    assert len(capped.pairs) == 10
+    assert apart(capped) < pairs
+    assert len(pairs) <= len(capped.pairs) + capped.more_pairs < 1.01 * len(pairs) + 10
+
+
+@pytest.mark.slow
+def test_every_pair_that_the_index_finds_is_in_a_group_or_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(tmp_path / "out.h5", np.concatenate(list(hard(600))), dtype="float16")
+    rn50feat.index(store, factory="IVF15,RaBitQ", target_recall=0.9)
+    monkeypatch.setattr(FaissIndex, "compares_all", False)
+    _, pairs = by_definition(store, 0.985)
+    found = rn50feat.duplicates(store, threshold=0.985)
+    assert len(apart(found) & pairs) >= 0.9 * len(pairs)
+    seen, by_index = set[tuple[int, int]](), near_pairs.by_index
+
+    def watched(*arguments: Any) -> Iterator[NearBlock]:
+        for block in by_index(*arguments):
+            seen.update((int(block.firsts[0]), row) for row in block.rows.tolist())
+            yield block
+
+    monkeypatch.setattr(sys.modules[duplicates.__module__], "by_index", watched)
+    found = rn50feat.duplicates(store, threshold=0.99)  # the hubs fall apart
+    leader = {member.path: i for i, group in enumerate(found) for member in group.members}
+    paths, listed = store.paths(), apart(found)
+    told = {frozenset((paths[one], paths[other])) for one, other in seen}
+    assert len(listed) > 100
+    assert listed == {pair for pair in told if len({leader.get(path, path) for path in pair}) == 2}
+
+
+@pytest.mark.parametrize("factory", ["IDMap2,Flat", "IVF4,Flat"])
+def test_an_index_that_would_compare_everything_is_not_used(tmp_path: Path, factory: str) -> None:
+    store = filled(tmp_path / "out.h5", clusters(300))
+    rn50feat.index(store, factory=factory, target_recall=1.0)
+    assert open_index(store).faiss.compares_all
+    found = rn50feat.duplicates(store, threshold=0.9)
+    assert found == rn50feat.duplicates(store, threshold=0.9, scan=True)
 
 
 def test_chains_join_nothing(tmp_path: Path) -> None:
@@ -136,73 +202,6 @@ def test_rows_whose_files_nobody_could_read_are_copies_of_nothing(tmp_path: Path
         assert rn50feat.duplicates(tmp_path / store, exact=True) == []
         groups = rn50feat.duplicates(tmp_path / store, threshold=0.999999)
         assert not any(member.exact for group in groups for member in group.members[1:])
-
-
-def packed_twice(folder: Path) -> Path:
-    """Make an archive with one picture, and a second path to it."""
-    tar(folder / "a.tar", [("x.png", encoded(scene(1, 40, 30), "PNG"))])
-    (folder / "b.tar").symlink_to("a.tar")
-    return folder
-
-
-def linked(folder: Path, kind: str) -> None:
-    """Make one picture, and a second path to it."""
-    (folder / "one").mkdir()
-    (folder / "one/x.png").write_bytes(encoded(scene(0, 40, 30), "PNG"))
-    if kind == "folder":
-        (folder / "two").symlink_to("one")
-    else:
-        (folder / "two").mkdir()
-        {"hard link": os.link, "link": os.symlink}[kind](folder / "one/x.png", folder / "two/x.png")
-
-
-@pytest.mark.parametrize("kind", ["folder", "hard link", "link"])
-def test_paths_to_one_file_are_no_copies(tmp_path: Path, rn50feat: Run, kind: str) -> None:
-    linked(tmp_path, kind)
-    files = [f"{tmp_path}/one/x.png", f"{tmp_path}/two/x.png"]
-    for store, copies in (("out.h5", 0), ("more.h5", 1)):
-        if copies:
-            shutil.copy(tmp_path / "one/x.png", tmp_path / "copy.png")
-            files.append(f"{tmp_path}/copy.png")
-        with create_store(tmp_path / store, Provenance("random:0", "00"), np.dtype("float32")) as writer:
-            writer.append([contents.digest(Reference(file, 0, 0)) for file in files], clusters(len(files)))
-        (group,) = duplicates(tmp_path / store, exact=True)
-        assert [member.state for member in group.members] == ["present", "same file", *["present"] * copies]
-        assert group.redundant == copies
-        done = rn50feat("duplicates", store, "--exact")
-        assert [line.split("\t")[1] for line in done.stdout.splitlines()] == [
-            "1.000000",
-            "same file",
-            *["copy"] * copies,
-        ]
-        redundant = "1 redundant copy" if copies else "0 redundant copies"
-        assert done.stderr.startswith(f"1 group, {redundant}; 1 other path to the same")
-
-
-def test_members_of_an_archive_with_two_paths_are_no_copies(tmp_path: Path, start: FakeStart) -> None:
-    extract(packed_twice(tmp_path), tmp_path / "out.h5", weights="random", start=start)
-    (group,) = duplicates(tmp_path / "out.h5", exact=True)
-    assert [(member.path, member.state) for member in group.members] == [
-        ("a.tar::x.png", "present"),
-        ("b.tar::x.png", "same file"),
-    ]
-
-
-def test_what_is_gone_or_has_changed_is_no_copy_and_leads_no_group(tmp_path: Path, start: FakeStart) -> None:
-    data = encoded(scene(0, 40, 30), "PNG")
-    for name in "abcd":
-        (tmp_path / f"{name}.png").write_bytes(data)
-    extract(tmp_path, tmp_path / "out.h5", weights="random", start=start)
-    (tmp_path / "a.png").unlink()
-    (tmp_path / "c.png").write_bytes(encoded(scene(1, 50, 30), "PNG"))
-    (group,) = duplicates(tmp_path / "out.h5", exact=True)
-    assert [(member.path[0], member.state, member.is_copy) for member in group.members] == [
-        ("b", "present", True),
-        ("a", "missing", False),
-        ("c", "changed", False),
-        ("d", "present", True),
-    ]
-    assert group.redundant == 1
 
 
 def test_a_run_that_changes_rows_meanwhile_is_told_of(tmp_path: Path) -> None:
