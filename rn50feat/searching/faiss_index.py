@@ -118,10 +118,15 @@ class FaissIndex:
                 parts.append(faiss.rev_swig_ptr(lists.get_ids(number), size).copy())
         return np.concatenate([np.empty(0, np.int64), *parts])
 
-    def candidates(self, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        """Find the ids of `count` likely neighbours for each query, (m, count); padded with -1."""
+    def candidates(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Find `count` likely neighbours for each query, nearest first: their ids, (m, count), padded with -1.
+
+        Also returns about how near each is, (m, count): the product with the query, or minus the squared distance.
+        """
         with _indexing_errors("FAISS cannot search the index", _REBUILD):
-            return np.asarray(self._index.search(queries, count)[1], np.int64)
+            measures, ids = self._index.search(queries, count)
+            sign = -1 if self._index.metric_type == faiss.METRIC_L2 else 1
+            return np.asarray(ids, np.int64), sign * measures
 
 
 @contextmanager

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AT = 10  # hits that an index is tuned for
+_FIRST = 64  # candidates whose exact scores show how far off an index's estimates are
+_FAR = 5.0  # standard deviations by which an estimate is never off: 4 lost 0.001 of the recall, 3 lost 0.02
 _TAIL = 8  # candidates: equal rows may differ by a rounding in the index, so that other rows come between them
 
 
@@ -51,9 +53,10 @@ class Ranked:
 
 @dataclass(frozen=True)
 class _Candidates:
-    """A query's candidates in the order of the index's own estimate; ``all`` if it has no more."""
+    """A query's candidates in the order of the index's own estimate of how near they are; ``all`` if it has no more."""
 
     rows: Rows
+    nearness: NDArray[np.float32]
     all: bool
 
 
@@ -119,7 +122,7 @@ class Nearest:
         assert self._index is not None
         best = max(k, best)
         candidates = self._candidates(exact.prepared(queries, self._metric), own, count)
-        rows = [some.rows for some in candidates]
+        rows = [self._promising(*one, best) for one in zip(queries, candidates)]
         if len(self._recent):  # read once for all queries
             new = exact.best_of(queries, own, self._store, self._ids, best, self._metric, self._recent)
             rows = [np.union1d(old, some.rows) for old, some in zip(rows, new)]
@@ -131,7 +134,7 @@ class Nearest:
     def _ranked(
         self, query: Vectors, own: Rows, candidates: _Candidates, union: Rows, k: int, best: int, *, last: bool
     ) -> Ranked:
-        """Rank `union`, which has a query's candidates; all rows if these are too few, or at the `last` try."""
+        """Rank `union`, which has a query's promising candidates; all rows if these are too few, or at the `last` try."""
         rows, scores = self._ranking(query, own, union, best)
         indexed = len(self._ids) - len(self._recent) - len(np.setdiff1d(own, self._recent))
         settled = candidates.all or len(rows) < k or not self._ties(query, candidates.rows[-_TAIL:], scores[k - 1])
@@ -140,6 +143,22 @@ class Nearest:
         if few or (last and not settled):
             return Ranked(*self._ranking(query, own, None, best), True)
         return Ranked(rows, scores, settled)
+
+    def _promising(self, query: Vectors, candidates: _Candidates, best: int) -> Rows:
+        """Return the candidates that may be among the `best`, given how far off the estimates of the first ones are.
+
+        Of 1,200 candidates, these are 420 on average with hard vectors: all in hubs of similar images, 64 elsewhere.
+        """
+        first = max(_FIRST, 2 * best)
+        if len(candidates.rows) < 2 * first:
+            return candidates.rows
+        with np.errstate(invalid="ignore", over="ignore"):  # damaged rows: then no candidate is out of reach
+            scores = score(query, self._store.features(candidates.rows[:first]), self._metric)
+            exactly = -np.square(scores) if self._metric == "l2" else scores
+            off = exactly - candidates.nearness[:first]
+            least = np.partition(exactly, -best)[-best]
+            most = candidates.nearness + off.mean() + _FAR * off.std() + 5 * tolerance(least)  # enough for squares, too
+        return candidates.rows[~(most < least) | (np.arange(len(most)) < first)]
 
     def _ranking(self, query: Vectors, own: Rows, rows: Rows | None, k: int) -> Ranking:
         (best,) = exact.best_of(query[None], [own], self._store, self._ids, k, self._metric, rows)
@@ -153,16 +172,17 @@ class Nearest:
     def _candidates(self, queries: Vectors, own: Sequence[Rows], wanted: int) -> list[_Candidates]:
         """Find about `wanted` rows for each query, fewer only if the probed lists have no more."""
         assert self._index is not None
-        candidates = [_Candidates(NO_ROWS, True)] * len(queries)
+        candidates = [_Candidates(NO_ROWS, np.empty(0, np.float32), True)] * len(queries)
         open_queries = np.arange(len(queries))
         count = wanted + max(map(len, own))
         while len(open_queries):
             count = max(1, min(count, len(self._index.faiss)))
             left = []
-            ids = self._index.faiss.candidates(queries[open_queries], count)
-            for query, rows, last in zip(open_queries.tolist(), self._rows(ids), ids[:, -1]):
-                rows = rows[(rows >= 0) & ~np.isin(rows, own[query])]
-                candidates[query] = _Candidates(rows, last < 0 or count >= len(self._index.faiss))
+            ids, nearness = self._index.faiss.candidates(queries[open_queries], count)
+            for query, rows, near, last in zip(open_queries.tolist(), self._rows(ids), nearness, ids[:, -1]):
+                kept = (rows >= 0) & ~np.isin(rows, own[query])
+                rows = rows[kept]
+                candidates[query] = _Candidates(rows, near[kept], last < 0 or count >= len(self._index.faiss))
                 if len(rows) < wanted and not candidates[query].all:
                     left.append(query)  # the store no longer has many of its candidates
             open_queries, count = np.array(left, np.int64), count * 4

@@ -89,7 +89,7 @@ def _points(index: FaissIndex, queries: NDArray[np.float32], own: Rows, truth: l
     for nprobe in _steps(index.lists):
         if nprobe is not None:
             index.probe(nprobe)
-        found = index.candidates(queries, min(len(index), counts[-1] + len(own)))
+        found, _ = index.candidates(queries, min(len(index), counts[-1] + len(own)))
         # Where each true neighbour is among the candidates, without the queries themselves.
         places = [np.flatnonzero(np.isin(some[~np.isin(some, own)], true)) for some, true in zip(found, truth)]
         codes = len(index) * (nprobe / index.lists if nprobe else 1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
-from vectors import append, check, clusters, filled, remove, tied
+from vectors import append, check, clusters, filled, hard, remove, tied
 
 import rn50feat
 from rn50feat import FeatureStore
@@ -120,3 +120,22 @@ def test_rows_that_the_index_lacks_are_read_once_for_all_queries(
         queries = features(store, np.arange(20))
         nearest.Nearest(store, "cosine", nearest.open_index(store)).among(queries, [exact.NO_ROWS] * 20, 5, 10)
     assert read[0] == 60 and max(read[1:]) < 30
+
+
+@pytest.mark.parametrize("metric", METRICS)
+def test_only_candidates_that_can_be_hits_are_read(
+    tmp_path: Path, metric: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = filled(tmp_path / "out.h5", np.concatenate([*hard(4000)]), "float16")
+    monkeypatch.setattr(recall, "CANDIDATES", (1500,))
+    rn50feat.index(store, factory="IVF8,RaBitQ", metric=metric, target_recall=1.0)
+    names = store.paths()[::40]
+    rows: list[int] = []
+    best_of = exact.best_of
+    monkeypatch.setattr(exact, "best_of", lambda *some: rows.append(len(some[6])) or best_of(*some))
+    through = search_stored(names, store, metric=metric)
+    assert sum(rows) < len(names) * 1500 / 2
+    monkeypatch.undo()
+    truth = search_stored(names, store, metric=metric, exact=True)
+    common = [len({hit.id for hit in a.hits} & {hit.id for hit in b.hits}) for a, b in zip(through, truth)]
+    assert sum(common) > 0.99 * 10 * len(names)

@@ -90,11 +90,13 @@ def test_a_pair_that_an_index_finds_from_the_smaller_file_alone_counts(
     rn50feat.index(store, factory="Flat")
     candidates = FaissIndex.candidates
 
-    def partial(self: FaissIndex, queries: NDArray[np.float32], count: int) -> NDArray[np.int64]:
-        found = candidates(self, queries, count)
+    def partial(
+        self: FaissIndex, queries: NDArray[np.float32], count: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        found, nearness = candidates(self, queries, count)
         largest = queries[:, 0] == 1
         found[largest[:, None] & ((found == 1) | (found == 2))] = 3
-        return found
+        return found, nearness
 
     monkeypatch.setattr(FaissIndex, "candidates", partial)
     monkeypatch.setattr(sys.modules[rn50feat.duplicates.__module__], "_LEADERS", 2)
