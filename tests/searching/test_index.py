@@ -101,7 +101,7 @@ def test_rows_that_move_while_an_index_is_built_are_in_it(store: FeatureStore, m
 
 
 def test_another_metric_is_scanned_and_said(store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:
-    rn50feat.index(store)
+    rn50feat.index(store, factory="IVF4,SQ8")
     check(store, "l2")
     assert "out.faiss is for cosine, not l2: scanning every row" in caplog.text
 

@@ -111,7 +111,7 @@ def test_rows_that_the_index_lacks_are_read_once_for_all_queries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     store = filled(tmp_path / "out.h5", clusters(100))
-    rn50feat.index(store)
+    rn50feat.index(store, factory="IVF4,SQ8")
     append(store, 100, clusters(60, seed=1))
     read: list[int] = []
     features = FeatureStore.features
