@@ -164,7 +164,8 @@ class Nearest:
             off = exactly - candidates.nearness[:first]
             least = np.partition(exactly, -best)[-best]
             most = candidates.nearness + off.mean() + _FAR * off.std() + 5 * tolerance(least)  # enough for squares, too
-        return candidates.rows[~(most < least) | (np.arange(len(most)) < first)]
+        promising: Rows = candidates.rows[~(most < least) | (np.arange(len(most)) < first)]
+        return promising
 
     def _ranking(self, query: Vectors, own: Rows, rows: Rows | None, k: int) -> Ranking:
         (best,) = exact.best_of(query[None], [own], self._store, self._ids, k, self._metric, rows)

@@ -32,7 +32,7 @@ def test_a_scan_finds_every_pair_once(tmp_path: Path, block: int, monkeypatch: p
 def test_the_index_finds_pairs_from_either_side(tmp_path: Path) -> None:
     features = clusters(150)
     store = filled(tmp_path / "out.h5", features)
-    rn50feat.index(store)
+    rn50feat.index(store, factory="Flat")
     files, free = DistinctFiles(store), np.ones(150, bool)
     blocks = list(near_pairs.by_index(files, free, 0.9, open_index(store), lambda *_: None))
     unit = features / np.linalg.norm(features, axis=1, keepdims=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ from vectors import filled, tied
 
 import rn50feat
 from rn50feat import FeatureStore
+from rn50feat.searching import near_pairs
 from rn50feat.searching.faiss_index import FaissIndex
 from rn50feat.searching.scores import METRICS, contenders, in_order, reaches, score
 
@@ -88,6 +88,7 @@ def test_a_pair_that_an_index_finds_from_the_smaller_file_alone_counts(
     rows[:, 0], rows[:, 1] = np.cos(angles), np.sin(angles)
     store = filled(tmp_path / "out.h5", rows)
     rn50feat.index(store, factory="Flat")
+    monkeypatch.setattr(FaissIndex, "compares_all", False)
     candidates = FaissIndex.candidates
 
     def partial(
@@ -99,9 +100,9 @@ def test_a_pair_that_an_index_finds_from_the_smaller_file_alone_counts(
         return found, nearness
 
     monkeypatch.setattr(FaissIndex, "candidates", partial)
-    monkeypatch.setattr(sys.modules[rn50feat.duplicates.__module__], "_LEADERS", 2)
+    monkeypatch.setattr(near_pairs, "_LEADERS", 2)
     groups = rn50feat.duplicates(store, threshold=np.cos(0.2))
     assert [[member.id for member in group.members] for group in groups] == [[0, 1, 2]]
-    monkeypatch.setattr(sys.modules[rn50feat.duplicates.__module__], "_NEIGHBOURS", 1)
+    monkeypatch.setattr(near_pairs, "_NEIGHBOURS", 1)
     groups = rn50feat.duplicates(store, threshold=np.cos(0.2))
     assert [[member.id for member in group.members] for group in groups] == [[0, 1, 2]]
