@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -27,7 +28,7 @@ from rn50feat.cli.options import box as box_type
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.engines.contract import EngineOptions
-from rn50feat.errors import QueryError
+from rn50feat.errors import QueryError, raise_all
 
 if TYPE_CHECKING:
     from rn50feat.searching.search import Result
@@ -118,7 +119,10 @@ def command(
     settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score}
     settings |= {"exclude_self": exclude_self, "exact": exact, "check": check}
     results = by_path(stored, store, **settings) if stored else []
+    failures: list[QueryError] = []
     if images:
+        if len(images) > 1 or os.path.isdir(images[0]):  # one that cannot be used costs only its own hits
+            settings["on_failure"] = failures.append
         settings |= {"weights_file": weights, "options": options}
         with downloads() as on_download:
             settings |= {"unlike": unlike, "together": together, "box": box}
@@ -133,6 +137,7 @@ def command(
                 say(f"{result.query}: no hits")
         default = report.table if sys.stdout.isatty() else report.tab_separated
         write({"csv": report.comma_separated, "null": report.nul_separated}.get(form or "", default)(results))
+    raise_all(failures)
 
 
 def _listed(listing: Path, null: bool) -> list[str]:

@@ -62,32 +62,36 @@ class Gathering:
     def __exit__(self, *error: object) -> None:
         self._held.close()
 
-    def queries(self, given: Iterable[Given] | Given, box: Box | None = None) -> list[Query]:
+    def queries(self, given: Iterable[Given] | Given, box: Box | None = None) -> list[Query | QueryError]:
         """List the queries that `given` stands for; a folder stands for the images in it, (n, 2048) for n queries.
 
-        Only the part in `box` counts of an image. Raises `QueryError` for what cannot be a query.
+        Only the part in `box` counts of an image. What cannot be a query is listed as the error that says why.
         """
         if isinstance(given, (str, os.PathLike, InMemory, np.ndarray)):
             given = [given]
         return [query for one in given for query in self._expanded(one, box)]
 
-    def _expanded(self, one: Given, box: Box | None) -> Iterator[Query]:
-        if isinstance(one, np.ndarray) and np.issubdtype(one.dtype, np.floating):
-            if one.shape[-1:] != (WIDTH,) or one.ndim > 2 or not np.isfinite(one).all():
-                raise QueryError(
-                    f"an array of shape {one.shape} is no query: give {WIDTH} finite numbers, or uint8 pixels"
-                )
-            yield from (Query("vector", vector=vector) for vector in np.atleast_2d(one))
-        elif isinstance(one, np.ndarray):
-            try:
+    def _expanded(self, one: Given, box: Box | None) -> Iterator[Query | QueryError]:
+        try:
+            if isinstance(one, np.ndarray) and np.issubdtype(one.dtype, np.floating):
+                yield from (Query("vector", vector=vector) for vector in _vectors(one))
+            elif isinstance(one, np.ndarray):
                 yield self._in_memory(from_pixels(one), box)
-            except ImageError as error:
-                raise QueryError(f"an array {error}") from error
-        elif isinstance(one, InMemory):
-            yield self._in_memory(one, box)
-        else:
-            for name, file in _files(os.fspath(one)):
-                yield Query(name, self._part(name, file, box), location=file.location)
+            elif isinstance(one, InMemory):
+                yield self._in_memory(one, box)
+            else:
+                for name, file in _files(os.fspath(one)):
+                    yield self._named(name, file, box)
+        except ImageError as error:
+            yield QueryError(f"an array {error}")
+        except QueryError as error:
+            yield error
+
+    def _named(self, name: str, file: Reference, box: Box | None) -> Query | QueryError:
+        try:
+            return Query(name, self._part(name, file, box), location=file.location)
+        except QueryError as error:
+            return error
 
     def _in_memory(self, image: InMemory, box: Box | None) -> Query:
         name = os.fspath(getattr(image, "filename", "")) or "image"
@@ -116,6 +120,14 @@ class Gathering:
             reason = f"an image cannot be put into a temporary file ({error.strerror})"
             raise QueryError(f"{reason}: set TMPDIR to a folder with space") from error
         return locate(path).stat()
+
+
+def _vectors(features: NDArray[Any]) -> NDArray[Any]:
+    if features.shape[-1:] != (WIDTH,) or features.ndim > 2 or not np.isfinite(features).all():
+        raise QueryError(
+            f"an array of shape {features.shape} is no query: give {WIDTH} finite numbers, or uint8 pixels"
+        )
+    return np.atleast_2d(features)
 
 
 def _files(name: str) -> Iterator[tuple[str, Reference]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
@@ -32,6 +32,7 @@ from rn50feat.store.reader import FeatureStore
 # The number of queries that is embedded on the CPU unless a device is named: CUDA takes 6 s to start on an H100,
 # longer than a CPU needs for them.
 CPU_QUERIES = 64
+OnFailure = Callable[[QueryError], None]
 SUGGESTION_CUTOFF = 0.75  # similarity of two file names (difflib's ratio) for one to be suggested for the other
 SUGGESTION_ROWS = 100_000  # that are searched for a suggestion
 
@@ -84,6 +85,7 @@ def search(
     options: EngineOptions = EngineOptions(),
     start: StartEngine = local.start,
     on_download: OnDownload = lambda done, total: None,
+    on_failure: OnFailure | None = None,
 ) -> list[Result]:
     """Find the `k` most similar images in `store` for each image in `queries`.
 
@@ -99,19 +101,25 @@ def search(
     scans every row. `check` also checks hits in remote storage.
 
     `weights_file` is where the store's weights are if they have moved. Raises
-    `QueryError` for a query that cannot be read, `WeightsError` or
-    `ProvenanceError` if the store's weights are not available, and
-    `IndexingError` for an index that is damaged or belongs to another store.
+    `QueryError` for a query that cannot be read, or passes it to `on_failure`
+    and goes on without that query, which has no result then. Raises
+    `WeightsError` or `ProvenanceError` if the store's weights are not
+    available, and `IndexingError` for an index that is damaged or belongs to
+    another store.
     """
     _check(metric, min_score)
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
+    on_failure = None if together else on_failure  # the mean of other images would be another query
     with Gathering(store.provenance.preprocessing, options.max_megapixels * 1_000_000) as gathering:
-        asked, avoided = gathering.queries(queries, box), gathering.queries(unlike)
-        if not asked:
-            return []
-        files, vectors = _embed([*asked, *avoided], store, weights_file, options, start, on_download)
-    names = [query.name for query in asked]
-    files, vectors = files[: len(asked)], combined(vectors, len(asked), metric, together=together)
+        asked = _usable(gathering.queries(queries, box), on_failure)
+        both = [*asked, *_usable(gathering.queries(unlike), None)]
+        found = _embed(both, store, weights_file, options, start, on_download) if asked else []
+    likes, avoided = _usable(found[: len(asked)], on_failure), _usable(found[len(asked) :], None)
+    if not likes:
+        return []
+    names, files = [query.name for query in likes], [query.file for query in likes]
+    vectors = np.stack([np.asarray(query.vector, np.float32) for query in [*likes, *avoided]])
+    vectors = combined(vectors, len(likes), metric, together=together)
 
     def work() -> list[list[_HitFile]]:
         own = _own_rows(files, store) if exclude_self else [NO_ROWS] * len(files)
@@ -119,7 +127,7 @@ def search(
         return _rank(vectors, own, store, k, metric, min_score, exact)
 
     results = _results([" + ".join(names)] if together else names, store.steadily(work), check)
-    return [replace(result, location=query.location) for result, query in zip(results, asked)]
+    return [replace(result, location=query.location) for result, query in zip(results, likes)]
 
 
 def search_stored(
@@ -196,19 +204,36 @@ def _embed(
     options: EngineOptions,
     start: StartEngine,
     on_download: OnDownload,
-) -> tuple[list[Reference | None], Vectors]:
-    """Embed the files of queries; return their references, None for a vector, and the features of all, (m, 2048)."""
+) -> list[Query | QueryError]:
+    """Embed the files of queries; return each with its features, or why it has none."""
     files = {query.file.location: query for query in queries if query.file is not None}
     references = [query.file for query in files.values() if query.file is not None]
     if options.device == "auto" and len(queries) <= CPU_QUERIES:
         options = replace(options, device="cpu")
-    embedded: dict[str, tuple[Reference, Vectors]] = {}
+    found: dict[str, tuple[Reference, Vectors] | QueryError] = {}
     for batch in embed_like(store, references, weights_file, options, start, on_download=on_download) if files else ():
-        for failure in batch.failures:
-            raise QueryError(f"{files[failure.reference.location].name} {failure.reason}: use another image")
-        embedded.update((ref.location, (ref, row)) for ref, row in zip(batch.references, batch.features))
-    found = [(None, query.vector) if query.file is None else embedded[query.file.location] for query in queries]
-    return [reference for reference, _ in found], np.stack([np.asarray(row, np.float32) for _, row in found])
+        for failed in batch.failures:
+            name = files[failed.reference.location].name
+            found[failed.reference.location] = QueryError(f"{name} {failed.reason}: use another image")
+        found.update((ref.location, (ref, row)) for ref, row in zip(batch.references, batch.features))
+    return [query if query.file is None else _embedded(query, found[query.file.location]) for query in queries]
+
+
+def _embedded(query: Query, found: tuple[Reference, Vectors] | QueryError) -> Query | QueryError:
+    return found if isinstance(found, QueryError) else replace(query, file=found[0], vector=found[1])
+
+
+def _usable(queries: Iterable[Query | QueryError], on_failure: OnFailure | None) -> list[Query]:
+    """Leave out what is no query, and pass it to `on_failure`, or raise it."""
+    usable = []
+    for query in queries:
+        if isinstance(query, Query):
+            usable.append(query)
+        elif on_failure is None:
+            raise query
+        else:
+            on_failure(query)
+    return usable
 
 
 def _own_rows(files: Sequence[Reference | None], store: FeatureStore) -> list[Rows]:

@@ -64,6 +64,8 @@ def test_extract_search_and_info_from_end_to_end(rn50feat: Run, scenes: Path, we
     assert done.stdout == f"{os.path.relpath(query, tmp_path)}\0" * 2
     done = rn50feat("search", "--from-file", "list", "-0", "-k", "1", "--json")
     assert [result["query"] for result in json.loads(done.stdout)["results"]] == ["line\nbreak.jpg", str(query)]
+    done = rn50feat("search", "none.jpg", query, "gone.jpg", "-k", "1")
+    assert (done.returncode, done.stdout.count("\n"), done.stderr.count("\n")) == (1, 1, 2)
     facts = json.loads(rn50feat("info", "--json").stdout)
     assert (facts["rows"], facts["provenance"]["weights"]) == (12, "seeded.pth")
     assert facts["runs"][0]["counts"]["new"] == 12

@@ -101,3 +101,21 @@ def test_cosine_takes_all_vectors_at_length_one() -> None:
 def test_arrays_that_are_no_queries(store: FeatureStore, start: FakeStart, query: object) -> None:
     with pytest.raises(QueryError, match="an array of shape"):
         rn50feat.search(query, store, start=start)  # type: ignore[arg-type]
+
+
+def test_a_query_that_cannot_be_used_costs_only_its_own_hits(
+    store: FeatureStore, start: FakeStart, tmp_path: Path
+) -> None:
+    good, broken = store.locate(store.paths()[0]), tmp_path / "broken.png"
+    broken.write_text("text")
+    given = [good, tmp_path / "none.png", np.zeros(7), broken, good]
+    errors: list[QueryError] = []
+    results = rn50feat.search(given, store, start=start, on_failure=errors.append)
+    assert [result.query for result in results] == [str(good)] * 2
+    assert [str(error).partition(" ")[0] for error in errors] == [str(tmp_path / "none.png"), "an", str(broken)]
+    for together in (given, [good, broken]):
+        with pytest.raises(QueryError):
+            rn50feat.search(together, store, start=start, on_failure=errors.append, together=True)
+    with pytest.raises(QueryError, match="none.png"):
+        rn50feat.search(good, store, start=start, on_failure=errors.append, unlike=[tmp_path / "none.png"])
+    assert len(errors) == 3
