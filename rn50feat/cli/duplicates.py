@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -24,6 +25,9 @@ from rn50feat.cli.options import (
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, stages, write
 
+if TYPE_CHECKING:
+    from rn50feat.searching.groups import Groups
+
 
 @click.command("duplicates")
 @store_argument
@@ -34,6 +38,9 @@ from rn50feat.cli.terminal import say, stages, write
 )
 @option("--exact", is_flag=True, help="Find only byte-for-byte copies.")
 @option("--scan", is_flag=True, help="Ignore the index and compare all pairs of images.")
+@option("--pairs", is_flag=True, help="Print near-identical images in different groups, not the groups.")
+@option("--rest", is_flag=True, help="Print the files that may be deleted: all but the first of each group.")
+@option("-0", "--null", is_flag=True, help="End each name of --rest with a NUL, not a newline.")
 @quiet_option
 @json_option
 @csv_option
@@ -46,6 +53,9 @@ def command(
     threshold: float | None,
     exact: bool,
     scan: bool,
+    pairs: bool,
+    rest: bool,
+    null: bool,
     quiet: bool,
     as_json: bool,
     csv: bool,
@@ -59,15 +69,14 @@ def command(
     and tab-separated lines (group, similarity, size, path) elsewhere. In place
     of the similarity, 'copy' marks another file with the same bytes as the
     first, and 'same file' another path to a file in the group. Files that are
-    missing or have changed are marked, and do not count as copies.
+    missing or have changed are marked, and do not count as copies. With --pairs, the fields are
+    similarity, group, path, group and path. --rest leaves out what would free no space or lose an
+    image; without --exact, it prints files that are only similar to the first.
     """
     from rn50feat.searching.duplicates import default_threshold, duplicates
 
-    form = form_of(json=as_json, csv=csv)
-    if exact and typed("threshold"):
-        raise click.UsageError("--exact cannot be combined with --threshold: copies need none.")
-    if exact and typed("scan"):
-        raise click.UsageError("--exact cannot be combined with --scan: it compares no rows.")
+    form = form_of(json=as_json, csv=csv, rest=rest)
+    _require_sense(exact=exact, pairs=pairs, form=form)
     opened = open_store(store, ending)
     threshold = default_threshold(opened) if threshold is None else threshold
     with stages(quiet) as tell:
@@ -77,17 +86,40 @@ def command(
             exact=exact,
             scan=scan,
             check=check,
+            dimensions=bool(html) or form in ("json", "csv") or (form is None and sys.stdout.isatty()),
             on_progress=lambda done, total: tell("comparing", done, total),
         )
     if html:
         from rn50feat.pages.gallery import groups_page
         from rn50feat.pages.page import save
 
-        save(html, groups_page(groups, opened, threshold=1.0 if exact else threshold, check=check))
+        save(html, groups_page(groups, opened, threshold=1.0 if exact else threshold, check=check, pairs=groups.pairs))
     ending.add(**words.facts(groups, opened, None if exact else threshold))
-    if form != "json":
-        default = words.table if sys.stdout.isatty() else words.tab_separated
-        write((words.comma_separated if form == "csv" else default)(groups))
+    if form == "rest":
+        write(words.rest(groups, null=null))
+    elif form != "json":
+        write(_text(groups, pairs=pairs, csv=form == "csv"))
     if not quiet:
-        say(words.line(groups))
+        say(words.rest_line(groups, null=null) if form == "rest" else words.line(groups))
         mark_random(opened)
+
+
+def _require_sense(*, exact: bool, pairs: bool, form: str | None) -> None:
+    """Raise `UsageError` for options that are about nothing together."""
+    for name, why in (("threshold", "copies need none"), ("scan", "it compares no rows"), ("pairs", "it finds none")):
+        if exact and typed(name):
+            raise click.UsageError(f"--exact cannot be combined with --{name}: {why}.")
+    if pairs and form == "rest" and typed("pairs"):
+        raise click.UsageError("--pairs cannot be combined with --rest: pairs are of images to keep.")
+    if pairs and form == "json" and typed("pairs"):
+        raise click.UsageError("--pairs cannot be combined with --json: it has both groups and pairs.")
+    if form != "rest" and typed("null"):
+        raise click.UsageError("-0 requires --rest.")
+
+
+def _text(groups: Groups, *, pairs: bool, csv: bool) -> str:
+    if csv:
+        return words.pairs_comma_separated(groups.pairs) if pairs else words.comma_separated(groups)
+    if sys.stdout.isatty():
+        return words.pairs_table(groups.pairs) if pairs else words.table(groups)
+    return words.pairs_tab_separated(groups.pairs) if pairs else words.tab_separated(groups)

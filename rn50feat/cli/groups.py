@@ -1,14 +1,15 @@
-"""Format groups of near-identical images for people, pipes and programs.
+"""Format groups of near-identical images, and pairs across groups, for people, pipes and programs.
 
-Takes groups and returns an aligned table, tab-separated lines, CSV, or facts
-for JSON. Names are printed as in `report`.
+Takes groups and returns an aligned table, tab-separated lines, CSV, names of
+files to delete, or facts for JSON. Names are printed as in `report`.
 """
 
 from __future__ import annotations
 
 import csv
 import io
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
@@ -16,8 +17,10 @@ from rn50feat.errors import count, size
 from rn50feat.escape import one_line
 
 if TYPE_CHECKING:
-    from rn50feat.searching.groups import Group, GroupImage
+    from rn50feat.searching.groups import Group, GroupImage, Groups, Pair
     from rn50feat.store.reader import FeatureStore
+
+_SHOWN = 20  # pairs in a table of groups
 
 
 def _mark(member: GroupImage, form: str) -> str:
@@ -31,17 +34,36 @@ def _likeness(member: GroupImage, number: int) -> str:
     return "copy" if number and member.is_copy else f"{member.similarity:.6f}"
 
 
-def table(groups: Sequence[Group]) -> str:
-    """Format groups as aligned columns, one block per group."""
+def table(groups: Groups) -> str:
+    """Format groups as aligned columns, one block per group, and the first pairs across them."""
     blocks = []
     for number, group in enumerate(groups, 1):
-        lines = [f"group {number}", "similarity      size  path"]
+        frees = f" ({size(group.reclaimable)} reclaimable)" if group.reclaimable else ""
+        lines = [f"group {number}{frees}", "similarity      size       pixels  path"]
         lines += [
-            f"{_likeness(member, i):>10}  {size(member.size):>8}  {one_line(member.path)}{_mark(member, '  ({})')}"
+            f"{_likeness(member, i):>10}  {size(member.size):>8}  {_pixels(member):>11}  {one_line(member.path)}"
+            + _mark(member, "  ({})")
             for i, member in enumerate(group.members)
         ]
         blocks.append("\n".join(lines) + "\n")
+    if groups.pairs:
+        more = len(groups.pairs) - _SHOWN
+        tail = f"and {more} more: --pairs prints all\n" if more > 0 else ""
+        blocks.append("near-identical, but in different groups\n" + pairs_table(groups.pairs[:_SHOWN]) + tail)
     return "\n".join(blocks)
+
+
+def _pixels(member: GroupImage) -> str:
+    return f"{member.width}x{member.height}" if member.width else ""
+
+
+def pairs_table(pairs: Sequence[Pair]) -> str:
+    """Format pairs as aligned columns, two lines per pair."""
+    lines = ["similarity  group  path"]
+    for pair in pairs:
+        for likeness, image in zip((f"{pair.similarity:.6f}", ""), pair.images):
+            lines.append(f"{likeness:>10}  {image.group or '-':>5}  {one_line(image.path)}")
+    return "\n".join(lines) + "\n"
 
 
 def tab_separated(groups: Sequence[Group]) -> str:
@@ -53,25 +75,89 @@ def tab_separated(groups: Sequence[Group]) -> str:
     )
 
 
+def pairs_tab_separated(pairs: Iterable[Pair]) -> str:
+    """Format a line per pair: similarity, and the group, empty if there is none, and the path of each image."""
+    return "".join(
+        "\t".join(
+            [f"{pair.similarity:.6f}", *(f"{image.group or ''}\t{one_line(image.path)}" for image in pair.images)]
+        )
+        + "\n"
+        for pair in pairs
+    )
+
+
 def comma_separated(groups: Sequence[Group]) -> str:
     """Format groups as CSV with a header."""
+    names = ["group", "path", "location", "id", "size", "similarity", "exact", "state", "width", "height", "kept"]
+    rows = ([number, *asdict(member).values()] for number, group in enumerate(groups, 1) for member in group.members)
+    return _csv(names, rows)
+
+
+def pairs_comma_separated(pairs: Iterable[Pair]) -> str:
+    """Format pairs as CSV with a header."""
+    names = [f"{name}_{i}" for i in (1, 2) for name in ("path", "location", "id", "size", "group")]
+    rows = ([pair.similarity, *(v for image in pair.images for v in asdict(image).values())] for pair in pairs)
+    return _csv(["similarity", *names], rows)
+
+
+def _csv(names: list[str], rows: Iterable[list[Any]]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["group", "path", "location", "id", "size", "similarity", "exact", "state"])
-    for number, group in enumerate(groups, 1):
-        writer.writerows([number, *asdict(member).values()] for member in group.members)
+    writer.writerow(names)
+    writer.writerows(rows)
     return text.getvalue()
 
 
-def facts(groups: Sequence[Group], store: FeatureStore, threshold: float | None) -> dict[str, Any]:
+def rest(groups: Sequence[Group], *, null: bool) -> str:
+    """Format the locations of all images that may be deleted, each ended by a NUL, or else by a line break."""
+    return "".join(member.location + ("\0" if null else "\n") for member in _listed(groups, null))
+
+
+def _listed(groups: Sequence[Group], null: bool) -> list[GroupImage]:
+    """Return the images that may be deleted, on lines only those whose names are printed as they are.
+
+    An escaped name could be the name of another file.
+    """
+    images = [member for group in groups for member in group.rest]
+    return [image for image in images if null or image.location == one_line(image.location)]
+
+
+def rest_line(groups: Sequence[Group], *, null: bool) -> str:
+    """Summarize in one line which images may be deleted, and why others are left out."""
+    kept = Counter[str](member.kept for group in groups for member in group.members[1:])
+    listed = _listed(groups, null)
+    kept["name needs -0"] = kept.pop("", 0) - len(listed)
+    left = ", ".join(f"{number} ({reason})" for reason, number in sorted(kept.items()) if number)
+    freed = f"{count(len(listed), 'file')} to delete, {size(sum(image.size for image in listed))}"
+    return f"{freed}; left out: {left}" if left else freed
+
+
+def facts(groups: Groups, store: FeatureStore, threshold: float | None) -> dict[str, Any]:
     """Return the groups, ready for JSON, with the weights that similarities depend on; copies have no threshold."""
-    context = {"weights": store.provenance.weights, "threshold": threshold}
-    return {**context, "groups": [asdict(group) for group in groups]}
+    return {
+        "weights": store.provenance.weights,
+        "threshold": threshold,
+        "groups": [{**asdict(group), "reclaimable": group.reclaimable} for group in groups],
+        "reclaimable": _reclaimable(groups),
+        "pairs": [asdict(pair) for pair in groups.pairs],
+        "more_pairs": groups.more_pairs,
+    }
 
 
-def line(groups: Sequence[Group]) -> str:
+def line(groups: Groups) -> str:
     """Summarize the groups in one line."""
     more = sum(group.redundant for group in groups)
     same = sum(member.state == "same file" for group in groups for member in group.members)
-    paths = f"; {count(same, 'other path')} to the same files" if same else ""
-    return f"{count(len(groups), 'group')}, {count(more, 'redundant copy', 'redundant copies')}{paths}"
+    parts = [f"{count(len(groups), 'group')}, {count(more, 'redundant copy', 'redundant copies')}"]
+    if same:
+        parts.append(f"{count(same, 'other path')} to the same files")
+    if freed := _reclaimable(groups):
+        parts.append(f"{size(freed)} reclaimable")
+    if groups.pairs:
+        left = f", and up to {groups.more_pairs} more" if groups.more_pairs else ""
+        parts.append(f"{count(len(groups.pairs), 'near pair')} across groups (--pairs){left}")
+    return "; ".join(parts)
+
+
+def _reclaimable(groups: Iterable[Group]) -> int:
+    return sum(group.reclaimable for group in groups)

@@ -39,7 +39,7 @@ _TRANSPOSES = {  # EXIF orientation -> what makes the image upright
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
+SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
 
 
 def lift_pillow_limit() -> None:
@@ -183,16 +183,16 @@ def _load(data: bytes, suffix: str, max_pixels: int, preprocessing: Preprocessin
             declared = samples.Declared()
         else:
             declared = samples.declared(data, image)
-            if orientation is not None and _orientation(image) != 1:
+            if orientation is not None and orientation_of(image) != 1:
                 orientation = None  # Pillow applies the TIFF's own orientation when it loads it
             if preprocessing.value_range != "type" and wide.is_wide(opened):
                 wide.load(data, opened, preprocessing.value_range)
             image.load()
         if preprocessing.exif == "applied":
-            own = _orientation(opened)
+            own = orientation_of(opened)
             applied = own if own != 1 or orientation is None else orientation
             image = image.transpose(_TRANSPOSES[applied]) if applied in _TRANSPOSES else image
-            whole = whole[::-1] if applied in _SIDEWAYS else whole
+            whole = whole[::-1] if applied in SIDEWAYS else whole
         image.info = opened.info
         image, fault = samples.to_rgb(image, declared, preprocessing)
         return _Source(image, whole, damage or fault)
@@ -204,7 +204,7 @@ def _require_size(image: Image.Image, max_pixels: int) -> None:
         raise ImageError(f"is too large, {image.width}x{image.height} ({megapixels}): raise --max-megapixels")
 
 
-def _orientation(image: Image.Image) -> int:
+def orientation_of(image: Image.Image) -> int:
     """Read the EXIF orientation; 1 if there is none or it cannot be read.
 
     Pillow's ``exif_transpose`` also rewrites the rest of the EXIF and fails on

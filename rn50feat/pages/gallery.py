@@ -10,14 +10,15 @@ from __future__ import annotations
 import base64
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import tee
+from itertools import chain, tee
 
 from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import count
+from rn50feat.errors import size as bytes_in_words
 from rn50feat.images.decoding import has_image_suffix
 from rn50feat.pages.page import escape, page, style
 from rn50feat.pages.thumbnails import Thumbnail, thumbnails
-from rn50feat.searching.groups import Group, GroupImage
+from rn50feat.searching.groups import Group, GroupImage, Pair, PairImage
 from rn50feat.searching.search import Hit, Result
 from rn50feat.sources.presence import file_url, readable
 from rn50feat.store.reader import FeatureStore
@@ -32,6 +33,7 @@ _STATES = {
     "changed": "the file has changed since it was extracted",
     "same file": "another path to a file above, not a copy",
 }
+MOST_PAIRS = 100  # on a page: the most similar ones
 _UNREAD = Thumbnail(b"", "is in remote storage: use --check to show it")
 
 
@@ -66,17 +68,20 @@ def groups_page(
     *,
     threshold: float,
     check: bool = False,
+    pairs: Sequence[Pair] = (),
     options: EngineOptions = EngineOptions(),
 ) -> Iterator[str]:
     """Yield a page of groups of near-identical images, found at a cosine of at least `threshold`.
 
-    Images in remote storage are read only if `check` is set.
+    The first `MOST_PAIRS` of the `pairs` across groups follow. Images in
+    remote storage are read only if `check` is set.
     """
     groups, ahead = tee(groups)
-    members = (member for group in ahead for member in group.members)
-    shown = (readable(member.location, check=check) for member in members)
+    members = (member.location for group in ahead for member in group.members)
+    paired = (image.location for pair in pairs[:MOST_PAIRS] for image in pair.images)
+    shown = (readable(location, check=check) for location in chain(members, paired))
     with closing(_thumbnails(shown, options)) as images:
-        body = _groups_body(groups, images)
+        body = chain(_groups_body(groups, images), _pairs_body(pairs, images))
         facts = [("near-identical", f"a cosine of at least {threshold:g} with the first image of the group")]
         yield from _page(f"Near-identical images in {store.path.name}", body, store, facts)
 
@@ -145,7 +150,8 @@ def _groups_body(groups: Iterable[Group], images: Iterator[Thumbnail]) -> Iterat
     for count, group in enumerate(groups, 1):
         total += len(group.members)
         yield f'<section class="group" aria-labelledby="title-{count}">\n'
-        yield f'<h2 id="title-{count}">Group {count}: {len(group.members)} images</h2>\n'
+        freed = f", {bytes_in_words(group.reclaimable)} reclaimable" if group.reclaimable else ""
+        yield f'<h2 id="title-{count}">Group {count}: {len(group.members)} images{freed}</h2>\n'
         yield '<ol class="cards" role="list">\n'
         for i, member in enumerate(group.members, 1):
             label = f"group {count}, image {i}"
@@ -156,9 +162,35 @@ def _groups_body(groups: Iterable[Group], images: Iterator[Thumbnail]) -> Iterat
     yield f"<p>{groups_found if count else 'No near-identical images.'}</p>\n"
 
 
+def _pairs_body(pairs: Sequence[Pair], images: Iterator[Thumbnail]) -> Iterator[str]:
+    if not pairs:
+        return
+    yield '<div class="groups">\n'
+    for number, pair in enumerate(pairs[:MOST_PAIRS], 1):
+        yield f'<section class="group" aria-labelledby="pair-{number}">\n'
+        yield f'<h2 id="pair-{number}">Near-identical, in different groups: {pair.similarity:.4f}</h2>\n'
+        yield '<ol class="cards" role="list">\n'
+        for i, image in enumerate(pair.images, 1):
+            label = f"pair {number}, image {i}"
+            yield f"<li>{_figure(next(images), label, image.path, image.location, _pairing(image))}</li>\n"
+        yield "</ol>\n</section>\n"
+    yield "</div>\n"
+    yield f"<p>{len(pairs):,} pair{'s' if len(pairs) > 1 else ''} across groups"
+    yield f", of which {MOST_PAIRS} are shown.</p>\n" if len(pairs) > MOST_PAIRS else ".</p>\n"
+
+
+def _pairing(image: PairImage) -> str:
+    group = f'<a href="#title-{image.group}">group {image.group}</a>' if image.group else "in no group"
+    return f'<p class="score">{group} <span class="size">{_length(image.size)}</span></p>\n'
+
+
+def _length(size: int) -> str:
+    return f"{size / 1000:,.0f} kB" if size >= 1000 else count(size, "byte")
+
+
 def _membership(member: GroupImage, number: int) -> str:
-    length = f"{member.size / 1000:,.0f} kB" if member.size >= 1000 else count(member.size, "byte")
-    size = f'<span class="size">{length}</span>'
+    pixels = f"{member.width}×{member.height}, " if member.width else ""
+    size = f'<span class="size">{pixels}{_length(member.size)}</span>'
     mark = f'<p class="mark"><b>{member.state}:</b> {_STATES[member.state]}</p>\n' if member.state in _STATES else ""
     if number == 1:
         return f'<p class="score"><b>largest</b> {size}</p>\n{mark}'

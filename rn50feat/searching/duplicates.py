@@ -42,6 +42,7 @@ def duplicates(
     exact: bool = False,
     scan: bool = False,
     check: bool = False,
+    dimensions: bool = True,
     on_progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Groups:
     """Group the images of `store` whose cosine with the group's first image is at least `threshold`.
@@ -49,9 +50,10 @@ def duplicates(
     The default is `default_threshold`. `exact` finds only byte-for-byte
     copies. A cosine index is used if there is one and it saves work, unless
     `scan` is set: then all pairs of rows are compared. `check` also checks
-    members in remote storage. `on_progress` gets (images done, images in
-    total). Returns a list of `Group`; its ``pairs`` are near images in
-    different groups. Raises `QueryError` for a threshold that is not a cosine
+    members in remote storage. `dimensions` reads the width and height of the
+    first 10,000 members. `on_progress` gets (images done, images in total).
+    Returns a list of `Group`; its ``pairs`` are near images in different
+    groups. Raises `QueryError` for a threshold that is not a cosine
     above 0, `IndexingError` for an index that is damaged or belongs to another
     store, and `StoreError` if rows are replaced or removed while this runs.
     """
@@ -71,7 +73,7 @@ def duplicates(
             forming.add(block)
     with files.reading():
         groups, pairs = forming.finished()
-    return Groups((described(members, check=check) for members in groups), pairs, forming.more_pairs)
+    return Groups(described(groups, check=check, dimensions=dimensions), pairs, forming.more_pairs)
 
 
 def default_threshold(store: FeatureStore) -> float:

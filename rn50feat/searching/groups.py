@@ -1,8 +1,9 @@
 """Describe groups of near-identical images, and pairs across groups, by their files.
 
-In: the files of a group, as they were when they were extracted. Out: what is
+In: the files of groups, as they were when they were extracted. Out: what is
 there now. Several paths may lead to the same file, and a file may be gone or
-have changed. Deleting such a path would free nothing, or lose an original.
+have changed. Deleting such a path would free nothing, or lose an original: the
+images of `Group.rest` are those for which neither is so.
 """
 
 from __future__ import annotations
@@ -11,11 +12,28 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from rn50feat.errors import SourceError
 from rn50feat.searching.distinct import KnownFile
-from rn50feat.sources.presence import Identity, identity
+from rn50feat.sources.contents import head
+from rn50feat.sources.presence import Identity, fingerprint, identity, keeper, readable
 from rn50feat.sources.presence import state as file_state
+from rn50feat.sources.reference import Reference
 
 State = Literal["present", "same file", "missing", "changed", "unchecked"]
+Kept = Literal[
+    "",
+    "first",
+    "same file",
+    "missing",
+    "changed",
+    "unchecked",
+    "first not present",
+    "in an archive",
+    "in remote storage",
+    "a link",
+]
+MOST_MEASURED = 10_000  # images whose dimensions are read: each file is opened, which takes 0.1 ms on a local disk
+_HEADS = (1 << 16, 1 << 24)  # bytes that are read for the dimensions, first and if they are not in there
 _FILES = ("present", "unchecked")  # the states of members that are separate files
 
 
@@ -28,7 +46,10 @@ class GroupImage:
     ``exact`` is true if the files had the same bytes when they were extracted.
     ``state`` says what is at the path now: the extracted file, the same file
     as an earlier member's, no file, or a file of another size or time.
-    Objects in remote storage stay unchecked unless requested.
+    Objects in remote storage stay unchecked unless requested. ``width`` and
+    ``height`` are those of the upright image, None if they were not read.
+    ``kept`` says why it must stay; "" if deleting it frees ``size`` bytes and
+    the first member stays.
     """
 
     path: str
@@ -38,6 +59,9 @@ class GroupImage:
     similarity: float
     exact: bool
     state: State = "present"
+    width: int | None = None
+    height: int | None = None
+    kept: Kept = "unchecked"
 
     @property
     def is_copy(self) -> bool:
@@ -58,6 +82,16 @@ class Group:
     def redundant(self) -> int:
         """The number of redundant copies, without paths to the same file and files that are gone or changed."""
         return max(0, sum(member.state in _FILES for member in self.members) - 1)
+
+    @property
+    def rest(self) -> tuple[GroupImage, ...]:
+        """The images that may be deleted: separate files on this machine, while the first member is present."""
+        return tuple(member for member in self.members if not member.kept)
+
+    @property
+    def reclaimable(self) -> int:
+        """The bytes that deleting the ``rest`` would free."""
+        return sum(member.size for member in self.rest)
 
 
 @dataclass(frozen=True)
@@ -103,7 +137,21 @@ class Member:
     exact: bool
 
 
-def described(group: Iterable[Member], *, check: bool) -> Group:
+def described(groups: Iterable[Iterable[Member]], *, check: bool, dimensions: bool) -> list[Group]:
+    """Look up the files of groups, and read the `dimensions` of the first `MOST_MEASURED` images.
+
+    Nothing in remote storage is looked up or read unless `check` is set.
+    """
+    left = MOST_MEASURED if dimensions else 0
+    found = []
+    for group in groups:
+        members = _with_states(group, check=check)
+        found.append([_with_dimensions(member, check=check) for member in members[:left]] + members[left:])
+        left = max(0, left - len(members))
+    return [Group(tuple(members)) for members in _with_reasons(found)]
+
+
+def _with_states(group: Iterable[Member], *, check: bool) -> list[GroupImage]:
     """Look up the state of each member; put a copy of the first member that still exists first."""
     members = [_image(member, check=check) for member in group]
     lead = next((i for i, member in enumerate(members) if member.is_copy), 0)
@@ -114,10 +162,51 @@ def described(group: Iterable[Member], *, check: bool) -> Group:
             members[i] = replace(member, state="same file")
         elif own is not None:
             seen.add(own)
-    return Group(tuple(members))
+    return members
 
 
 def _image(member: Member, *, check: bool) -> GroupImage:
     known, similarity = member.file.reference, member.similarity
     state = file_state(known, check=check)
     return GroupImage(member.file.path, known.location, member.file.id, known.size, similarity, member.exact, state)
+
+
+def _with_dimensions(member: GroupImage, *, check: bool) -> GroupImage:
+    """Add the dimensions of a file that is there, if its head has them."""
+    from rn50feat.images.dimensions import dimensions
+
+    if member.state in ("present", "same file") and readable(member.location, check=check):
+        for length in _HEADS:
+            try:
+                found = dimensions(head(Reference(member.location, member.size, -1), length))
+            except (SourceError, ValueError):  # gone since
+                break
+            if found is not None:
+                return replace(member, width=found.width, height=found.height)
+            if length >= member.size:
+                break
+    return member
+
+
+def _with_reasons(groups: Iterable[Sequence[GroupImage]]) -> list[list[GroupImage]]:
+    """Say of each member why it must stay, if it must."""
+    judged = [
+        [replace(member, kept=_reason(i, member, group[0])) for i, member in enumerate(group)] for group in groups
+    ]
+    # A file may have other paths in other groups, and other devices through other mounts.
+    held = {fingerprint(member.location) for group in judged for member in group if member.kept}
+    for group in judged:
+        for i, member in enumerate(group):
+            if not member.kept:
+                if (own := fingerprint(member.location)) in held:
+                    group[i] = replace(member, kept="same file")
+                held.add(own)
+    return judged
+
+
+def _reason(number: int, member: GroupImage, first: GroupImage) -> Kept:
+    if number == 0:
+        return "first"
+    if member.state != "present":
+        return member.state
+    return "first not present" if first.state != "present" else keeper(member.location)

@@ -8,6 +8,7 @@ reads none.
 from __future__ import annotations
 
 import os
+import stat
 from pathlib import Path
 from typing import Literal
 
@@ -20,6 +21,7 @@ from rn50feat.sources.reference import Reference
 from rn50feat.sources.urls import one_scheme, other_scheme
 
 State = Literal["present", "missing", "changed", "unchecked"]
+Keeper = Literal["", "in an archive", "in remote storage", "a link", "missing"]
 Identity = tuple[int, int, str] | str
 
 
@@ -63,6 +65,27 @@ def identity(location: str) -> Identity | None:
         return None
     # Some network file systems have no inodes.
     return (status.st_dev, status.st_ino, member) if status.st_ino else f"{os.path.realpath(file)}::{member}"
+
+
+def keeper(location: str) -> Keeper:
+    """Say why deleting a location by itself would free no space, or cannot be done; "" where it would free a file's."""
+    place = at(location)
+    if not isinstance(place, Local):
+        return "in remote storage" if place.needs_network else "in an archive"
+    try:
+        status = os.lstat(location)
+    except (OSError, ValueError):
+        return "missing"
+    return "" if stat.S_ISREG(status.st_mode) and status.st_nlink == 1 else "a link"
+
+
+def fingerprint(location: str) -> tuple[object, ...]:
+    """Identify a file on this machine, even by a second mount that gives it another device; () where there is none."""
+    try:
+        status = os.stat(location)
+    except (OSError, ValueError):
+        return ()
+    return (status.st_ino or os.path.realpath(location), status.st_size, status.st_mtime_ns)
 
 
 def file_url(location: str) -> str:

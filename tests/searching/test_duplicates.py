@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -13,16 +14,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from conftest import Run
 from scenes import encoded, scene
 from vectors import append, clusters, filled, hard, remove, replace
 
 import rn50feat
 from rn50feat import EngineOptions, FeatureStore, duplicates
+from rn50feat.cli import groups as words
+from rn50feat.cli.main import main
 from rn50feat.errors import QueryError, StoreError
 from rn50feat.searching import near_pairs
 from rn50feat.searching.faiss_index import FaissIndex
-from rn50feat.searching.groups import Group, Groups
+from rn50feat.searching.groups import Group, Groups, Pair, PairImage
 from rn50feat.searching.near_pairs import NearBlock
 from rn50feat.searching.nearest import open_index
 
@@ -229,10 +233,17 @@ def test_the_command(rn50feat: Run, planted: Path, tmp_path: Path) -> None:
     assert [(row["group"], row["exact"], row["similarity"]) for row in table] == [
         (group, "True", "1.0") for group in "1122"
     ]
-    assert done.stderr.startswith("2 groups, 2 redundant copies\n")
+    assert re.match(r"2 groups, 2 redundant copies; \S+ kB reclaimable\n", done.stderr)
+    assert [(row["width"], row["height"], row["kept"]) for row in table] == [
+        ("240", "180", "first"),
+        ("240", "180", ""),
+    ] * 2
     result = json.loads(rn50feat("duplicates", planted, "--json", "--threshold", "0.5", "--quiet").stdout)
     assert (result["threshold"], result["weights"], len(result["groups"])) == (0.5, "random:0", 1)
     assert len(result["groups"][0]["members"]) == 62
+    frees = sum(member["size"] for member in result["groups"][0]["members"] if not member["kept"])
+    assert result["reclaimable"] == result["groups"][0]["reclaimable"] == frees > 0
+    assert (result["pairs"], result["more_pairs"]) == ([], 0)
     assert rn50feat("duplicates", planted, "--threshold", "2").returncode == 2
     page = tmp_path / "groups.html"
     assert rn50feat("duplicates", planted, "--exact", "--html", page).returncode == 0
@@ -248,7 +259,52 @@ def test_a_terminal_gets_a_table(planted: Path) -> None:
     code = "import sys; sys.stdout.isatty = lambda: True; from rn50feat.cli.main import main; main()"
     arguments = [sys.executable, "-c", code, "duplicates", str(planted), "--exact", "--quiet"]
     lines = subprocess.run(arguments, capture_output=True, encoding="utf-8").stdout.splitlines()
-    assert lines[:2] == ["group 1", "similarity      size  path"]
+    assert re.fullmatch(r"group 1 \(\S+ kB reclaimable\)", lines[0])
+    assert lines[1] == "similarity      size       pixels  path"
     assert lines[2].startswith("  1.000000 ")
     assert lines[3].startswith("      copy ")
     assert lines[4] == ""
+
+
+def test_pairs_in_every_form(tmp_path: Path, rn50feat: Run) -> None:
+    angles = np.array([0.0, 0.2, 0.4, 0.55])
+    rows = np.zeros((4, 2048), np.float32)
+    rows[:, 0], rows[:, 1] = np.cos(angles), np.sin(angles)
+    filled(tmp_path / "out.h5", rows)
+    at = ["duplicates", "--threshold", str(np.cos(0.21)), "--quiet"]
+    lines = rn50feat(*at).stdout.splitlines()
+    assert [line.split("\t")[3] for line in lines] == [f"0000{i}.jpg" for i in range(4)]
+    assert rn50feat(*at, "--pairs").stdout == "0.980067\t1\t00001.jpg\t2\t00002.jpg\n"
+    (row,) = csv.DictReader(io.StringIO(rn50feat(*at, "--pairs", "--csv").stdout))
+    assert (row["path_1"], row["group_1"], row["path_2"], row["group_2"]) == ("00001.jpg", "1", "00002.jpg", "2")
+    (pair,) = json.loads(rn50feat(*at, "--json", "--html", "page.html").stdout)["pairs"]
+    assert [(image["path"], image["group"]) for image in pair["images"]] == [("00001.jpg", 1), ("00002.jpg", 2)]
+    assert "1 pair across groups." in (tmp_path / "page.html").read_text()
+    assert rn50feat(*at[:3]).stderr.startswith("2 groups, 0 redundant copies; 1 near pair across groups (--pairs)\n")
+
+
+def test_a_table_shows_the_first_pairs() -> None:
+    one, other = PairImage("a\n.jpg", "/a", 1, 5, 1), PairImage("b.jpg", "/b", 2, 5, None)
+    lines = words.table(Groups([], [Pair(0.96, (one, other))] * 21)).splitlines()
+    assert lines[:3] == [
+        "near-identical, but in different groups",
+        "similarity  group  path",
+        "  0.960000      1  a\\n.jpg",
+    ]
+    assert lines[3] == "                -  b.jpg"
+    assert lines[-1] == "and 1 more: --pairs prints all"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["-0", "--csv"], "-0 requires --rest."),
+        (["--rest", "--json"], "--json and --rest cannot be combined: choose one."),
+        (["--rest", "--pairs"], "--pairs cannot be combined with --rest: pairs are of images to keep."),
+        (["--pairs", "--json"], "--pairs cannot be combined with --json: it has both groups and pairs."),
+        (["--pairs", "--exact"], "--exact cannot be combined with --pairs: it finds none."),
+    ],
+)
+def test_options_that_make_no_sense_together(arguments: list[str], fault: str) -> None:
+    done = CliRunner().invoke(main, ["duplicates", *arguments])
+    assert (done.exit_code, fault in done.output) == (2, True)

@@ -11,12 +11,15 @@ import pytest
 from conftest import Run
 from fake import FakeStart
 from packing import tar
+from PIL import Image
 from scenes import encoded, scene
 from vectors import clusters
 
 from rn50feat import duplicates, extract
 from rn50feat.images.provenance import Provenance
-from rn50feat.sources import contents
+from rn50feat.searching import groups
+from rn50feat.searching.groups import Group
+from rn50feat.sources import contents, presence
 from rn50feat.sources.reference import Reference
 from rn50feat.store.writer import create_store
 
@@ -52,6 +55,7 @@ def test_paths_to_one_file_are_no_copies(tmp_path: Path, rn50feat: Run, kind: st
         (group,) = duplicates(tmp_path / store, exact=True)
         assert [member.state for member in group.members] == ["present", "same file", *["present"] * copies]
         assert group.redundant == copies
+        assert [member.location for member in group.rest] == files[2:]
         done = rn50feat("duplicates", store, "--exact")
         assert [line.split("\t")[1] for line in done.stdout.splitlines()] == [
             "1.000000",
@@ -86,3 +90,100 @@ def test_what_is_gone_or_has_changed_is_no_copy_and_leads_no_group(tmp_path: Pat
         ("d", "present", True),
     ]
     assert group.redundant == 1
+
+
+def copied(folder: Path, *names: str) -> bytes:
+    """Make copies of one image under `names`."""
+    data = encoded(scene(0, 40, 30), "PNG")
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    return data
+
+
+def kept(groups: list[Group]) -> dict[str, str]:
+    return {member.path: member.kept for group in groups for member in group.members}
+
+
+def test_only_what_frees_space_and_loses_nothing_may_be_deleted(tmp_path: Path, start: FakeStart) -> None:
+    data = copied(tmp_path, "a.png", "b.png", "c.png", "d.png", "e.png", "x/f.png")
+    os.link(tmp_path / "c.png", tmp_path / "hard.data")
+    (tmp_path / "link.png").symlink_to("x/f.png")
+    tar(tmp_path / "z.tar", [("g.png", data)])
+    extract(tmp_path, tmp_path / "out.h5", weights="random", start=start)
+    (tmp_path / "d.png").unlink()
+    (tmp_path / "e.png").write_bytes(encoded(scene(1, 50, 30), "PNG"))
+    (group,) = duplicates(tmp_path / "out.h5", exact=True)
+    assert {path: why for path, why in kept([group]).items() if not path.endswith(".data")} == {
+        "a.png": "first",
+        "b.png": "",
+        "c.png": "a link",
+        "d.png": "missing",
+        "e.png": "changed",
+        "link.png": "same file",
+        "x/f.png": "",
+        "z.tar::g.png": "in an archive",
+    }
+    assert group.reclaimable == 2 * len(data)
+    sides = {member.path: (member.width, member.height) for member in group.members}
+    assert (sides["a.png"], sides["x/f.png"], sides["z.tar::g.png"]) == ((40, 30),) * 3
+    assert sides["d.png"] == sides["e.png"] == (None, None)
+
+
+def test_nothing_may_be_deleted_where_the_first_is_gone(tmp_path: Path, start: FakeStart) -> None:
+    for name, side in (("a", 90), ("b", 40), ("c", 30)):
+        (tmp_path / f"{name}.png").write_bytes(encoded(Image.new("RGB", (side, side), "red"), "PNG"))
+    extract(tmp_path, tmp_path / "out.h5", weights="random", start=start)
+    (group,) = duplicates(tmp_path / "out.h5")
+    assert len(group.rest) == 2
+    Path(group.members[0].location).unlink()
+    (group,) = duplicates(tmp_path / "out.h5")
+    assert [member.kept for member in group.members] == ["first", "first not present", "first not present"]
+
+
+def test_one_file_through_two_mounts_is_not_its_own_copy(
+    tmp_path: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two mounts of a network file system give a file two devices, but one inode."""
+    copied(tmp_path, "a.png", "b.png", "mount/a.png")
+    extract(tmp_path, tmp_path / "out.h5", weights="random", start=start)
+    seen = presence.fingerprint
+    monkeypatch.setattr(groups, "fingerprint", lambda location: seen(location.replace("/mount", "")))
+    found = kept(duplicates(tmp_path / "out.h5", exact=True))
+    assert found == {"a.png": "first", "b.png": "", "mount/a.png": "same file"}
+
+
+def test_a_link_to_a_file_in_no_group_is_left_out(tmp_path: Path) -> None:
+    copied(tmp_path, "a.png")
+    (tmp_path / "link.png").symlink_to("a.png")
+    assert [presence.keeper(str(tmp_path / name)) for name in ("a.png", "link.png", "gone")] == [
+        "",
+        "a link",
+        "missing",
+    ]
+
+
+def test_remote_objects_are_left_out_and_not_looked_up() -> None:
+    for location in ("s3://bucket/a.png", "http://127.0.0.1:9/x.zip::a.png"):
+        assert presence.keeper(location) == "in remote storage"
+        assert presence.fingerprint(location) == ()
+
+
+def test_odd_names_need_nuls(tmp_path: Path, start: FakeStart, rn50feat: Run) -> None:
+    names = ["a.png", "b c.png", "d\ne.png", "f\\ne.png"]
+    copied(tmp_path, *names)
+    extract(tmp_path, tmp_path / "out.h5", weights="random", start=start)
+    done = rn50feat("duplicates", "--exact", "--rest", "-0")
+    assert done.stdout == "".join(f"{tmp_path}/{name}\0" for name in names[1:])
+    done = rn50feat("duplicates", "--exact", "--rest")
+    assert done.stdout == f"{tmp_path}/b c.png\n"
+    assert done.stderr.splitlines()[0].endswith("; left out: 2 (name needs -0)")
+
+
+def test_only_so_many_images_are_measured(tmp_path: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch) -> None:
+    copied(tmp_path, "a.png", "b.png", "c.png")
+    extract(tmp_path, tmp_path / "out.h5", weights="random", start=start)
+    monkeypatch.setattr(groups, "MOST_MEASURED", 2)
+    for wanted, widths in ((True, [40, 40, None]), (False, [None] * 3)):
+        (group,) = duplicates(tmp_path / "out.h5", exact=True, dimensions=wanted)
+        assert [member.width for member in group.members] == widths
