@@ -194,7 +194,8 @@ def _with_reasons(groups: Iterable[Sequence[GroupImage]]) -> list[list[GroupImag
         [replace(member, kept=_reason(i, member, group[0])) for i, member in enumerate(group)] for group in groups
     ]
     # A file may have other paths in other groups, and other devices through other mounts.
-    held = {fingerprint(member.location) for group in judged for member in group if member.kept}
+    others = (member for group in judged for member in group if member.kept and member.state != "same file")
+    held = {fingerprint(member.location) for member in others}
     for group in judged:
         for i, member in enumerate(group):
             if not member.kept:
