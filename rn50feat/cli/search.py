@@ -100,13 +100,9 @@ def command(
     """
     from rn50feat.searching.search import search as by_image
     from rn50feat.searching.search import search_stored as by_path
-    from rn50feat.store.reader import SUFFIXES
 
     form = form_of(json=as_json, csv=csv, null=null and not (from_file and (as_json or csv)))
-    images = [query for query in queries if not query.endswith(SUFFIXES)]
-    named = [Path(query) for query in queries if query.endswith(SUFFIXES)]
-    if len(named) > 1:
-        raise click.UsageError(f"More than one STORE ({', '.join(map(str, named))}): name one.")
+    images, named = _sorted(queries)
     if not images and not stored and from_file is None:
         raise click.UsageError("Give a QUERY image, or --stored PATH.")
     images += [] if from_file is None else _listed(from_file, null)
@@ -115,7 +111,7 @@ def command(
     if (unlike or together or box) and not images:
         raise click.UsageError("--unlike, --together and --box require a QUERY image.")
     options = EngineOptions(**engine)
-    store = open_store(named[0] if named else None, ending)
+    store = open_store(named, ending)
     settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score}
     settings |= {"exclude_self": exclude_self, "exact": exact, "check": check}
     results = by_path(stored, store, **settings) if stored else []
@@ -138,6 +134,17 @@ def command(
         default = report.table if sys.stdout.isatty() else report.tab_separated
         write({"csv": report.comma_separated, "null": report.nul_separated}.get(form or "", default)(results))
     raise_all(failures)
+
+
+def _sorted(queries: Sequence[str]) -> tuple[list[str], Path | None]:
+    """Tell the images in the arguments from the store."""
+    from rn50feat.store.reader import SUFFIXES
+
+    images = [query for query in queries if not query.endswith(SUFFIXES)]
+    stores = [Path(query) for query in queries if query.endswith(SUFFIXES)]
+    if len(stores) > 1:
+        raise click.UsageError(f"More than one STORE ({', '.join(map(str, stores))}): name one.")
+    return images, stores[0] if stores else None
 
 
 def _listed(listing: Path, null: bool) -> list[str]:

@@ -8,7 +8,7 @@ memory becomes a file for a while, so that it is decoded like all images.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,16 +145,20 @@ def _files(name: str) -> Iterator[tuple[str, Reference]]:
     yield from ((one.location, one) for one in found)
 
 
-def combined(vectors: Vectors, likes: int, metric: str, *, together: bool) -> NDArray[np.float32]:
-    """Make the vectors to search with, (m, 2048), out of `likes` queries, followed by those that hits should be unlike.
+def combined(likes: Sequence[Query], avoided: Sequence[Query], metric: str, *, together: bool) -> NDArray[np.float32]:
+    """Make the vectors to search with, (m, 2048), out of the vectors of queries, and of those to stay away from.
 
     `together` gives the mean of the queries. As in Qdrant's recommendations by average vectors, a query moves away
-    from the mean of the others by as much as it differs from it. Cosine takes all vectors at length 1.
+    from the mean of the `avoided` by as much as it differs from it. Cosine takes all vectors at length 1.
     """
-    if not together and len(vectors) == likes:
-        return np.asarray(vectors, np.float32)
-    vectors = prepared(vectors, metric)
-    wanted, unlike = vectors[:likes], vectors[likes:]
+    wanted, unlike = _stacked(likes), _stacked(avoided)
+    if together or avoided:
+        wanted, unlike = prepared(wanted, metric), prepared(unlike, metric)
     if together:
         wanted = wanted.mean(axis=0, keepdims=True)
-    return 2 * wanted - unlike.mean(axis=0) if len(unlike) else wanted
+    return 2 * wanted - unlike.mean(axis=0) if avoided else wanted
+
+
+def _stacked(queries: Sequence[Query]) -> NDArray[np.float32]:
+    vectors = [np.asarray(query.vector, np.float32) for query in queries]
+    return np.array(vectors, np.float32).reshape(-1, WIDTH)

@@ -102,10 +102,8 @@ def search(
 
     `weights_file` is where the store's weights are if they have moved. Raises
     `QueryError` for a query that cannot be read, or passes it to `on_failure`
-    and goes on without that query, which has no result then. Raises
-    `WeightsError` or `ProvenanceError` if the store's weights are not
-    available, and `IndexingError` for an index that is damaged or belongs to
-    another store.
+    and leaves that query out; `WeightsError` or `ProvenanceError` without the
+    store's weights; `IndexingError` for an index that is damaged or another's.
     """
     _check(metric, min_score)
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
@@ -117,13 +115,11 @@ def search(
     likes, avoided = _usable(found[: len(asked)], on_failure), _usable(found[len(asked) :], None)
     if not likes:
         return []
-    names, files = [query.name for query in likes], [query.file for query in likes]
-    vectors = np.stack([np.asarray(query.vector, np.float32) for query in [*likes, *avoided]])
-    vectors = combined(vectors, len(likes), metric, together=together)
+    names = [query.name for query in likes]
+    vectors = combined(likes, avoided, metric, together=together)
 
     def work() -> list[list[_HitFile]]:
-        own = _own_rows(files, store) if exclude_self else [NO_ROWS] * len(files)
-        own = [np.unique(np.concatenate(own))] if together else own
+        own = _own_rows(likes, store, together=together) if exclude_self else [NO_ROWS] * len(vectors)
         return _rank(vectors, own, store, k, metric, min_score, exact)
 
     results = _results([" + ".join(names)] if together else names, store.steadily(work), check)
@@ -236,11 +232,11 @@ def _usable(queries: Iterable[Query | QueryError], on_failure: OnFailure | None)
     return usable
 
 
-def _own_rows(files: Sequence[Reference | None], store: FeatureStore) -> list[Rows]:
-    """Look up the rows of query files: none for a vector."""
-    references = [file for file in files if file is not None]
-    rows = iter(_rows_of_files(references, store))
-    return [NO_ROWS if file is None else next(rows) for file in files]
+def _own_rows(queries: Sequence[Query], store: FeatureStore, *, together: bool) -> list[Rows]:
+    """Look up the rows of each query's file, none for a vector; those of all if they are one query `together`."""
+    rows = iter(_rows_of_files([query.file for query in queries if query.file is not None], store))
+    own = [NO_ROWS if query.file is None else next(rows) for query in queries]
+    return [np.unique(np.concatenate(own))] if together else own
 
 
 def _rows_of_files(references: Sequence[Reference], store: FeatureStore) -> list[Rows]:

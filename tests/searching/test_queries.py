@@ -13,7 +13,7 @@ from PIL import Image
 import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.errors import QueryError
-from rn50feat.searching.queries import combined
+from rn50feat.searching.queries import Query, combined
 
 
 def scores(query: object, store: FeatureStore, start: FakeStart, **settings: object) -> list[tuple[str, float]]:
@@ -91,7 +91,8 @@ def test_several_images_as_one_query_and_images_to_avoid(store: FeatureStore, st
 def test_cosine_takes_all_vectors_at_length_one() -> None:
     vectors = np.zeros((3, 2048), np.float32)
     vectors[0, 0], vectors[1, 1], vectors[2, 0] = 5, 1, 9
-    found = combined(vectors, 2, "cosine", together=True)
+    first, second, third = (Query("vector", vector=vector) for vector in vectors)
+    found = combined([first, second], [third], "cosine", together=True)
     assert found[0, :2].tolist() == [2 * 0.5 - 1, 1.0]
 
 
