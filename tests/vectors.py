@@ -60,7 +60,8 @@ def hard(rows: int, seed: int = 0, block: int = 10_000) -> Iterator[NDArray[np.f
 def references(folder: Path, first: int, count: int) -> list[Reference]:
     """Return files that need not be there, with sizes that fall."""
     return [
-        Reference(str(folder / f"{i:05}.jpg"), 10**6 - i, i, i.to_bytes(16, "big")) for i in range(first, first + count)
+        Reference(str(folder / f"{i:05}.jpg"), max(1, 10**6 - i), i, i.to_bytes(16, "big"))
+        for i in range(first, first + count)
     ]
 
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from rn50feat.extraction.bench import Benchmark
     from rn50feat.extraction.preview import Preview
     from rn50feat.images.provenance import Preprocessing, Provenance
-    from rn50feat.searching.index import IndexSummary
     from rn50feat.searching.index_plan import Plan
+    from rn50feat.searching.index_summary import IndexSummary
     from rn50feat.searching.search import Hit, Result
     from rn50feat.sources.exclusion import Excluded
     from rn50feat.store.damage_notes import DamageRecord
@@ -253,13 +253,15 @@ def index_line(done: IndexSummary) -> str:
     if done.built:
         words[1] = f"recall@10 {facts.recall:.3f}" if facts.recall is not None else "too few rows to measure recall"
         words += [f"scans {count(facts.nprobe, 'list')}"] if facts.nprobe else []
+    if done.behind:
+        words[1:] = [f"{count(done.behind, 'newer one')} left for later: too few to write {size(facts.size)} again"]
     return ", ".join(words)
 
 
 def index_facts(name: Path, done: IndexSummary) -> dict[str, Any]:
     """Describe what was done to the index in the file `name`, ready for JSON."""
     counts = {"built": done.built, "added": done.added, "removed": done.removed, "rebuild_pays": done.rebuild_pays}
-    return {"file": str(name), **counts, "advice": done.advice, **done.facts.as_dict()}
+    return {"file": str(name), **counts, "behind": done.behind, "advice": done.advice, **done.facts.as_dict()}
 
 
 def failure_lines(failures: Iterable[FailureRecord]) -> str:

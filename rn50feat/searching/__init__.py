@@ -1,8 +1,9 @@
 """Find images by similarity: queries, duplicates, and the FAISS index.
 
 In: queries and a store. Out: hits, or groups of images. Order: `products`,
-`scores`, `exact`, `faiss_index`, `index_plan`, `index_file`, `path_file`,
-`nearest`, `recall`, `index`; `queries` and `embed` turn query images
-into features; `search` uses all of these, and so do `distinct`, `near_pairs`,
-`groups` and `duplicates`. Never changes a store.
+`scores`, `exact`, `inverted_lists`, `faiss_index`, `index_plan`, `index_file`,
+`index_parts`, `index_summary`, `path_file`, `nearest`, `recall`, `index`;
+`queries` and `embed` turn query images into features; `search` uses all of
+these, and so do `distinct`, `near_pairs`, `groups` and `duplicates`. Never
+changes a store.
 """

@@ -52,18 +52,19 @@ def best_of(
 ) -> list[Best]:
     """Find the `k` best rows like `scan`, and all that tie with the last; `ids` are those of all rows."""
     wanted = prepared(queries, metric)
-    rows = np.arange(len(ids)) if rows is None else rows
-    multiply = product(wanted, store.dtype, len(rows))
+    count = len(ids) if rows is None else len(rows)
+    multiply = product(wanted, store.dtype, count)
     lengths = np.sqrt(np.einsum("ij,ij->i", wanted, wanted))
     size = SLICE if len(queries) <= FEW else max(64, min(BLOCK, (1 << 22) // len(queries)))  # at most 16 MB of nearness
     bests = [Best(query, k, metric) for query in queries]
-    for start in range(0, len(rows), size):
-        numbers = rows[start : start + size]
+    for start in range(0, count, size):
+        numbers = np.arange(start, min(start + size, count)) if rows is None else rows[start : start + size]
         features = store.features(numbers)
         nearness, errors = _nearness(*multiply(features), features, lengths, metric)
         for best, line, error, excluded in zip(bests, nearness, errors.tolist(), own):
-            if len(excluded):
-                line[np.isin(numbers, excluded)] = -np.inf
+            near = excluded[(excluded >= numbers[0]) & (excluded <= numbers[-1])]
+            if len(near):
+                line[np.isin(numbers, near)] = -np.inf
             at = best.promising(line, error)
             if len(at):
                 best.add(numbers[at], ids[numbers[at]], features[at])

@@ -4,18 +4,20 @@ In: a store. Out: the FAISS file next to it, which matches the rows that the
 store had when the command began, and an `IndexSummary`. Updating an index
 costs only the difference: new rows are added, removed ones are removed, and
 nothing is trained or encoded again. Without a difference nothing is written;
-otherwise the whole file is, which takes 0.1 s for 200,000 rows.
+otherwise the whole file is, which takes 0.1 s for 200,000 rows. A large file is
+left alone as long as the difference costs a search next to nothing. Memory is
+bounded: what does not fit is built in parts.
 """
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rn50feat.durable import lock
 from rn50feat.errors import HistoryError, IndexingError
@@ -23,7 +25,10 @@ from rn50feat.searching import index_file, index_plan, path_file
 from rn50feat.searching.exact import BLOCK, Rows, prepared
 from rn50feat.searching.faiss_index import FaissIndex
 from rn50feat.searching.index_file import IndexFacts, require_same
+from rn50feat.searching.index_parts import Parts, require_room
 from rn50feat.searching.index_plan import MAX_RAM, Plan
+from rn50feat.searching.index_summary import IndexSummary, should_rebuild, summary
+from rn50feat.searching.inverted_lists import Lists, places
 from rn50feat.searching.recall import tune
 from rn50feat.searching.scores import METRICS
 from rn50feat.store.reader import FeatureStore
@@ -32,23 +37,10 @@ logger = logging.getLogger(__name__)
 
 TARGET_RECALL = 0.98
 CHANGED = 1 / 10  # the share of rows more or fewer from which the recall is measured again
+# A file of at least LARGE bytes is not written again before the difference to the store has this size: a search scans
+# the rows that the index lacks, 2 µs each, and drops candidates that the store no longer has.
+LARGE, MOST_LACKING, MOST_GONE = 500_000_000, 2_000, 1 / 100
 OnProgress = Callable[[str, int, int], None]
-
-
-@dataclass(frozen=True)
-class IndexSummary:
-    """What `index` did: rows added and removed, and the state of the index.
-
-    ``advice`` is what to do about an index that finds less than it should, or
-    that is slow; "" if it is fine.
-    """
-
-    facts: IndexFacts
-    built: bool
-    added: int
-    removed: int
-    rebuild_pays: bool
-    advice: str = ""
 
 
 def index(
@@ -80,7 +72,9 @@ def index(
         raise IndexingError(f"there is no metric {metric}: use one of {', '.join(METRICS)}")
     with lock.run_lock(index_file.faiss_path(store.path)):
         index_file.remove_leftovers(store.path)
-        loaded = None if rebuild else index_file.load(store.path, _in_memory, thorough=True)
+        if not rebuild and (postponed := _postponed(store, metric, factory, max_ram)):
+            return postponed
+        loaded = None if rebuild else index_file.load(store.path, FaissIndex.load_to_change, thorough=True)
         if loaded is None:
             return _build(store, metric or "cosine", factory, max_ram, target_recall, on_plan, on_progress)
         try:
@@ -95,8 +89,23 @@ def index(
         return _update(store, *loaded, max_ram, on_progress)
 
 
-def _in_memory(path: Path) -> FaissIndex:
-    return FaissIndex.load(path, mapped=False)
+def _postponed(store: FeatureStore, metric: str | None, factory: str | None, max_ram: int) -> IndexSummary | None:
+    """Leave a large index as it is if few rows differ: return its summary; None if it is to be updated."""
+    try:
+        facts = index_file.read_facts(store.path)
+        if facts is None or facts.size < LARGE:
+            return None
+        require_same(store, facts)
+    except IndexingError:  # `index` deals with it
+        return None
+    _require_kind(store, facts, metric, factory)
+    with store.reading():
+        ids = store.column("ids")
+    lacking = int((ids >= facts.next_id).sum())
+    gone = facts.rows - (len(ids) - lacking)
+    if lacking > MOST_LACKING or not 0 <= gone <= MOST_GONE * facts.rows:
+        return None
+    return summary(store, facts, max_ram, behind=lacking, rebuild=should_rebuild(facts, ids))
 
 
 def _require_kind(store: FeatureStore, facts: IndexFacts, metric: str | None, factory: str | None) -> None:
@@ -116,25 +125,32 @@ def _build(
     on_progress: OnProgress,
 ) -> IndexSummary:
     with store.reading():
-        ids, next_id, mark = store.column("ids"), store.next_id, _last_mark(store)
-    plan, made = _plan(factory, metric, len(ids), max_ram)
+        rows, next_id, mark = len(store), store.next_id, _last_mark(store)
+    plan, made = _plan(factory, metric, rows, max_ram)
     on_plan(plan)
-    order = np.random.default_rng(0).permutation(ids)
-    sample, held_out = order[: plan.sample], _queries(order[plan.sample :], len(ids))
+    if plan.part < rows:
+        require_room(store.path, 2 * plan.size)  # the parts and what they are merged into, or that and the final file
+    order = np.random.default_rng(0).choice(rows, min(rows, plan.sample + _held_out(rows)), replace=False)
+    with store.reading():
+        held_out = _ids(store, np.sort(order[plan.sample :]))
     if plan.sample:
         on_progress("training", 0, 0)
-        _train(made, store, np.sort(sample), metric)
-    _add(made, store, np.unique(ids), metric, on_progress)
-    facts = IndexFacts(
-        store.id, store.provenance, metric, plan.factory, len(made), next_id, next_id, plan.sample, None, None
-    )  # fmt: skip
-    facts = replace(facts, mark=mark, target=target)
-    on_progress("measuring", 0, 0)
-    facts = _tuned(store, made, facts, held_out)
-    before = _facts_there(store)
-    path_file.save(store)
-    facts = index_file.save(store.path, made.save, facts, before)
-    return _summary(store, facts, max_ram, built=True, added=len(made))
+        _train(made, store, np.sort(order[: plan.sample]), metric)
+    wanted = _wanted(store, next_id)
+    with Parts(store.path, made, plan.part) as parts:
+        _add(parts, store, wanted, np.ones(len(wanted), bool), metric, on_progress)
+        del wanted  # 8 bytes a row
+        facts = IndexFacts(
+            store.id, store.provenance, metric, plan.factory, len(parts), next_id, next_id, plan.sample, None, None
+        )  # fmt: skip
+        facts = replace(facts, mark=mark, target=target)
+        on_progress("measuring", 0, 0)
+        made = parts.whole()
+        facts = _tuned(store, made, facts, held_out)
+        before = _facts_there(store)
+        path_file.save(store)
+        facts = index_file.save(store.path, made.save, facts, before)
+    return summary(store, facts, max_ram, built=True, added=facts.rows)
 
 
 def _plan(factory: str | None, metric: str, rows: int, max_ram: int) -> tuple[Plan, FaissIndex]:
@@ -144,7 +160,14 @@ def _plan(factory: str | None, metric: str, rows: int, max_ram: int) -> tuple[Pl
         return plan, FaissIndex.make(plan.factory, metric)
     made = FaissIndex.make(factory, metric)
     plan = index_plan.custom(
-        factory, rows, row_size=made.row_size, lists=made.lists, trained=made.trained, max_ram=max_ram
+        factory,
+        rows,
+        row_size=made.row_size,
+        sample_row=index_plan.HALF if made.halves else index_plan.VECTOR,
+        lists=made.lists,
+        trained=made.trained,
+        divisible=made.lists_last,
+        max_ram=max_ram,
     )
     return plan, made
 
@@ -157,72 +180,109 @@ def _facts_there(store: FeatureStore) -> IndexFacts | None:
         return None
 
 
-def _train(made: FaissIndex, store: FeatureStore, sample: Rows, metric: str) -> None:
-    """Train on the rows with the ids `sample`, as far as they still exist."""
+def _train(made: FaissIndex, store: FeatureStore, rows: Rows, metric: str) -> None:
+    """Train on `rows`, ascending, as far as they still exist."""
+
+    def blocks() -> Iterator[NDArray[np.float32]]:
+        for start in range(0, len(rows), BLOCK):
+            with store.reading():
+                part = rows[start : start + BLOCK]
+                features = store.features(part[part < len(store)])
+            yield prepared(features, metric)
+
+    made.train(blocks(), len(rows))
+
+
+def _ids(store: FeatureStore, rows: Rows) -> Rows:
+    """Return the ids of a few `rows`."""
+    return np.array([store.column("ids", row, row + 1)[0] for row in rows.tolist()], np.int64)
+
+
+def _wanted(store: FeatureStore, next_id: int) -> Rows:
+    """Return the ids below `next_id` that the store has, ascending, each once."""
     with store.reading():
-        rows = np.flatnonzero(np.isin(store.column("ids"), sample))
-    vectors = np.empty((len(rows), index_plan.VECTOR // 4), np.float32)
-    done = 0
-    for start in range(0, len(rows), BLOCK):
-        with store.reading():
-            part = rows[start : start + BLOCK]
-            part = part[part < len(store)]
-            vectors[done : done + len(part)] = prepared(store.features(part), metric)
-            done += len(part)
-    made.train(vectors[:done])
+        ids = store.column("ids")
+    ids.sort()  # in place: there may be 100 million
+    ids = ids[: np.searchsorted(ids, next_id)]
+    return np.unique(ids) if (ids[1:] == ids[:-1]).any() else ids
 
 
-def _add(made: FaissIndex, store: FeatureStore, wanted: Rows, metric: str, on_progress: OnProgress) -> int:
-    """Add the rows with the ids `wanted`, ascending; return how many still existed.
+def _add(
+    parts: Parts,
+    store: FeatureStore,
+    wanted: Rows,
+    lacking: NDArray[np.bool_],
+    metric: str,
+    on_progress: OnProgress,
+) -> int:
+    """Add the rows with the ids ``wanted[lacking]``; `wanted` is ascending. Return how many still existed.
 
     The store may change between two blocks: rows may disappear or move to
     another place. Rows that were missed are looked up again.
     """
-    left = np.ones(len(wanted), bool)
-    while left.any():
-        with store.reading():
-            rows = np.flatnonzero(np.isin(store.column("ids"), wanted[left]))
-        if not len(rows):
-            break
-        for start in range(0, len(rows), BLOCK):
+    total, added, before = int(lacking.sum()), 0, -1
+    while before < added < total:
+        before = added
+        for first in range(0, len(store), BLOCK):
             with store.reading():  # once per block, so that a run can commit in between
-                ids, part = store.column("ids"), rows[start : start + BLOCK]
-                part = part[part < len(ids)]
-                at = np.minimum(np.searchsorted(wanted, ids[part]), len(wanted) - 1)
-                part = part[(wanted[at] == ids[part]) & left[at]]
-                features = store.features(part)
-            made.add(ids[part], prepared(features, metric))
-            left[np.searchsorted(wanted, ids[part])] = False
-            on_progress("adding", len(left) - int(left.sum()), len(left))
-    return len(left) - int(left.sum())
+                ids = store.column("ids", first, first + BLOCK)
+                at, known = places(wanted, ids)
+                rows = np.flatnonzero(known & lacking[at])
+                features = store.features(first + rows)
+            if len(rows):
+                parts.add(ids[rows], prepared(features, metric))
+                lacking[at[rows]] = False
+                added += len(rows)
+                on_progress("adding", added, total)
+    return added
 
 
 def _update(
     store: FeatureStore, made: FaissIndex, before: IndexFacts, max_ram: int, on_progress: OnProgress
 ) -> IndexSummary:
     with store.reading():
-        ids, next_id, mark = store.column("ids"), store.next_id, _last_mark(store)
-    held = made.ids()
-    gone, fresh = np.setdiff1d(held, ids), np.setdiff1d(ids, held)
-    if not len(gone) and not len(fresh) and (before.mark or not mark):
+        next_id, mark = store.next_id, _last_mark(store)
+    wanted = _wanted(store, next_id)
+    rows = len(wanted)
+    lists, lacking, gone = _difference(made, wanted, index_file.remedy(store.path))
+    if not gone and not lacking.any() and (before.mark or not mark):
         if not path_file.fits(store):
             path_file.save(store)
-        return _summary(store, before, max_ram, rebuild=_should_rebuild(before, ids))
+        return summary(store, before, max_ram, rebuild=should_rebuild(before, wanted))
+    room = index_plan.part_rows(rows, made.row_size, made.lists, max_ram)
+    with Parts(store.path, made, room, lists, wanted) as parts:
+        added = _add(parts, store, wanted, lacking, before.metric, on_progress)
+        facts = replace(before, rows=len(parts), next_id=next_id, mark=mark)
+        write = parts.save
+        if before.recall is not None and abs(len(parts) - before.measured_rows) > CHANGED * len(parts):
+            on_progress("measuring", 0, 0)
+            queries = np.random.default_rng(0).choice(wanted, _held_out(rows), replace=False)
+            made = parts.whole()
+            facts, write = _tuned(store, made, facts, queries), made.save
+        path_file.save(store)
+        facts = index_file.save(store.path, write, facts, before)
+    return summary(store, facts, max_ram, added=added, removed=gone, rebuild=should_rebuild(facts, wanted))
+
+
+def _difference(made: FaissIndex, wanted: Rows, remedy: str) -> tuple[list[Lists], NDArray[np.bool_], int]:
+    """Remove rows that are not `wanted`: all of them from memory, if the index is mapped.
+
+    Returns the lists in its file, which of `wanted` it lacks, and how many of its rows are gone.
+    """
+    if made.mapped:
+        lists, lacking = made.mapped_lists().keep(wanted)
+        made.clear()
+        return [lists], lacking, int((lists.sizes - lists.kept).sum())
+    held = made.ids()
+    gone = np.setdiff1d(held, wanted)
     if len(gone):
-        made.remove(gone, index_file.remedy(store.path))
-    added = _add(made, store, fresh, before.metric, on_progress)
-    facts = replace(before, rows=len(made), next_id=next_id, mark=mark)
-    if before.recall is not None and abs(len(made) - before.measured_rows) > CHANGED * len(made):
-        on_progress("measuring", 0, 0)
-        facts = _tuned(store, made, facts, _queries(np.random.default_rng(0).permutation(ids), len(ids)))
-    path_file.save(store)
-    facts = index_file.save(store.path, made.save, facts, before)
-    return _summary(store, facts, max_ram, added=added, removed=len(gone), rebuild=_should_rebuild(facts, ids))
+        made.remove(gone, remedy)
+    return [], ~np.isin(wanted, held), len(gone)
 
 
-def _queries(ids: Rows, rows: int) -> Rows:
-    """Choose the first of `ids` to measure recall with, out of `rows` rows."""
-    return ids[: max(1, min(index_plan.HELD_OUT, rows // 4))]
+def _held_out(rows: int) -> int:
+    """Return how many of `rows` rows to measure recall with."""
+    return min(rows, max(1, min(index_plan.HELD_OUT, rows // 4)))
 
 
 def _tuned(store: FeatureStore, made: FaissIndex, facts: IndexFacts, queries: Rows) -> IndexFacts:
@@ -235,38 +295,3 @@ def _tuned(store: FeatureStore, made: FaissIndex, facts: IndexFacts, queries: Ro
 
 def _last_mark(store: FeatureStore) -> str:
     return (store.history(-1) or [""])[0]
-
-
-def _should_rebuild(facts: IndexFacts, ids: Rows) -> bool:
-    """Check whether the lists no longer fit the rows, or the store has become too large for a full scan."""
-    if not facts.trained_on:
-        return facts.factory == index_plan.FLAT and len(ids) > index_plan.FLAT_ROWS
-    return facts.short and bool((ids >= facts.trained_next_id).any())
-
-
-def _summary(
-    store: FeatureStore,
-    facts: IndexFacts,
-    max_ram: int,
-    *,
-    built: bool = False,
-    added: int = 0,
-    removed: int = 0,
-    rebuild: bool = False,
-) -> IndexSummary:
-    advice = _advice(store, facts, max_ram, rebuild=rebuild)
-    return IndexSummary(facts, built, added, removed, rebuild, advice)
-
-
-def _advice(store: FeatureStore, facts: IndexFacts, max_ram: int, *, rebuild: bool) -> str:
-    """Say what would make the index better; "" if it is fine."""
-    command = f"rn50feat index {store.path} --rebuild"
-    if rebuild and not facts.short:
-        return f"the store has grown too large for a full scan: {command}"
-    if not facts.short:
-        return ""
-    shortfall = f"recall@10 is {facts.recall:.3f}, less than the {facts.target:g} of --target-recall"
-    if rebuild:
-        return f"{shortfall}, since many rows are newer than the index's training: {command}"
-    options = index_plan.larger(facts.factory, facts.rows, max_ram)
-    return f"{shortfall}: larger codes find more, for example with {command} {options}"

@@ -93,6 +93,16 @@ def facts_path(store: Path) -> Path:
     return store.with_suffix(".faiss.json")
 
 
+def parts_path(store: Path) -> Path:
+    """Return the path of a temporary file for the parts of an index."""
+    return store.with_suffix(".faiss-parts")
+
+
+def merged_path(store: Path) -> Path:
+    """Return the path of a temporary FAISS file that is measured before its final place is written."""
+    return store.with_suffix(".faiss-merged")
+
+
 def _new(path: Path) -> Path:
     return path.with_name(path.name + "-new")
 
@@ -263,10 +273,14 @@ def save(
         disk.sync_folder(path.parent)
     except OSError as error:
         remove_leftovers(store, disk=disk)
-        raise IndexingError(
-            f"{path} cannot be written ({error.strerror or error}): {advice(error)}; the existing index is unchanged"
-        ) from error
+        raise unwritable(path, error) from error
     return facts
+
+
+def unwritable(path: Path, error: OSError) -> IndexingError:
+    """Return the error for a file of an index that cannot be written."""
+    reason = error.strerror or error
+    return IndexingError(f"{path} cannot be written ({reason}): {advice(error)}; the existing index is unchanged")
 
 
 def _early(facts: IndexFacts) -> dict[str, Any]:
@@ -274,11 +288,11 @@ def _early(facts: IndexFacts) -> dict[str, Any]:
 
 
 def remove_leftovers(store: Path, *, disk: Disk = DISK) -> None:
-    """Remove the files of an interrupted write; the caller holds the lock."""
-    for path in (faiss_path(store), facts_path(store)):
-        if _new(path).exists():
+    """Remove temporary files, also those of an interrupted write; the caller holds the lock."""
+    for path in (_new(faiss_path(store)), _new(facts_path(store)), parts_path(store), merged_path(store)):
+        if path.exists():
             with suppress(OSError):
-                disk.remove(_new(path))
+                disk.remove(path)
 
 
 def _write_index(

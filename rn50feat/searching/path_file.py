@@ -39,14 +39,14 @@ def save(store: FeatureStore) -> None:
     """Write the file for all rows of `store`, if there are `LEAST`: 1 s for a million; raise `IndexingError` if not."""
     if len(store) < LEAST:
         return
-    hashes = [np.empty(0, np.uint64)]
-    for first in range(0, len(store), _BLOCK):  # not all at once, so that a run can commit in between
-        hashes.append(np.array([*map(_hash, store.paths(first, first + _BLOCK))], np.uint64))
-    entries = np.concatenate(hashes) << np.uint64(32)
-    entries |= np.arange(len(entries), dtype=np.uint64)
+    entries = np.zeros(len(store), "<u8")  # 8 bytes a row, of which there may be 100 million: all in place
+    for first in range(0, len(entries), _BLOCK):  # not all at once, so that a run can commit in between
+        hashes = np.array([*map(_hash, store.paths(first, first + _BLOCK))], np.uint64)[: len(entries) - first]
+        rows = np.arange(first, first + len(hashes), dtype=np.uint64)
+        entries[first : first + len(hashes)] = hashes << np.uint64(32) | rows
     entries.sort()
     with written([path_file(store.path)], kind=IndexingError) as (file,):
-        file.write(entries.astype("<u8").data)
+        file.write(entries.data)
 
 
 def fits(store: FeatureStore) -> bool:

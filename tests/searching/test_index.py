@@ -13,6 +13,7 @@ from vectors import append, check, clusters, filled, flip, held, remove, replace
 
 import rn50feat
 from rn50feat import FeatureStore
+from rn50feat.cli import report
 from rn50feat.durable.lock import run_lock
 from rn50feat.errors import IndexingError, StoreLockedError
 from rn50feat.searching import index, recall
@@ -54,6 +55,30 @@ def test_nothing_to_do_writes_nothing(store: FeatureStore) -> None:
     report = rn50feat.index(store)
     assert (report.built, report.added, report.removed) == (False, 0, 0)
     assert {path: (path.stat().st_ino, path.stat().st_mtime_ns) for path in store.path.parent.iterdir()} == before
+
+
+def test_a_few_rows_are_left_for_later_if_the_file_is_large(
+    store: FeatureStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index.index(store)
+    monkeypatch.setattr(index, "LARGE", 1)
+    before = held(store)
+    append(store, 400, clusters(10, seed=1))
+    remove(store, [5])
+    done = index.index(store)
+    assert (done.built, done.added, done.removed, done.behind) == (False, 0, 0, 10)
+    assert held(store) == before
+    check(store)
+    assert report.index_line(done) == "400 rows, 10 newer ones left for later: too few to write 3.28 MB again"
+    with pytest.raises(IndexingError, match="you asked for l2: use --rebuild"):
+        index.index(store, metric="l2")
+    remove(store, [0, 1, 2, 3])  # in all more than one in a hundred
+    done = index.index(store)
+    assert (done.added, done.removed, done.behind) == (10, 5, 0)
+    append(store, 410, clusters(3, seed=2))
+    monkeypatch.setattr(index, "MOST_LACKING", 2)
+    assert index.index(store).added == 3
+    assert held(store) == sorted(store.column("ids").tolist())
 
 
 def test_an_update_trains_and_encodes_nothing_again(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:

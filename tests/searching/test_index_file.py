@@ -150,22 +150,27 @@ def test_a_copied_index_is_as_good_and_flipped_bits_are_found_by_verify(store: F
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("factory", [None, "IVF2,RaBitQ"])
 @pytest.mark.parametrize("first", [True, False])
 def test_an_index_stopped_anywhere_is_the_old_one_or_the_new_one(
-    tmp_path: Path, first: bool, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, first: bool, factory: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Before each system call, what a kill and what a power cut would leave."""
+    if factory:  # in parts
+        monkeypatch.setattr(index_plan, "part_rows", lambda *_: 8)
+        monkeypatch.setattr("rn50feat.searching.index.BLOCK", 8)
     folder = tmp_path / "run"
     folder.mkdir()
     store = filled(folder / "out.h5", clusters(30))
     monkeypatch.setattr("rn50feat.searching.faiss_index._BUFFER", 1 << 17)
     if not first:
-        rn50feat.index(store)
+        rn50feat.index(store, factory=factory, target_recall=1.0)
         append(store, 30, clusters(10, seed=1))
         remove(store, [3, 20])
     disk = SnapshotDisk(folder, pattern="out.faiss*", mixtures=1)
     monkeypatch.setitem(index_file.save.__kwdefaults__, "disk", disk)
-    rn50feat.index(store)
+    monkeypatch.setattr("rn50feat.searching.index_parts.DISK", disk)
+    rn50feat.index(store, factory=factory, target_recall=1.0)
     disk.note()
     monkeypatch.undo()
     seen = set()
