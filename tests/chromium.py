@@ -90,6 +90,11 @@ class Chromium:
         """Return the value of a JavaScript expression; the page's own security policy does not bind it."""
         return self.send("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get("value")
 
+    def settle(self, expression: str) -> None:
+        """Wait until a JavaScript expression is true."""
+        check = f"new Promise(done => {{ const wait = () => ({expression}) ? done() : setTimeout(wait, 20); wait() }})"
+        self.send("Runtime.evaluate", expression=check, awaitPromise=True)
+
     def requests(self) -> list[str]:
         """Return the addresses that were asked for since the page was opened, but for pictures within it."""
         sent = [event["params"] for event in self.events if event["method"] == "Network.requestWillBeSent"]

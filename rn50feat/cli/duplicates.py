@@ -93,7 +93,7 @@ def command(
         from rn50feat.pages.gallery import groups_page
         from rn50feat.pages.page import save
 
-        save(html, groups_page(groups, opened, threshold=1.0 if exact else threshold, check=check, pairs=groups.pairs))
+        save(html, groups_page(groups, opened, out=html, threshold=1.0 if exact else threshold, check=check))
     ending.add(**words.facts(groups, opened, None if exact else threshold))
     if form == "rest":
         write(words.rest(groups, null=null))

@@ -165,6 +165,5 @@ def _save_page(
     from rn50feat.sources.presence import readable
 
     known = [readable(store.locate(path), check=check) for path in stored]
-    save(
-        html, search_page(results, [*known, *(result.location for result in results[len(known) :])], store, **settings)
-    )
+    locations = [*known, *(result.location for result in results[len(known) :])]
+    save(html, search_page(results, locations, store, out=html, **settings))

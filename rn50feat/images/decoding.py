@@ -78,7 +78,8 @@ def thumbnail(data: bytes, side: int, *, suffix: str, max_pixels: int) -> bytes:
         image = _load(data, suffix.lower(), max_pixels, Preprocessing(), shortest=side).image
         image.thumbnail((side, side), Image.Resampling.LANCZOS, reducing_gap=3)
         file = io.BytesIO()
-        image.save(file, "JPEG", quality=82, optimize=True, comment="")  # drops the original's comment
+        quality = 82 if side > 200 else 70  # small ones are for pages of many
+        image.save(file, "JPEG", quality=quality, optimize=True, comment="")  # drops the original's comment
         return file.getvalue()
 
 

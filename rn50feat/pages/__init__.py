@@ -2,5 +2,5 @@
 
 Takes hits, groups, or the structure of the network, and writes one file that
 needs no network and no script. Order: `page`, then `figures` and `thumbnails`,
-then `diagram` and `gallery`. Never searches or computes features.
+`cards`, then `diagram` and `gallery`. Never searches or computes features.
 """

@@ -1,9 +1,9 @@
 """Frame every HTML page: one file that needs no network, runs no script and trusts no name.
 
 Takes a title, facts, and the pieces of a body, and yields the pieces of a page,
-or writes them to a file. Its content security policy allows the embedded images
-and its own style sheet, and nothing else; it follows the reader's choice of
-light or dark.
+or writes them to a file. Its content security policy allows its own style sheet,
+the embedded images and, if asked for, those in files, and nothing else; it
+follows the reader's choice of light or dark.
 """
 
 from __future__ import annotations
@@ -37,15 +37,23 @@ def style(name: str) -> str:
     return resources.files("rn50feat.pages").joinpath(name).read_text(encoding="utf-8")
 
 
-def page(title: str, body: Iterable[str], *, facts: Iterable[tuple[str, str]] = (), css: str = "") -> Iterator[str]:
+def page(
+    title: str,
+    body: Iterable[str],
+    *,
+    facts: Iterable[tuple[str, str]] = (),
+    css: str = "",
+    images: str = "data:",
+) -> Iterator[str]:
     """Yield the pieces of a page: its title, `facts` (name, value), then the pieces of `body`.
 
     Title and facts are plain text, `body` is HTML without scripts or style
-    attributes: `css` is for what page.css lacks.
+    attributes: `css` is for what page.css lacks, and `images` says where
+    images may be, as in a content security policy.
     """
     sheet = style("page.css") + css
     digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src data:; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; img-src {images}; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     yield (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'

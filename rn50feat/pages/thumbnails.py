@@ -19,27 +19,31 @@ from rn50feat.images.provenance import Preprocessing
 from rn50feat.sources.reference import Reference
 
 SIDE = 320  # pixels: sharp at 160 CSS pixels on a screen of double density, and 10 to 20 kB
+SMALL = 112  # for pages of many images: 2.2 kB
 MOST_WORKERS = 8  # a page has few images, and a process takes 0.3 s to start
 
 
 @dataclass(frozen=True)
 class Thumbnail:
-    """A JPEG of at most `SIDE` pixels in width and height; if empty, the reason."""
+    """A JPEG; if empty, the reason."""
 
     jpeg: bytes
     reason: str = ""
 
 
-def thumbnails(locations: Iterable[str], options: EngineOptions = EngineOptions()) -> Generator[Thumbnail, None, None]:
-    """Yield a thumbnail for each location, in memory that does not grow with their number.
+def thumbnails(
+    locations: Iterable[str], options: EngineOptions = EngineOptions(), *, side: int = SIDE
+) -> Generator[Thumbnail, None, None]:
+    """Yield a thumbnail for each location, at most `side` pixels in width and height.
 
+    Memory does not grow with their number.
     Only ``workers`` and ``max_megapixels`` of `options` matter. Close the
     generator to stop its processes early.
     """
     workers = options.workers or min(cores(), MOST_WORKERS)
     max_pixels = options.max_megapixels * 1_000_000
     pool = DecoderPool(
-        Preprocessing(crop=SIDE), slots=2 * workers, workers=workers, max_pixels=max_pixels, thumbnails=True
+        Preprocessing(crop=side), slots=2 * workers, workers=workers, max_pixels=max_pixels, thumbnails=True
     )
     waiting = iter(locations)
     free = deque(range(2 * workers))

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from rn50feat.errors import SourceError
 from rn50feat.searching.distinct import KnownFile
@@ -18,6 +18,9 @@ from rn50feat.sources.contents import head
 from rn50feat.sources.presence import Identity, fingerprint, identity, keeper, readable
 from rn50feat.sources.presence import state as file_state
 from rn50feat.sources.reference import Reference
+
+if TYPE_CHECKING:
+    from rn50feat.images.dimensions import Dimensions
 
 State = Literal["present", "same file", "missing", "changed", "unchecked"]
 Kept = Literal[
@@ -173,19 +176,24 @@ def _image(member: Member, *, check: bool) -> GroupImage:
 
 def _with_dimensions(member: GroupImage, *, check: bool) -> GroupImage:
     """Add the dimensions of a file that is there, if its head has them."""
+    if member.state in ("present", "same file") and readable(member.location, check=check):
+        found = measured(member.location, member.size)
+        return member if found is None else replace(member, width=found.width, height=found.height)
+    return member
+
+
+def measured(location: str, size: int) -> Dimensions | None:
+    """Read the dimensions of an image in a file of `size` bytes; None if it cannot be read, or its head lacks them."""
     from rn50feat.images.dimensions import dimensions
 
-    if member.state in ("present", "same file") and readable(member.location, check=check):
-        for length in _HEADS:
-            try:
-                found = dimensions(head(Reference(member.location, member.size, -1), length))
-            except (SourceError, ValueError):  # gone since
-                break
-            if found is not None:
-                return replace(member, width=found.width, height=found.height)
-            if length >= member.size:
-                break
-    return member
+    for length in _HEADS:
+        try:
+            found = dimensions(head(Reference(location, size, -1), length))
+        except (SourceError, ValueError):  # gone since
+            return None
+        if found is not None or length >= size:
+            return found
+    return None
 
 
 def _with_reasons(groups: Iterable[Sequence[GroupImage]]) -> list[list[GroupImage]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import os
+import re
 import shutil
 import tarfile
 from collections.abc import Iterator
@@ -21,9 +22,10 @@ from scenes import encoded, scene
 
 from rn50feat import FeatureStore
 from rn50feat.engines.contract import EngineOptions
+from rn50feat.pages import gallery
 from rn50feat.pages.gallery import groups_page, search_page
 from rn50feat.pages.page import save
-from rn50feat.searching.groups import Group, GroupImage
+from rn50feat.searching.groups import Group, GroupImage, Groups, Pair, PairImage
 from rn50feat.searching.search import Hit, Result, search_stored
 
 ONE = EngineOptions(workers=1)
@@ -42,23 +44,26 @@ NAMES = {  # and how they are shown
 
 @dataclass
 class Figure:
-    """What a page shows of one picture."""
+    """What a page shows of one picture, small, and its file's address."""
 
+    name: str
     alt: str = ""
     href: str = ""
     picture: bytes = b""
     text: str = ""
+    path: str = ""
 
 
 class Page(HTMLParser):
-    """The headings and figures of a page."""
+    """The headings and figures of a page, and the places that its links lead to."""
 
     def __init__(self, pieces: Iterator[str]) -> None:
         super().__init__()
         self.source = "".join(pieces)
         self.figures: list[Figure] = []
         self.headings: list[str] = []
-        self._inside: list[str] = []
+        self.targets: list[str] = []
+        self._inside: list[tuple[str, str]] = []
         self.feed(self.source)
         self.close()
 
@@ -66,25 +71,35 @@ class Page(HTMLParser):
         values = {name: value or "" for name, value in attrs}
         assert tag != "script"
         assert not [name for name in values if name.startswith("on") or name == "style"]
-        self._inside.append(tag)
+        if tag in ("meta", "wbr", "img"):
+            self._image(values) if tag == "img" else None
+            return
+        self._inside.append((tag, values.get("class", "")))
         if tag == "figure":
-            self.figures.append(Figure())
+            self.figures.append(Figure(values["id"]))
         elif tag in ("h1", "h2"):
             self.headings.append("")
-        elif tag == "img":
-            self.figures[-1].alt = values["alt"]
-            self.figures[-1].picture = base64.b64decode(values["src"].removeprefix("data:image/jpeg;base64,"))
-        elif tag == "a" and "figure" in self._inside:
+        elif tag == "a" and values["href"].startswith("#"):
+            self.targets.append(values["href"][1:])
+        elif tag == "a":
             self.figures[-1].href = values["href"]
 
+    def _image(self, values: dict[str, str]) -> None:
+        if values.get("class") == "whole":  # which only a large one shows
+            assert (values["loading"], values["alt"]) == ("lazy", "")
+        else:
+            self.figures[-1].alt = values["alt"]
+            self.figures[-1].picture = base64.b64decode(values["src"].removeprefix("data:image/jpeg;base64,"))
+
     def handle_endtag(self, tag: str) -> None:
-        while self._inside.pop() != tag:
-            pass
+        assert self._inside.pop()[0] == tag
 
     def handle_data(self, data: str) -> None:
-        if "figure" in self._inside:
+        classes = {name for _, name in self._inside}
+        if "figure" in {tag for tag, _ in self._inside} and not classes & {"close", "large"}:
             self.figures[-1].text += data
-        elif self._inside and self._inside[-1] in ("h1", "h2"):
+            self.figures[-1].path += data if "path" in classes else ""
+        elif self._inside and self._inside[-1][0] in ("h1", "h2"):
             self.headings[-1] += data
 
 
@@ -104,9 +119,11 @@ def odd(tmp_path: Path) -> list[Hit]:
     return [replace(hit, state=states.get(os.path.basename(hit.path), "present")) for hit in hits]
 
 
-def searched(store: FeatureStore, hits: list[Hit], metric: str = "cosine") -> Iterator[str]:
+def searched(
+    store: FeatureStore, hits: list[Hit], metric: str = "cosine", out: str = "/x/y/page.html"
+) -> Iterator[str]:
     result = Result(hits[0].path, tuple(hits))
-    return search_page([result], [hits[0].location], store, k=len(hits), metric=metric, options=ONE)
+    return search_page([result], [hits[0].location], store, out=Path(out), k=len(hits), metric=metric, options=ONE)
 
 
 def words(figure: Figure) -> str:
@@ -116,15 +133,19 @@ def words(figure: Figure) -> str:
 def test_a_query_is_shown_beside_its_hits(store: FeatureStore) -> None:
     results = search_stored(["pictures/red.png", "pictures/white.png"], store, k=2)
     locations = [store.locate(result.query) for result in results]
-    page = Page(search_page(results, locations, store, k=2, metric="cosine", options=ONE))
+    page = Page(search_page(results, locations, store, out=Path("page.html"), k=2, metric="cosine", options=ONE))
     assert page.headings == ["Similar images in out.h5", "Query 1", "Query 2"]
+
+    def size(name: str) -> str:
+        return f"size {store.path.with_name('pictures').joinpath(f'{name}.png').stat().st_size} bytes"
+
     assert [(figure.alt, words(figure)) for figure in page.figures] == [
-        ("query 1: pictures/red.png", "pictures/red.png"),
-        ("hit 1: pictures/red.png", "hit 1 score 1.0000 pictures/red.png"),
-        ("hit 2: pictures/white.png", "hit 2 score 0.5774 pictures/white.png"),
-        ("query 2: pictures/white.png", "pictures/white.png"),
-        ("hit 1: pictures/white.png", "hit 1 score 1.0000 pictures/white.png"),
-        ("hit 2: pictures/z.png", "hit 2 score 0.9901 pictures/z.png"),
+        ("query 1: pictures/red.png", f"{size('red')} pixels 40×30 pictures/red.png"),
+        ("hit 1: pictures/red.png", f"hit 1 score 1.0000 {size('red')} pixels 40×30 pictures/red.png"),
+        ("hit 2: pictures/white.png", f"hit 2 score 0.5774 {size('white')} pixels 40×30 pictures/white.png"),
+        ("query 2: pictures/white.png", f"{size('white')} pixels 40×30 pictures/white.png"),
+        ("hit 1: pictures/white.png", f"hit 1 score 1.0000 {size('white')} pixels 40×30 pictures/white.png"),
+        ("hit 2: pictures/z.png", f"hit 2 score 0.9901 {size('z')} pixels 40×30 pictures/z.png"),
     ]
     colors = [Image.open(io.BytesIO(figure.picture)).getpixel((9, 9)) for figure in page.figures]
     red, white, grey = (254, 0, 0), (255, 255, 255), (96, 96, 128)
@@ -139,7 +160,9 @@ def test_a_query_is_shown_beside_its_hits(store: FeatureStore) -> None:
         "cosine, 1 for the same direction",
         "at most 2 for each query",
         "The weights are random: good for trying things out, not for results.",
-        '<rect width="57.74%"',
+        "from 0.5774, the lowest score, to 1.0000",
+        '<rect width="0.00%"',
+        '<rect width="97.',
     ):
         assert fact in page.source
     assert page.source.count("</section>") == 2
@@ -154,7 +177,7 @@ def test_every_name_shows_as_text_and_links_to_its_file(store: FeatureStore, odd
     assert query.alt == f"query: a folder/{next(iter(NAMES))}"
     for hit, figure, shown in zip(odd, figures, NAMES.values()):
         assert figure.alt == f"hit {hit.rank}: a folder/{shown}"
-        assert figure.text.split("\n")[-3] == f"a folder/{shown}"
+        assert figure.path == f"a folder/{shown}"
         url = urlsplit(figure.href)
         assert (url.scheme, url.netloc, url.query, url.fragment) == ("file", "", "", "")
         assert unquote_to_bytes(url.path) == os.fsencode(hit.location)
@@ -183,15 +206,15 @@ def test_a_file_that_is_named_like_a_member_is_linked_and_a_member_is_not(store:
     page = Page(searched(store, hits))
     assert all(figure.picture for figure in page.figures)
     assert [figure.href for figure in page.figures[1:]] == [(tmp_path / names[0]).as_uri(), ""]
-    assert page.source.count('<span class="frame"><img') == 1
+    assert page.source.count('class="whole"') == 2  # the query and the first hit
 
 
-@pytest.mark.parametrize(("metric", "widths"), [("l2", ["50.00", "100.00"]), ("ip", ["50.00", "100.00"])])
-def test_bars_of_other_metrics_are_filled_by_the_largest(store: FeatureStore, metric: str, widths: list[str]) -> None:
-    hits = [Hit(1, 40.0, "a", "/a", 0), Hit(2, 80.0, "b", "/b", 1)]
+@pytest.mark.parametrize(("metric", "full"), [("l2", 50), ("cosine", 20)])
+def test_bars_start_at_the_lowest_score_shown(store: FeatureStore, metric: str, full: int) -> None:
+    hits = [Hit(i, score, "a", "/a", i) for i, score in enumerate((-0.25, 0.0, 0.25))]
     source = "".join(searched(store, hits, metric))
-    assert [f'<rect width="{width}%"' in source for width in widths] == [True, True]
-    assert "".join(searched(store, [replace(hits[0], score=0.0)], metric)).count('<rect width="0.00%"') == 1
+    assert re.findall(r'<rect width="(.*?)%', source) == [f"{i * full}.00" for i in range(3)]
+    assert '<rect width="100.00%"' in "".join(searched(store, hits[:1], "l2"))
 
 
 def test_a_page_of_ten_hits_is_small(store: FeatureStore, tmp_path: Path) -> None:
@@ -199,7 +222,9 @@ def test_a_page_of_ten_hits_is_small(store: FeatureStore, tmp_path: Path) -> Non
     photo.write_bytes(encoded(scene(3, 1600, 1200), quality=95))
     hits = [Hit(i, 0.5, photo.name, str(photo), i) for i in range(1, 11)]
     result = Result(photo.name, tuple(hits))
-    source = "".join(search_page([result], [str(photo)], store, k=10, metric="cosine", options=ONE))
+    source = "".join(
+        search_page([result], [str(photo)], store, out=tmp_path / "p.html", k=10, metric="cosine", options=ONE)
+    )
     assert source.count("data:image/jpeg") == 11
     assert 50_000 < len(source) < 500_000
 
@@ -207,39 +232,61 @@ def test_a_page_of_ten_hits_is_small(store: FeatureStore, tmp_path: Path) -> Non
 def members(store: FeatureStore) -> list[GroupImage]:
     found = ("red", "white", "z")
     paths = [f"pictures/{name}.png" for name in found]
-    return [GroupImage(path, store.locate(path), i, 1_234_567, 1 - i / 100, i == 1) for i, path in enumerate(paths)]
+    return [
+        GroupImage(path, store.locate(path), i, 1_234_567, 1 - i / 100, i == 1, kept="" if i else "first")
+        for i, path in enumerate(paths)
+    ]
+
+
+def grouped(store: FeatureStore, groups: Groups, out: str = "/x/y/page.html") -> Iterator[str]:
+    return groups_page(groups, store, out=Path(out), threshold=0.9, options=ONE)
 
 
 def test_groups_are_shown_with_what_makes_them_one(store: FeatureStore) -> None:
-    page = Page(groups_page([Group(tuple(members(store)))], store, threshold=0.9, options=ONE))
-    assert page.headings == ["Near-identical images in out.h5", "Group 1: 3 images"]
-    assert [(figure.alt, words(figure)) for figure in page.figures] == [
-        ("group 1, image 1: pictures/red.png", "largest 1,235 kB pictures/red.png"),
+    page = Page(grouped(store, Groups([Group(tuple(members(store)))])))
+    assert page.headings == ["Near-identical images in out.h5", "Group 1: 3 images, 2.47 MB reclaimable"]
+    shown = [re.sub(r"size \d+ bytes pixels 40×30", "FILE", words(figure)) for figure in page.figures]
+    assert list(zip([figure.alt for figure in page.figures], shown)) == [
+        ("group 1, image 1: pictures/red.png", "largest FILE pictures/red.png"),
         (
             "group 1, image 2: pictures/white.png",
-            "similarity 0.9900 1,235 kB the same bytes as the first pictures/white.png",
+            "similarity 0.9900 the same bytes as the first FILE pictures/white.png",
         ),
-        ("group 1, image 3: pictures/z.png", "similarity 0.9800 1,235 kB pictures/z.png"),
+        ("group 1, image 3: pictures/z.png", "similarity 0.9800 FILE pictures/z.png"),
     ]
-    assert "a cosine of at least 0.9 with the first image of the group" in page.source
-    assert "1 group, 3 images in all." in page.source
-    assert "No near-identical images." in "".join(groups_page([], store, threshold=0.9, options=ONE))
+    assert re.findall(r'<rect width="(.*?)%', page.source) == ["100.00", "50.00", "0.00"]
+    for fact in (
+        "a cosine of at least 0.9 with the first image of the group",
+        "<dt>groups</dt><dd>1</dd>",
+        "<dt>images</dt><dd>3</dd>",
+        "<dt>reclaimable</dt><dd>2.47 MB</dd>",
+    ):
+        assert fact in page.source
+    assert "No near-identical images." in "".join(grouped(store, Groups()))
 
 
-def test_groups_come_as_they_are_needed(store: FeatureStore) -> None:
-    taken = []
+def test_a_page_of_groups_has_contents_and_a_limit(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    three = Group(tuple(members(store)))
+    page = Page(grouped(store, Groups([three, three])))
+    assert [target for target in page.targets if target.startswith("title")] == ["title-1", "title-2"]
+    assert "note" not in page.source.partition("Groups")[2]
+    monkeypatch.setattr(gallery, "MOST_IMAGES", 5)
+    pairs = [Pair(0.95, (PairImage("a", "/a", 1, 9, 2), PairImage("b", "/b", 2, 9, 3)))]
+    page = Page(grouped(store, Groups([three] * 4, pairs)))
+    assert len(page.figures) == 5 + 2
+    assert "The page has the first 5 images, in 2 groups, and none of the other 2 groups: --csv" in page.source
+    assert "<dt>images</dt><dd>12</dd>" in page.source
+    assert [target for target in page.targets if target.startswith("title")] == ["title-1", "title-2", "title-2"]
+    assert all(f'id="{target}"' in page.source for target in page.targets)
 
-    def stream() -> Iterator[Group]:
-        for i in range(300):
-            taken.append(i)
-            yield Group(tuple(members(store)[:2]))
 
-    pieces = groups_page(stream(), store, threshold=0.9, options=ONE)
-    shown = 0
-    for piece in pieces:
-        shown += piece.count("<section")
-        assert len(taken) <= shown + 3
-    assert shown == 300
+def test_a_page_of_many_images_has_small_ones(store: FeatureStore, tmp_path: Path) -> None:
+    photo = tmp_path / "photo.jpg"
+    photo.write_bytes(encoded(scene(3, 640, 480), quality=95))
+    member = GroupImage("photos/some_name.jpg", str(photo), 1, 99, 1.0, False)
+    images = [len("".join(grouped(store, Groups([Group((member,) * number)])))) / number for number in (200, 201)]
+    assert images[0] > 2 * images[1]
+    assert images[1] < 5_000  # so 1,000 have less than 5 MB
 
 
 def test_search_writes_a_page_beside_its_results(rn50feat: Run, store: FeatureStore) -> None:
@@ -320,13 +367,44 @@ def test_a_browser_shows_it_all(
     assert shown == "a folder/<script>document.title = 1<&script>.png"
 
 
+def test_an_image_opens_large_in_place(store: FeatureStore, tmp_path: Path, chromium: Chromium) -> None:
+    path = tmp_path / "results.html"
+    results = search_stored(["pictures/red.png"], store, k=5)
+    save(path, search_page(results, [store.locate("pictures/red.png")], store, out=path, k=5, metric="cosine"))
+    red = (tmp_path / "pictures/red.png").as_uri()
+    for width in (390, 2560):
+        chromium.open(path, width=width)
+        assert chromium.requests() == [path.as_uri()]  # large images are not loaded ahead
+        chromium.evaluate("document.querySelector('a.frame').click()")
+        whole = "document.querySelector('figure:target .whole')"
+        chromium.settle(f"{whole}.complete && {whole}.naturalWidth")
+        assert chromium.evaluate(f"{whole}.naturalWidth") == 40
+        assert chromium.requests() == [path.as_uri(), red]
+        box = chromium.evaluate("document.querySelector('figure:target').getBoundingClientRect().toJSON()")
+        assert (box["x"], box["y"], box["width"], box["height"]) == (0, 0, width, 900)
+        shown = chromium.evaluate("document.querySelector('figure:target figcaption').innerText")
+        assert re.search(r"date\s+20\d\d-\d\d-\d\d \d\d:\d\d UTC", shown)
+        assert "Open the file" in shown
+        chromium.evaluate("document.querySelector('figure:target .close').click()")
+        assert chromium.evaluate("document.querySelector('figure:target')") is None
+        assert chromium.complaints() == []
+    cards = chromium.evaluate("document.querySelector('.cards').getBoundingClientRect().right")
+    assert cards > 2400  # a wide screen is used
+
+
+def test_a_path_is_copied_as_a_whole(store: FeatureStore, odd: list[Hit], tmp_path: Path, chromium: Chromium) -> None:
+    save(tmp_path / "page.html", searched(store, odd))
+    chromium.open(tmp_path / "page.html")
+    assert chromium.evaluate("getComputedStyle(document.querySelector('figcaption .path')).userSelect") == "all"
+
+
 def test_a_screen_reader_is_told_what_there_is(
     store: FeatureStore, odd: list[Hit], tmp_path: Path, chromium: Chromium
 ) -> None:
     path = tmp_path / "results.html"
     results = [Result(odd[0].path, tuple(odd)), Result(odd[1].path, ())]
     locations = [odd[0].location, odd[1].location]
-    save(path, search_page(results, locations, store, k=20, metric="cosine", options=ONE))
+    save(path, search_page(results, locations, store, out=path, k=20, metric="cosine", options=ONE))
     chromium.open(path)
     spoken = chromium.spoken()
     roles = [role for role, _ in spoken]
@@ -345,7 +423,7 @@ def test_a_screen_reader_is_told_what_there_is(
 
 def test_groups_in_a_browser(store: FeatureStore, tmp_path: Path, chromium: Chromium) -> None:
     path = tmp_path / "groups.html"
-    save(path, groups_page([Group(tuple(members(store)))] * 7, store, threshold=0.9, options=ONE))
+    save(path, grouped(store, Groups([Group(tuple(members(store)))] * 7)))
     for width in (320, 390, 1280):
         for dark in (False, True):
             chromium.open(path, width=width, dark=dark)
