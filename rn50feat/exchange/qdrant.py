@@ -12,12 +12,14 @@ restored, for example), mean other images.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
+from functools import cache
 from types import ModuleType
 from typing import Any
 
@@ -35,7 +37,8 @@ from rn50feat.store.snapshot import Snapshot
 logger = logging.getLogger(__name__)
 
 PAGE = 10_000  # ids to list or delete in one request
-UPSERT = 128  # points to send in one request: 3 MB of JSON; a server accepts 32 MB
+REQUEST = 8_000_000  # bytes of JSON to send in one request, at most; a server accepts 32 MB
+_NUMBER = 25  # bytes of a number as JSON, at most
 TIMEOUT = 60  # seconds for one request
 _NOT_IN_NAMES = '/\\<>:"|?*'  # characters that a server rejects in a collection's name
 
@@ -85,14 +88,54 @@ def sync(
                 {"store": store.id, "path": lists.readable(path), "digest": reference.known_digest.hex(), **mark}
                 for path, reference in zip(block.paths, block.references)
             ]
-            for at in range(0, len(facts), UPSERT):
-                part = slice(at, at + UPSERT)
-                vectors = block.features[part].astype(np.float32).tolist()
-                points = models.Batch(ids=block.ids[part].tolist(), vectors=vectors, payloads=facts[part])
-                client.upsert(name, points, wait=True)
+            for part in _requests(block.paths):
+                _upsert(client, models, name, block.ids[part], block.features[part], facts[part], server="://" in url)
         for at in range(0, len(surplus), PAGE):
             client.delete(name, models.PointIdsList(points=surplus[at : at + PAGE].tolist()), wait=True)
     return Sync(total, len(surplus) + replaced, len(snapshot) - total)
+
+
+def _requests(paths: Sequence[str]) -> Iterator[slice]:
+    """Split the rows of `paths` by the bytes of their points."""
+    ends = np.cumsum([WIDTH * _NUMBER + 6 * len(path) + 200 for path in paths])  # up to 6 bytes for an escaped sign
+    bounds = [*np.flatnonzero(np.diff(ends // REQUEST, prepend=0)).tolist(), len(paths)]
+    return (slice(first, last) for first, last in zip([0, *bounds], bounds) if first < last)
+
+
+def _upsert(
+    client: Any,
+    models: ModuleType,
+    name: str,
+    ids: NDArray[np.int64],
+    features: NDArray[np.floating[Any]],
+    facts: list[dict[str, str]],
+    *,
+    server: bool,
+) -> None:
+    """Send points; float16 to a server as text from a table, which is three times as fast as what the client does."""
+    if server and features.dtype == np.float16:
+        rows = "],[".join(map(",".join, _texts()[features.view(np.uint16)].tolist()))
+        text = f'{{"batch":{{"ids":{ids.tolist()},"vectors":[[{rows}]],"payloads":{json.dumps(facts)}}}}}'
+        client.http.client.request(
+            type_=dict,
+            method="PUT",
+            url="/collections/{collection_name}/points",
+            path_params={"collection_name": name},
+            params={"wait": "true"},
+            headers={"Content-Type": "application/json"},
+            content=text.encode(),
+        )
+        return
+    vectors = features.astype(np.float32).tolist()
+    client.upsert(name, models.Batch(ids=ids.tolist(), vectors=vectors, payloads=facts), wait=True)
+
+
+@cache
+def _texts() -> NDArray[np.object_]:
+    """Return each float16, by its bits, as JSON that is exact in float32; null for NaN and infinity."""
+    with np.errstate(invalid="ignore"):  # signalling NaNs
+        values = np.arange(1 << 16, dtype=np.uint16).view(np.float16).astype(np.float32)
+    return np.array([str(value) if np.isfinite(value) else "null" for value in values], object)
 
 
 def _check(url: str, name: str) -> None:
@@ -145,8 +188,12 @@ def shown(url: str) -> str:
 def _prepare(client: Any, models: ModuleType, name: str, store: str, overwrite: bool) -> None:
     """Create the collection, or check whether it belongs to this store."""
     if not client.collection_exists(name):
-        vectors = models.VectorParams(size=WIDTH, distance=models.Distance.COSINE)
-        client.create_collection(name, vectors_config=vectors)
+        # A search reads 2 kB a row from memory, and only the best rows from the disk. One bit per dimension would say
+        # nothing: features are never negative.
+        vectors = models.VectorParams(size=WIDTH, distance=models.Distance.COSINE, on_disk=True)
+        integers = models.ScalarQuantizationConfig(type=models.ScalarType.INT8, quantile=0.99, always_ram=True)
+        quantized = models.ScalarQuantization(scalar=integers)
+        client.create_collection(name, vectors_config=vectors, quantization_config=quantized)
         return
     vectors = client.get_collection(name).config.params.vectors
     if not isinstance(vectors, models.VectorParams) or vectors.size != WIDTH:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import sys
@@ -17,6 +18,7 @@ from conftest import Run
 from qdrant_client import QdrantClient
 from remotes import serving
 from stores import store
+from vectors import filled as made
 
 from rn50feat import FeatureStore
 from rn50feat.errors import ExchangeError
@@ -70,7 +72,7 @@ def test_only_what_changed_is_sent_and_what_is_gone_is_deleted(
     filled: FeatureStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(qdrant, "PAGE", 2)
-    monkeypatch.setattr(qdrant, "UPSERT", 2)
+    monkeypatch.setattr(qdrant, "REQUEST", 110_000)  # two points
     monkeypatch.setattr(snapshot, "BLOCK", 3)
     sync(filled, str(tmp_path / "db"))
     assert sync(filled, str(tmp_path / "db")) == Sync(upserted=0, deleted=0, unchanged=5)
@@ -178,6 +180,54 @@ def test_of_a_web_server_that_is_no_qdrant_only_the_status_is_told(filled: Featu
     url = f"http://127.0.0.1:{server.server_address[1]}"
     with serving(server), pytest.raises(ExchangeError, match=f"^{url}: 404 Nothing here: check Qdrant's URL"):
         sync(filled, url)
+
+
+class Server(BaseHTTPRequestHandler):
+    """A Qdrant server that has nothing and notes what it gets."""
+
+    protocol_version = "HTTP/1.1"
+    got: list[tuple[str, Any]]
+
+    def answer(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.got.append((f"{self.command} {self.path}", json.loads(body) if body else None))
+        kinds = {"exists": {"exists": False}, "count": {"count": 0}, "scroll": {"points": []}}
+        done = {"operation_id": 1, "status": "completed"} if "wait" in self.path else True
+        result = kinds.get(self.path.rpartition("/")[2].partition("?")[0], done)
+        text = json.dumps({"result": result, "status": "ok", "time": 0}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(text)))
+        self.end_headers()
+        self.wfile.write(text)
+
+    do_GET = do_PUT = do_POST = answer
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_a_server_gets_exact_numbers_in_requests_of_a_few_megabytes(
+    tmp_path: Path, dtype: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = np.arange(30 * 2048, dtype=np.uint16).view(np.float16).reshape(30, 2048).astype(dtype)
+    rows[~np.isfinite(rows)] = 0
+    filled = made(tmp_path / "out.h5", rows, dtype)
+    monkeypatch.setattr(qdrant, "REQUEST", 600_000)
+    monkeypatch.setattr(Server, "got", [], raising=False)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Server)
+    with serving(server):
+        assert sync(filled, f"http://127.0.0.1:{server.server_address[1]}").upserted == 30
+    (created,) = (
+        body for what, body in Server.got if what.startswith("PUT /collections/out?") or what.endswith("/out")
+    )
+    assert created["vectors"] == {"size": 2048, "distance": "Cosine", "on_disk": True}
+    assert created["quantization_config"]["scalar"] == {"type": "int8", "quantile": 0.99, "always_ram": True}
+    sent = [body["batch"] for what, body in Server.got if what == "PUT /collections/out/points?wait=true"]
+    assert [len(batch["ids"]) for batch in sent] == [11, 12, 7]
+    assert [number for batch in sent for number in batch["ids"]] == [*range(30)]
+    assert np.array_equal(np.concatenate([np.float32(batch["vectors"]) for batch in sent]), rows.astype(np.float32))
+    assert sent[2]["payloads"][-1]["path"] == "00029.jpg"
 
 
 def test_the_command_line(rn50feat: Run, filled: FeatureStore, tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ from rn50feat import FeatureStore
 from rn50feat.durable.disk import Disk
 from rn50feat.errors import IndexingError
 from rn50feat.searching import index_parts, index_plan, inverted_lists
+from rn50feat.searching.exact import prepared
+from rn50feat.searching.faiss_index import FaissIndex
 
 KINDS = ["IVF8,RaBitQ", "IVF8,Flat", "IVF8_HNSW32,RaBitQ", "PCA64,IVF4,SQ8"]
 
@@ -61,6 +63,14 @@ def test_updates_in_parts_give_the_rows_of_the_store(store: FeatureStore, kind: 
         assert held(store) == sorted(store.column("ids").tolist())
         check(store)
     assert sorted(path.name for path in store.path.parent.iterdir()) == ["out.faiss", "out.faiss.json", "out.h5"]
+
+
+def test_a_graph_finds_all_lists_that_are_to_be_probed(store: FeatureStore) -> None:
+    facts = rn50feat.index(store, factory="IVF64_HNSW4,RaBitQ", target_recall=1.0).facts
+    assert facts.recall == 1.0
+    index = FaissIndex.load(store.path.with_suffix(".faiss"), mapped=True)
+    index.probe(64)
+    assert (index.candidates(prepared(store.features([7]), "cosine"), 400) >= 0).all()
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_index(store: FeatureStore, in_parts: pytest.MonkeyPatch) -> None:
