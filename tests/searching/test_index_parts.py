@@ -70,7 +70,7 @@ def test_a_graph_finds_all_lists_that_are_to_be_probed(store: FeatureStore) -> N
     assert facts.recall == 1.0
     index = FaissIndex.load(store.path.with_suffix(".faiss"), mapped=True)
     index.probe(64)
-    assert (index.candidates(prepared(store.features([7]), "cosine"), 400) >= 0).all()
+    assert (index.candidates(prepared(store.features([7]), "cosine"), 400)[0] >= 0).all()
 
 
 def test_a_full_disk_is_one_line_and_leaves_the_old_index(store: FeatureStore, in_parts: pytest.MonkeyPatch) -> None:
