@@ -35,7 +35,7 @@ OWNERS = {
     "ray": {"engines.actor", "engines.cluster", "engines.ray"},
     "safetensors": {"model.tensors"},
     "simplejpeg": {"images.jpeg"},
-    "torch": {"backends", "model.network", "model.structure", "model.tensors"},
+    "torch": {"backends", "model.network", "model.pickles", "model.structure", "model.tensors"},
     "torchvision": {"model.network"},
     "tqdm": {"cli.terminal"},
     "xxhash": {"store.checksums"},

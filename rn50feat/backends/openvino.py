@@ -137,7 +137,7 @@ class OpenVinoBackend:
         """Return the cache path of the compiled network, named for all that it depends on; None without a cache."""
         processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         crops = provenance.preprocessing
-        normalisation = (crops.mean, crops.std, crops.white, crops.crop_dtype)
+        normalisation = (crops.mean, crops.std, crops.white, crops.crop_dtype, crops.crop)
         program = (self._settings, BATCH, openvino.__version__, processor)
         facts = (sha256, provenance.network, *normalisation, *program)
         return caches.compiled_path(hashlib.sha256(repr(facts).encode()).hexdigest()[:32])

@@ -44,4 +44,5 @@ def command(
     with downloads() as on_download:
         origin = run(weights, out, variant=variant, preprocess=preprocess, force=force, on_download=on_download)
     ending.add(out=str(out), provenance=json.loads(origin.to_json()))
-    say(f"{out}: {origin.network}, preprocessing {origin.preprocessing.name}, from {origin.weights_label}")
+    found = f", {origin.weights_layout}" if origin.weights_layout else ""
+    say(f"{out}: {origin.network}, preprocessing {origin.preprocessing.name}, from {origin.weights_label}{found}")

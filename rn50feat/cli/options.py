@@ -19,7 +19,8 @@ from click.types import StringParamType
 
 from rn50feat.cli.ending import ending_of
 from rn50feat.engines.contract import EngineOptions
-from rn50feat.errors import SourceError
+from rn50feat.errors import PreprocessingError, SourceError
+from rn50feat.images import settings
 from rn50feat.images.provenance import PREPROCESSINGS, PROFILES
 from rn50feat.model.variants import VARIANTS
 from rn50feat.pages.page import target
@@ -142,6 +143,15 @@ def shard_of(text: str) -> Shard:
         raise click.BadParameter(str(error)) from error
 
 
+def preprocessing(text: str) -> str:
+    """Check the text of a preprocessing."""
+    try:
+        settings.parse(text)
+    except PreprocessingError as error:
+        raise click.BadParameter(str(error)) from error
+    return text
+
+
 def typed(name: str) -> bool:
     """Check whether the parameter `name` was given on the command line, not by a variable or a default."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
@@ -240,8 +250,11 @@ network_options = _all_of(
     ),
     option(
         "--preprocess",
-        type=click.Choice(list(PREPROCESSINGS)),
-        help="How images become network input.  [default: the store's, else the variant's]",
+        type=preprocessing,
+        metavar="NAME|KEY=VALUE,...",
+        help=f"How images become network input: {', '.join(PREPROCESSINGS)}, or what to change in the default, such as"
+        " resize=235,crop=224,interpolation=bicubic,mean=0.5,std=0.5.  [default: the store's, else as recorded with"
+        " the weights, else the variant's]",
     ),
 )
 

@@ -137,6 +137,7 @@ def provenance_lines(provenance: Provenance) -> list[tuple[str, str]]:
     return [
         ("network", f"{provenance.network}, layer {provenance.layer}"),
         ("weights", f"{one_line(provenance.weights_label)}{mark}"),
+        *([("", one_line(provenance.weights_layout))] if provenance.weights_layout else []),
         ("preprocessing", f"{image.name}: {_resized(image)}"),
         ("", f"EXIF orientation {image.exif}, transparency {image.transparency}, {image.channels}"),
         ("", f"colour profiles {image.profile}, {_range(image.value_range)}"),

@@ -4,9 +4,10 @@ In: the bytes of a file, and a `Preprocessing`. Out: a crop of shape
 (crop, crop, 3) in the preprocessing's dtype and channel order, and what is
 wrong with the image; or an `ImageError` with the reason. By default the crop
 equals what torchvision's ``Resize`` and ``CenterCrop`` produce with Pillow,
-but it is resampled only once, directly from the crop's box in the source. A
-large JPEG is decoded at a reduced scale unless the preprocessing is exact.
-What a file declares about its samples is read before its pixels.
+but it is resampled only once, directly from the crop's box in the source; for
+timm and transformers, it is equal to the last bit. A large JPEG is decoded at a
+reduced scale unless the preprocessing is exact. What a file declares about its
+samples is read before its pixels.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ _TRANSPOSES = {  # EXIF orientation -> what makes the image upright
     8: Image.Transpose.ROTATE_90,
 }
 SIDEWAYS = (5, 6, 7, 8)  # orientations that swap width and height
+_IN_TWO_STEPS = ("timm", "transformers")
+_LONGEST = 8  # times its shorter side: a longer image takes too much memory when it is resized as a whole
 
 
 def lift_pillow_limit() -> None:
@@ -145,6 +148,8 @@ def geometry(whole: tuple[int, ...], preprocessing: Preprocessing) -> tuple[int,
     """Compute the width and height that an image of size `whole` is resized to, and its crop's left and top."""
     shorter, crop = min(whole), preprocessing.crop
     width, height = (int(preprocessing.resize * side / shorter) for side in whole)
+    if preprocessing.name == "transformers":
+        return width, height, (width - crop) // 2, (height - crop) // 2
     # torchvision's Resize truncates, its CenterCrop rounds half to even.
     return width, height, round((width - crop) / 2.0), round((height - crop) / 2.0)
 
@@ -159,8 +164,9 @@ class _Source:
 
 
 def _crop_as(preprocessing: Preprocessing, source: _Source) -> NDArray[Any]:
-    if preprocessing.name == "torchvision":
-        return np.asarray(_crop(source.image, source.whole, preprocessing))
+    if preprocessing.filtered:
+        crop = np.asarray(_crop(source.image, source.whole, preprocessing))
+        return crop[..., ::-1] if preprocessing.channels == "BGR" else crop
     if preprocessing.name == "keras":
         return resampling.nearest(source.image, preprocessing.crop)[..., ::-1]  # BGR
     return resampling.tensorflow_bilinear(source.image, preprocessing.resize, preprocessing.crop)
@@ -235,4 +241,8 @@ def _crop(image: Image.Image, whole: tuple[int, ...], preprocessing: Preprocessi
     scale = round(max(whole) / max(image.size))  # 1, 2, 4 or 8; a partial block at the edge counts partially
     x, y = whole[0] / scale / width, whole[1] / scale / height
     box = (left * x, top * y, (left + crop) * x, (top + crop) * y)
-    return image.resize((crop, crop), Image.Resampling.BILINEAR, box=box)
+    kernel = Image.Resampling[preprocessing.interpolation.removesuffix(", antialiased").upper()]
+    if preprocessing.name in _IN_TWO_STEPS and max(width, height) <= _LONGEST * min(width, height):
+        # Pillow rounds the sides of a box to float32: then 1.5 % of the values differ by 1 of 255.
+        return image.resize((width, height), kernel).crop((left, top, left + crop, top + crop))
+    return image.resize((crop, crop), kernel, box=box)

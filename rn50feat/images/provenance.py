@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
+from math import inf
 from typing import Any
 
 from rn50feat.durable.records import typed
@@ -19,6 +20,7 @@ from rn50feat.errors import PreprocessingError, ProvenanceError
 UNSTATED = "unstated"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
 _LIMITS = re.compile(f"({_NUMBER}):({_NUMBER})")
+FILTERS = ("bilinear", "bicubic", "lanczos", "hamming", "box", "nearest")  # Pillow's, for `Preprocessing.filtered`
 PROFILES = {"stored": "ignored", "srgb": "converted to sRGB"}  # by the name that ``--color`` takes
 
 
@@ -28,12 +30,22 @@ def value_limits(rule: str) -> tuple[float, float] | None:
     return (float(match[1]), float(match[2])) if match and float(match[1]) < float(match[2]) else None
 
 
+def interpolation(name: str) -> str:
+    """Describe one of `FILTERS` as it is recorded; raise `PreprocessingError` for an unknown one."""
+    if name not in FILTERS:
+        raise PreprocessingError(f"there is no interpolation {name}: use one of {', '.join(FILTERS)}")
+    return name if name == "nearest" else f"{name}, antialiased"
+
+
 @dataclass(frozen=True)
 class Preprocessing:
     """How an image becomes the network's input; lengths in pixels.
 
-    ``resize`` is the length of the shorter side before the central square of
-    ``crop`` is cut out (keras squashes the image to that square instead).
+    ``name`` says by whose rules: torchvision's, which are also timm's;
+    transformers', which rounds the place of the crop down; keras', slim's or
+    caffe's. ``resize`` is the length of the shorter side before the central
+    square of ``crop`` is cut out (keras squashes the image to that square
+    instead).
     ``mean`` and ``std`` are per channel, in the order of ``channels``, for
     values scaled to [0, ``white``]. ``decoding`` is scaled (large JPEGs are
     decoded at 1/2, 1/4 or 1/8 of their size, but at no less than twice
@@ -64,6 +76,11 @@ class Preprocessing:
         """The dtype of crops: float32 if the resized image is not rounded, else uint8."""
         return "float32" if self.name in ("slim", "slim-pillow") else "uint8"
 
+    @property
+    def filtered(self) -> bool:
+        """Whether Pillow resizes, with one of `FILTERS`, and the sizes, means and deviations may be any."""
+        return self.name in ("torchvision", "timm", "transformers", "caffe")
+
     @staticmethod
     def named(name: str) -> Preprocessing:
         """Look up one of `PREPROCESSINGS` by name; raise `PreprocessingError` for an unknown one."""
@@ -82,7 +99,39 @@ class Preprocessing:
             raise PreprocessingError(f"images of {preprocessing.resize} and {preprocessing.crop} pixels are too large")
         if preprocessing.name != UNSTATED:
             cls.named(preprocessing.name)  # raises for a preprocessing that this version does not know
+        if preprocessing.filtered:
+            preprocessing._require_sense()
         return preprocessing
+
+    def _require_sense(self) -> None:
+        """Raise `PreprocessingError` for settings with which no image can be resized or normalised."""
+        interpolation(self.interpolation.removesuffix(", antialiased"))
+        if not 32 <= self.crop <= self.resize <= _LARGEST:
+            sizes = f"a crop of {self.crop} pixels and a resize of {self.resize}"
+            raise PreprocessingError(f"{sizes} do not fit: give 32 <= crop <= resize <= {_LARGEST}")
+        if len(self.mean) != 3 or not all(-self.white <= value <= self.white for value in self.mean):
+            raise PreprocessingError(f"mean {self.mean}: give one or three numbers of at most {self.white:g}, white")
+        if len(self.std) != 3 or not all(0 < value < inf for value in self.std):
+            raise PreprocessingError(f"std {self.std}: give one or three numbers above 0")
+
+    def changed(self, settings: dict[str, Any]) -> Preprocessing:
+        """Return this preprocessing with other `settings`; raise `PreprocessingError` if they make no sense.
+
+        torchvision's with another interpolation is timm's, which older versions
+        refuse: they always interpolate torchvision's bilinearly.
+        """
+        if not settings:
+            return self
+        if not self.filtered:
+            others = ", ".join(settings)
+            raise PreprocessingError(
+                f"the preprocessing {self.name} has a fixed {others}: start from torchvision or timm"
+            )
+        made = replace(self, **settings)
+        if made.name == "torchvision" and made.interpolation != Preprocessing.interpolation:
+            made = replace(made, name="timm", decoding="exact")
+        made._require_sense()
+        return made
 
     def as_record(self) -> dict[str, Any]:
         """Build the record that `from_record` reads.
@@ -109,8 +158,10 @@ _SLIM = Preprocessing(
     exif="ignored",
     decoding="fast DCT",
 )
-# By the name that ``--preprocess`` takes. Keras: `load_img(target_size=(224, 224))` and `resnet50.preprocess_input`
-# of keras.applications. slim: `preprocess_for_eval` of research/slim/preprocessing/vgg_preprocessing.py.
+# By the name that ``--preprocess`` takes. timm and transformers: the defaults of `create_transform` for most of timm's
+# ResNet50s, and the record of microsoft/resnet-50. caffe: the means of Detectron2's config/defaults.py, with
+# torchvision's sizes. Keras: `load_img(target_size=(224, 224))` and `resnet50.preprocess_input` of
+# keras.applications. slim: `preprocess_for_eval` of research/slim/preprocessing/vgg_preprocessing.py.
 PREPROCESSINGS = {
     preprocessing.name: preprocessing
     for preprocessing in (
@@ -127,6 +178,16 @@ PREPROCESSINGS = {
             exif="ignored",
             decoding="exact",
         ),
+        replace(Preprocessing(), name="timm", interpolation="bicubic, antialiased", decoding="exact"),
+        replace(Preprocessing(), name="transformers", interpolation="bicubic, antialiased", decoding="exact"),
+        Preprocessing(
+            name="caffe",
+            mean=(103.53, 116.28, 123.675),
+            std=(1.0, 1.0, 1.0),
+            white=255.0,
+            channels="BGR",
+            decoding="exact",
+        ),
         _SLIM,
         replace(_SLIM, name="slim-pillow", decoding="exact"),
     )
@@ -139,12 +200,15 @@ class Provenance:
 
     ``weights_sha256`` is empty until it is known (weights that have not been
     downloaded or drawn yet); records are then compared by name.
-    ``weights_path`` is where the file was and takes no part in comparisons.
+    ``weights_path`` is where the file was, and ``weights_layout`` how its
+    tensors were named, if not by torchvision's plain names; neither takes part
+    in comparisons.
     """
 
     weights: str
     weights_sha256: str = ""
     weights_path: str = field(default="", compare=False)
+    weights_layout: str = field(default="", compare=False, kw_only=True)
     network: str = "torchvision resnet50"
     layer: str = "avgpool"
     preprocessing: Preprocessing = Preprocessing()
@@ -158,7 +222,11 @@ class Provenance:
         return cls(weights=UNSTATED, network=made_by, layer=UNSTATED, preprocessing=Preprocessing(**settings))
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "preprocessing": self.preprocessing.as_record()})
+        """Encode the record that `from_json` reads; later additions are left out while they are empty."""
+        record = {**asdict(self), "preprocessing": self.preprocessing.as_record()}
+        if not self.weights_layout:
+            del record["weights_layout"]
+        return json.dumps(record)
 
     @classmethod
     def from_json(cls, text: str) -> Provenance:

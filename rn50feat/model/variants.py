@@ -35,6 +35,10 @@ class Variant:
 
 TORCHVISION = Variant("torchvision", "torchvision resnet50", "3x3 of the first block", 1e-5, "all sides", "torchvision")
 
+# caffe: Detectron2's converted ImageNet weights, with the strides of the original network. Its epsilon is that of
+# Detectron2's FrozenBatchNorm2d.
+CAFFE = Variant("caffe", "caffe resnet50", "1x1 of the first block", 1e-5, "all sides", "caffe")
+
 # Keras: today's keras.applications.ResNet50; the one with the earlier layer names (`res2a_…`), as in Keras 2.2.4; and
 # the same without the max-pool's padding, as up to Keras 2.1.6. slim: resnet_v1.py in TensorFlow's models, whose
 # epsilon of 1e-5 was raised to 1.001e-5 by the fused batch norm of TensorFlow up to 2.11.
@@ -42,6 +46,7 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         TORCHVISION,
+        CAFFE,
         Variant("keras", "keras resnet50", "1x1 of the first block", 1.001e-5, "all sides", "keras"),
         Variant("keras-old", "keras-old resnet50", "1x1 of the first block", 1e-3, "all sides", "keras"),
         Variant("keras-old-pad0", "keras-old-pad0 resnet50", "1x1 of the first block", 1e-3, "none", "keras"),

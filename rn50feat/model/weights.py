@@ -20,8 +20,9 @@ from typing import TypeVar
 
 from rn50feat.durable import caches
 from rn50feat.errors import MissingWeightsError, PreprocessingError, WeightsError
+from rn50feat.images import settings
 from rn50feat.images.provenance import PROFILES, Preprocessing, Provenance, value_limits
-from rn50feat.model import tensors, variants, weight_files
+from rn50feat.model import records, tensors, variants, weight_files
 from rn50feat.model.download import OnDownload, download
 from rn50feat.model.tensors import Claims, Held
 from rn50feat.model.variants import TORCHVISION, Variant
@@ -231,19 +232,26 @@ def provenance(weights: Weights, choices: Choices = Choices(), old: Provenance |
         )
     if old is not None and choices.variant is None and sha256 and sha256 == old.weights_sha256:
         # The store records this for its own weights; reading it from a Keras file takes 0.7 s.
-        claims = Claims((variants.recorded(old.network),), old.preprocessing)
+        claims = Claims((variants.recorded(old.network),), old.preprocessing, old.weights_layout)
     else:
         claims = weights.claims(sha256)
     chosen = _variant(weights, claims, choices.variant, old)
-    suggested = claims.preprocessing or Preprocessing.named(chosen.preprocessing)
+    name, changes = settings.parse(choices.preprocess) if choices.preprocess else (None, {})
+    suggested = claims.preprocessing
+    if suggested is None and weights.path and not weights.published and name is None and old is None:
+        suggested = records.preprocessing(weights.path, claims.own)
+    known = [one for one in (old.preprocessing if old else None, suggested) if one is not None]
+    known.append(Preprocessing.named(name or chosen.preprocessing))
+    base = next(one for one in known if name in (None, one.name))
     if not sha256 and old is not None and weights.name == old.weights:
         sha256 = old.weights_sha256  # the engine raises an error if that is wrong
     return Provenance(
         weights=weights.name,
         weights_sha256=sha256,
         weights_path=str(weights.path or ""),
+        weights_layout=claims.layout,
         network=chosen.network,
-        preprocessing=_preprocessing(suggested, choices, old.preprocessing if old else None),
+        preprocessing=_adjusted(base.changed(changes), choices),
     )
 
 
@@ -266,17 +274,17 @@ def _variant(weights: Weights, claims: Claims, name: str | None, old: Provenance
     return likeliest
 
 
-def _preprocessing(suggested: Preprocessing, choices: Choices, old: Preprocessing | None) -> Preprocessing:
-    """Choose the requested preprocessing, else the store's, else the weights', and apply the other choices to it."""
-    known = [preprocessing for preprocessing in (old, suggested) if preprocessing is not None]
-    name, exact = choices.preprocess or known[0].name, choices.exact_decode
-    chosen = next((one for one in known if one.name == name), None) or Preprocessing.named(name)
+def _adjusted(chosen: Preprocessing, choices: Choices) -> Preprocessing:
+    """Apply the choices other than --preprocess to a preprocessing."""
+    exact = choices.exact_decode
     if choices.exif is not None:
         chosen = replace(chosen, exif="applied" if choices.exif else "ignored")
-    if exact is not None and name == "torchvision":
+    if exact is not None and chosen.filtered:
         chosen = replace(chosen, decoding="exact" if exact else "scaled")
     elif exact is False:
-        raise PreprocessingError(f"the preprocessing {name} always decodes images in full: leave --scaled-decode out")
+        raise PreprocessingError(
+            f"the preprocessing {chosen.name} always decodes images in full: leave --scaled-decode out"
+        )
     if choices.color is not None:
         if choices.color not in PROFILES:
             raise PreprocessingError(f"there is no color {choices.color}: use one of {', '.join(PROFILES)}")

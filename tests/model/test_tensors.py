@@ -57,12 +57,12 @@ def state_without(name: str) -> Callable[[State], State]:
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
-        (lambda state: torchvision.models.resnet18().state_dict(), "layer1.0.conv1.weight has shape .64, 64, 3, 3."),
-        (lambda state: torchvision.models.resnet101().state_dict(), "layer3.6.conv1.weight is unexpected"),
-        (lambda state: torchvision.models.wide_resnet50_2().state_dict(), "layer1.0.conv1.weight has shape"),
+        (lambda state: torchvision.models.resnet18().state_dict(), "is ResNet18, with 2-2-2-2 blocks"),
+        (lambda state: torchvision.models.resnet101().state_dict(), "is ResNet101, with 3-4-23-3 blocks"),
+        (lambda state: torchvision.models.wide_resnet50_2().state_dict(), "is a Wide ResNet"),
         (state_without("layer2.1.bn3.running_var"), "layer2.1.bn3.running_var is missing"),
         (lambda state: {**state, "bn1.bias": torch.full((64,), torch.nan)}, "bn1.bias has NaN or infinite"),
-        (lambda state: [1, 2], "holds list, not named tensors"),
+        (lambda state: [1, 2], "holds no tensors"),
         (lambda state: {"epoch": 3}, "holds no tensors"),
     ],
 )
