@@ -46,11 +46,11 @@ VARIANTS = {
     variant.name: variant
     for variant in (
         TORCHVISION,
-        CAFFE,
         Variant("keras", "keras resnet50", "1x1 of the first block", 1.001e-5, "all sides", "keras"),
         Variant("keras-old", "keras-old resnet50", "1x1 of the first block", 1e-3, "all sides", "keras"),
         Variant("keras-old-pad0", "keras-old-pad0 resnet50", "1x1 of the first block", 1e-3, "none", "keras"),
         Variant("slim", "slim resnet_v1_50", "3x3 of the last block", 1.001e-5, "end", "slim"),
+        CAFFE,
     )
 }
 

@@ -212,7 +212,7 @@ def test_the_preprocessing_is_recorded_in_the_store(file: Path, scenes: Path, tm
     (file.parent / "config.json").unlink()  # the store knows it by now
     found = weights.find(str(file.with_name("own.pth")))
     assert weights.provenance(found, Choices(), known).preprocessing == known.preprocessing
-    other = weights.provenance(found, Choices(preprocess="timm"), known)
+    other = weights.provenance(found, Choices(preprocess="resize=256"), known)
     assert known.difference(other) == ("resize", "235", "256")
 
 
