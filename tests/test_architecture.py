@@ -184,7 +184,7 @@ def test_modules_and_functions_stay_short() -> None:
 WITHOUT_A_TEST = """
     cli.* durable.hdf5_storage durable.records durable.waiting engines.actor engines.cluster engines.node
     exchange.npy exchange.parquet extraction.catalogue extraction.changes extraction.plan
-    model.weight_files.checkpoint model.weight_files.hdf5 model.weight_files.names
+    model.strangers model.weight_files.checkpoint model.weight_files.hdf5 model.weight_files.names
     model.weight_files.protobuf model.weight_files.table model.weight_files.translation pages.figures
     searching.faiss_index searching.recall sources.contents sources.folders sources.listing sources.reference
     sources.tars sources.urls sources.zip_names sources.zips store.guards store.layout store.summary
