@@ -171,7 +171,8 @@ def _read_stream(file: BinaryIO, path: Path) -> Any:
     for key in load():
         count = int.from_bytes(file.read(8), "little")
         places[key] = file.tell(), count * _SIZES.get(dtypes[key], 1)
-        file.seek(places[key][1], 1)
+        if file.seek(places[key][1], 1) > path.stat().st_size:
+            raise ValueError("its end is missing")
     return content
 
 

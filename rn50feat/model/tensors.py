@@ -207,7 +207,7 @@ def _content_of_safetensors(path: Path) -> _Content:
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - safe_open is no mapping
             metadata: dict[str, str] = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from error
+        raise WeightsError(f"{path} is a damaged safetensors file ({error}): download it again") from error
     opened: list[Any] = []
 
     def load(name: str) -> torch.Tensor:
