@@ -8,7 +8,8 @@ from pathlib import Path
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import argument, json_option, network_options, option
+from rn50feat.cli.network_options import network_options
+from rn50feat.cli.options import argument, json_option, option
 from rn50feat.cli.terminal import downloads, say
 
 

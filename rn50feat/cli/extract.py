@@ -14,10 +14,10 @@ import click
 from rn50feat.cli import report
 from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.index import update
+from rn50feat.cli.network_options import color_options, network_options
 from rn50feat.cli.options import (
     PATTERN,
     NumberRange,
-    color_options,
     commit_interval,
     dtype_option,
     duration,
@@ -25,7 +25,6 @@ from rn50feat.cli.options import (
     engine_options,
     failure_limit,
     json_option,
-    network_options,
     null_list_option,
     option,
     out_argument,

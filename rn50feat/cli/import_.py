@@ -8,12 +8,11 @@ from typing import Any
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
+from rn50feat.cli.network_options import color_options, network_options
 from rn50feat.cli.options import (
     argument,
-    color_options,
     dtype_option,
     json_option,
-    network_options,
     null_list_option,
     option,
     out_argument,

@@ -19,10 +19,7 @@ from click.types import StringParamType
 
 from rn50feat.cli.ending import ending_of
 from rn50feat.engines.contract import EngineOptions
-from rn50feat.errors import PreprocessingError, SourceError
-from rn50feat.images import settings
-from rn50feat.images.provenance import PREPROCESSINGS, PROFILES
-from rn50feat.model.variants import VARIANTS
+from rn50feat.errors import SourceError
 from rn50feat.pages.page import target
 from rn50feat.sources.selection import Shard
 
@@ -143,15 +140,6 @@ def shard_of(text: str) -> Shard:
         raise click.BadParameter(str(error)) from error
 
 
-def preprocessing(text: str) -> str:
-    """Check the text of a preprocessing."""
-    try:
-        settings.parse(text)
-    except PreprocessingError as error:
-        raise click.BadParameter(str(error)) from error
-    return text
-
-
 def typed(name: str) -> bool:
     """Check whether the parameter `name` was given on the command line, not by a variable or a default."""
     return click.get_current_context().get_parameter_source(name) is ParameterSource.COMMANDLINE
@@ -189,7 +177,7 @@ def argument(name: str, *, missing: str, **settings: Any) -> Callable[[Command],
     return click.argument(name, cls=_Argument, missing=missing, **settings)
 
 
-def _all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def all_of(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
     """Combine `options`, in this order, into one decorator."""
 
     def decorate(command: Command) -> Command:
@@ -242,39 +230,8 @@ def dtype_option(default: str) -> Callable[[Command], Command]:
     return option("--dtype", type=click.Choice(["float16", "float32"]), help=text)
 
 
-network_options = _all_of(
-    option(
-        "--variant",
-        type=click.Choice(list(VARIANTS)),
-        help="The network that the weights belong to.  [default: detected from the weights]",
-    ),
-    option(
-        "--preprocess",
-        type=preprocessing,
-        metavar="NAME|KEY=VALUE,...",
-        help=f"How images become network input: {', '.join(PREPROCESSINGS)}, or what to change in the default, such as"
-        " resize=235,crop=224,interpolation=bicubic,mean=0.5,std=0.5.  [default: the store's, else as recorded with"
-        " the weights, else the variant's]",
-    ),
-)
-
-color_options = _all_of(
-    option(
-        "--color",
-        type=click.Choice(list(PROFILES)),
-        help="Use colours as stored, or convert embedded ICC profiles to sRGB.  [default: the store's, else stored]",
-    ),
-    option(
-        "--range",
-        "value_range",
-        metavar="type|own|LOW:HIGH",
-        help="Values that become black and white in images of more than 8 bits: the limits of the data type, the"
-        " image's own minimum and maximum, or two numbers, such as 0:4095.  [default: the store's, else type]",
-    ),
-)
-
 # The fields of `EngineOptions`.
-engine_options = _all_of(
+engine_options = all_of(
     option(
         "--backend",
         type=click.Choice(["auto", "torch", "openvino"]),
@@ -319,7 +276,7 @@ engine_options = _all_of(
 )
 
 # Where the engine runs, for `engine_at`.
-place_options = _all_of(
+place_options = all_of(
     option(
         "--engine",
         type=click.Choice(["local", "ray"]),
