@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 @option("--exact", is_flag=True, help="Find only byte-for-byte copies.")
 @option("--scan", is_flag=True, help="Ignore the index and compare all pairs of images.")
 @option("--pairs", is_flag=True, help="Print near-identical images in different groups, not the groups.")
-@option("--rest", is_flag=True, help="Print the files that may be deleted: all but the first of each group.")
+@option("--rest", is_flag=True, help="Print all but the first of each group, as far as these are files of their own.")
 @option("-0", "--null", is_flag=True, help="End each name of --rest with a NUL, not a newline.")
 @quiet_option
 @json_option
@@ -70,8 +70,9 @@ def command(
     of the similarity, 'copy' marks another file with the same bytes as the
     first, and 'same file' another path to a file in the group. Files that are
     missing or have changed are marked, and do not count as copies. With --pairs, the fields are
-    similarity, group, path, group and path. --rest leaves out what would free no space or lose an
-    image; without --exact, it prints files that are only similar to the first.
+    similarity, group, path, group and path. --rest hashes what it prints again, and leaves out
+    what would free no space, has changed, or has more pixels than the first. Without --exact,
+    what it prints may be another image that is only similar: look at it before you delete it.
     """
     from rn50feat.searching.duplicates import default_threshold, duplicates
 
@@ -86,8 +87,8 @@ def command(
             exact=exact,
             scan=scan,
             check=check,
-            dimensions=bool(html) or form in ("json", "csv") or (form is None and sys.stdout.isatty()),
-            on_progress=lambda done, total: tell("comparing", done, total),
+            rehash=form == "rest",
+            on_progress=tell,
         )
     if html:
         from rn50feat.pages.gallery import groups_page
@@ -101,6 +102,8 @@ def command(
         write(_text(groups, pairs=pairs, csv=form == "csv"))
     if not quiet:
         say(words.rest_line(groups, null=null) if form == "rest" else words.line(groups))
+        if form == "rest" and (warning := words.rest_warning(groups, null=null)):
+            say(warning)
         mark_random(opened)
 
 

@@ -1,7 +1,7 @@
 """Format groups of near-identical images, and pairs across groups, for people, pipes and programs.
 
 Takes groups and returns an aligned table, tab-separated lines, CSV, names of
-files to delete, or facts for JSON. Names are printed as in `report`.
+the files of a group but its first, or facts for JSON. Names are printed as in `report`.
 """
 
 from __future__ import annotations
@@ -109,12 +109,12 @@ def _csv(names: list[str], rows: Iterable[list[Any]]) -> str:
 
 
 def rest(groups: Sequence[Group], *, null: bool) -> str:
-    """Format the locations of all images that may be deleted, each ended by a NUL, or else by a line break."""
+    """Format the locations of all images in ``Group.rest``, each ended by a NUL, or else by a line break."""
     return "".join(member.location + ("\0" if null else "\n") for member in _listed(groups, null))
 
 
 def _listed(groups: Sequence[Group], null: bool) -> list[GroupImage]:
-    """Return the images that may be deleted, on lines only those whose names are printed as they are.
+    """Return the images in ``Group.rest``, on lines only those whose names are printed as they are.
 
     An escaped name could be the name of another file.
     """
@@ -123,13 +123,20 @@ def _listed(groups: Sequence[Group], null: bool) -> list[GroupImage]:
 
 
 def rest_line(groups: Sequence[Group], *, null: bool) -> str:
-    """Summarize in one line which images may be deleted, and why others are left out."""
+    """Summarize in one line which images are printed, and why others are left out."""
     kept = Counter[str](member.kept for group in groups for member in group.members[1:])
     listed = _listed(groups, null)
     kept["name needs -0"] = kept.pop("", 0) - len(listed)
     left = ", ".join(f"{number} ({reason})" for reason, number in sorted(kept.items()) if number)
-    freed = f"{count(len(listed), 'file')} to delete, {size(sum(image.size for image in listed))}"
+    freed = f"{count(len(listed), 'file')}, {size(sum(image.size for image in listed))}"
     return f"{freed}; left out: {left}" if left else freed
+
+
+def rest_warning(groups: Sequence[Group], *, null: bool) -> str:
+    """Say how many of the images that are printed are no copies; "" for none."""
+    similar = sum(not image.exact for image in _listed(groups, null))
+    are = "is not a copy of the first image" if similar == 1 else "are not copies of the first image"
+    return f"{similar} of them {are}, only similar to it: look before you delete, or use --exact" if similar else ""
 
 
 def facts(groups: Groups, store: FeatureStore, threshold: float | None) -> dict[str, Any]:

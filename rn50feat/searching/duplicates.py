@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 
@@ -42,16 +43,17 @@ def duplicates(
     exact: bool = False,
     scan: bool = False,
     check: bool = False,
-    dimensions: bool = True,
-    on_progress: Callable[[int, int], None] = lambda done, total: None,
+    rehash: bool = False,
+    on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Groups:
     """Group the images of `store` whose cosine with the group's first image is at least `threshold`.
 
     The default is `default_threshold`. `exact` finds only byte-for-byte
     copies. A cosine index is used if there is one and it saves work, unless
     `scan` is set: then all pairs of rows are compared. `check` also checks
-    members in remote storage. `dimensions` reads the width and height of the
-    first 10,000 members. `on_progress` gets (images done, images in total).
+    members in remote storage. `rehash` hashes what is in ``Group.rest``, and
+    the first images of these groups, again: files whose bytes have changed stay.
+    `on_progress` gets (stage, done, in total): images, or groups for "hashing".
     Returns a list of `Group`; its ``pairs`` are near images in different
     groups. Raises `QueryError` for a threshold that is not a cosine
     above 0, `IndexingError` for an index that is damaged or belongs to another
@@ -63,17 +65,19 @@ def duplicates(
         raise QueryError(f"the threshold {threshold:g} is not a similarity: use one above 0 and at most 1")
     files = DistinctFiles(store)
     forming = _Forming(files, threshold)
+    comparing = partial(on_progress, "comparing")
     if not exact:
         index = None if scan else open_index(store)
         if index is not None and index.facts.metric == "cosine" and not index.faiss.compares_all:
-            blocks = by_index(files, forming.free, threshold, index, on_progress)
+            blocks = by_index(files, forming.free, threshold, index, comparing)
         else:
-            blocks = by_scan(files, threshold, on_progress)
+            blocks = by_scan(files, threshold, comparing)
         for block in blocks:
             forming.add(block)
     with files.reading():
         groups, pairs = forming.finished()
-    return Groups(described(groups, check=check, dimensions=dimensions), pairs, forming.more_pairs)
+    described_groups = described(groups, check=check, rehash=rehash, on_progress=on_progress)
+    return Groups(described_groups, pairs, forming.more_pairs)
 
 
 def default_threshold(store: FeatureStore) -> float:

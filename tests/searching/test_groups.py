@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from rn50feat.images.provenance import Provenance
 from rn50feat.searching import groups
 from rn50feat.searching.groups import Group
 from rn50feat.sources import contents, presence
-from rn50feat.sources.reference import Reference
+from rn50feat.sources.reference import UNKNOWN, Reference
 from rn50feat.store.writer import create_store
 
 
@@ -180,10 +181,61 @@ def test_odd_names_need_nuls(tmp_path: Path, start: FakeStart, rn50feat: Run) ->
     assert done.stderr.splitlines()[0].endswith("; left out: 2 (name needs -0)")
 
 
-def test_only_so_many_images_are_measured(tmp_path: Path, start: FakeStart, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_image_with_more_pixels_stays_though_its_file_is_smaller(tmp_path: Path, start: FakeStart) -> None:
+    red = Image.new("RGB", (64, 48), "red")
+    (tmp_path / "large.png").write_bytes(encoded(red, "PNG"))
+    (tmp_path / "small.bmp").write_bytes(encoded(red.resize((32, 24)), "BMP"))
+    (tmp_path / "smaller.png").write_bytes(encoded(red.resize((16, 12)), "PNG"))
+    (tmp_path / "unknown.png").write_bytes(encoded(red, "TGA"))
+    extract(tmp_path, tmp_path / "out.h5", weights="random", start=start)
+    found = kept(duplicates(tmp_path / "out.h5"))
+    assert found.pop("unknown.png", "pixels unknown") in ("pixels unknown", "first")
+    assert found == {"small.bmp": "first", "large.png": "more pixels", "smaller.png": ""}
+
+
+def overwritten(path: Path) -> None:
+    """Change a byte of a file, but neither its size nor its time."""
+    times = path.stat()
+    data = path.read_bytes()
+    path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+
+def test_what_has_changed_behind_its_size_and_time_stays(tmp_path: Path, start: FakeStart, rn50feat: Run) -> None:
     copied(tmp_path, "a.png", "b.png", "c.png")
     extract(tmp_path, tmp_path / "out.h5", weights="random", start=start)
-    monkeypatch.setattr(groups, "MOST_MEASURED", 2)
-    for wanted, widths in ((True, [40, 40, None]), (False, [None] * 3)):
-        (group,) = duplicates(tmp_path / "out.h5", exact=True, dimensions=wanted)
-        assert [member.width for member in group.members] == widths
+    overwritten(tmp_path / "b.png")
+    assert kept(duplicates(tmp_path / "out.h5", exact=True)) == {"a.png": "first", "b.png": "", "c.png": ""}
+    assert kept(duplicates(tmp_path / "out.h5", exact=True, rehash=True)) == {
+        "a.png": "first",
+        "b.png": "changed",
+        "c.png": "",
+    }
+    done = rn50feat("duplicates", "--exact", "--rest")
+    assert done.stdout == f"{tmp_path}/c.png\n"
+    assert "; left out: 1 (changed)" in done.stderr
+    overwritten(tmp_path / "a.png")
+    assert rn50feat("duplicates", "--exact", "--rest", "--quiet").stdout == ""
+
+
+def test_a_file_whose_digest_is_unknown_stays(tmp_path: Path) -> None:
+    copied(tmp_path, "a.png", "b.png", "c.png")
+    known = [contents.digest(Reference(f"{tmp_path}/{name}.png", 0, 0)) for name in "abc"]
+    known[1] = replace(known[1], digest=UNKNOWN)
+    with create_store(tmp_path / "out.h5", Provenance("random:0", "00"), np.dtype("float32")) as writer:
+        writer.append(known, np.ones((3, 2048), np.float32))
+    assert kept(duplicates(tmp_path / "out.h5", exact=True)) == {"a.png": "first", "c.png": ""}
+    assert kept(duplicates(tmp_path / "out.h5", rehash=True)) == {"a.png": "first", "b.png": "changed", "c.png": ""}
+
+
+def test_similar_images_are_not_advised_to_be_deleted(tmp_path: Path, start: FakeStart, rn50feat: Run) -> None:
+    data = copied(tmp_path, "a.png", "b.png")
+    (tmp_path / "c.png").write_bytes(data + b"another file, the same image")
+    extract(tmp_path, tmp_path / "out.h5", weights="random", start=start)
+    done = rn50feat("duplicates", "--rest")
+    assert done.stderr.splitlines()[:2] == [
+        f"2 files, {2 * len(data) / 1000:.3g} kB",
+        "2 of them are not copies of the first image, only similar to it: look before you delete, or use --exact",
+    ]
+    (tmp_path / "c.png").unlink()
+    assert "similar to" not in rn50feat("duplicates", "--exact", "--rest").stderr
