@@ -54,9 +54,9 @@ def peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def build(store: FeatureStore, max_ram: int) -> None:
+def build(store: FeatureStore, max_ram: int, factory: str | None) -> None:
     before, begun = peak(), time.process_time()
-    report = rn50feat.index(store, max_ram=max_ram, on_plan=print)
+    report = rn50feat.index(store, max_ram=max_ram, factory=factory, on_plan=print)
     seconds, facts, size = time.process_time() - begun, report.facts, faiss_path(store.path).stat().st_size
     lists = int(re.findall(r"\d+", facts.factory)[0]) if facts.factory.startswith("IVF") else 0
     print(f"built in {seconds:.0f} s with {(peak() - before) / 1e6:.0f} MB beyond the interpreter")
@@ -122,18 +122,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=200_000)
     parser.add_argument("--max-ram", type=int, default=MAX_RAM)
+    parser.add_argument("--factory", help="the kind of index to build, as a FAISS factory string")
     parser.add_argument("--hard", action="store_true", help="draw vectors that are harder to index")
     parser.add_argument("--duplicates", action="store_true", help="look for duplicates, too")
     parser.add_argument("--build", type=Path, help=argparse.SUPPRESS)
     settings = parser.parse_args()
     if settings.build:
-        build(FeatureStore(settings.build), settings.max_ram)
+        build(FeatureStore(settings.build), settings.max_ram, settings.factory)
         return
     with tempfile.TemporaryDirectory(dir=".") as folder:
         store = make(Path(folder).resolve() / "out.h5", settings.rows, hard if settings.hard else blocks)
         print(f"{settings.rows} rows, load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} cores", flush=True)
         # In a process of its own: the memory is that of building alone.
         arguments = ["--build", store.path, "--max-ram", str(settings.max_ram)]
+        arguments += ["--factory", settings.factory] if settings.factory else []
         subprocess.run([sys.executable, __file__, *arguments], check=True)
         search(store)
         update(store)
