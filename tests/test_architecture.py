@@ -35,7 +35,15 @@ OWNERS = {
     "ray": {"engines.actor", "engines.cluster", "engines.ray"},
     "safetensors": {"model.tensors"},
     "simplejpeg": {"images.jpeg"},
-    "torch": {"backends", "model.network", "model.pickles", "model.structure", "model.tensors"},
+    "torch": {
+        "backends",
+        "model.network",
+        "model.pickles",
+        "model.structure",
+        "model.tensors",
+        "searching.blocks",
+        "searching.points",
+    },
     "torchvision": {"model.network"},
     "tqdm": {"cli.terminal"},
     "xxhash": {"store.checksums"},
@@ -186,8 +194,9 @@ WITHOUT_A_TEST = """
     exchange.npy exchange.parquet extraction.catalogue extraction.changes extraction.plan
     model.strangers model.weight_files.checkpoint model.weight_files.hdf5 model.weight_files.names
     model.weight_files.protobuf model.weight_files.table model.weight_files.translation pages.figures
-    searching.faiss_index searching.recall sources.contents sources.folders sources.listing sources.reference
-    sources.tars sources.urls sources.zip_names sources.zips store.guards store.layout store.summary
+    searching.faiss_index searching.neighbours searching.points searching.recall sources.contents sources.folders
+    sources.listing sources.reference sources.tars sources.urls sources.zip_names sources.zips
+    store.guards store.layout store.summary
 """.split()
 
 

@@ -5,11 +5,12 @@ from __future__ import annotations
 import dataclasses
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
 from rn50feat.cli.ending import Ending, pass_ending
-from rn50feat.cli.options import argument, json_option, option, quiet_option
+from rn50feat.cli.options import IntegerRange, argument, json_option, option, quiet_option
 from rn50feat.cli.outcome import STOP_CODES
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, signals, stages
@@ -22,6 +23,12 @@ from rn50feat.errors import count
 @option("--collection", help="Collection in the database.  [default: the name of STORE]")
 @option("--normalize", is_flag=True, help="Scale every row to length 1.")
 @option("-0", "--null", is_flag=True, help="End paths in OUT.paths.txt with NULs, not newlines.")
+@option(
+    "--neighbours",
+    metavar="K",
+    type=IntegerRange(1, 1000),
+    help="Add the K most similar rows to each row of OUT.parquet.",
+)
 @option("--overwrite", is_flag=True, help="Replace OUT, or another store's points in the collection.")
 @quiet_option
 @json_option
@@ -33,6 +40,7 @@ def command(
     collection: str | None,
     normalize: bool,
     null: bool,
+    neighbours: int | None,
     overwrite: bool,
     quiet: bool,
     as_json: bool,
@@ -56,6 +64,8 @@ def command(
         raise click.UsageError("--null cannot be combined with --to: a database has no list of paths.")
     if database is not None and normalize:
         raise click.UsageError("--normalize cannot be combined with --to: a database compares by cosine anyway.")
+    if database is not None and neighbours is not None:
+        raise click.UsageError("--neighbours cannot be combined with --to: it requires a .parquet file.")
     store = open_store(Path(stores[0]) if stores else None, ending)
     with stages(quiet) as on_stage, signals() as should_stop:
 
@@ -75,7 +85,8 @@ def command(
         else:
             from rn50feat.exchange.export import export as run
 
-            rows = run(store, out, normalize=normalize, null=null, overwrite=overwrite, on_stage=report)
+            options: dict[str, Any] = {"normalize": normalize, "null": null, "neighbours": neighbours}
+            rows = run(store, out, **options, overwrite=overwrite, on_stage=report)
             ending.add(rows=rows)
             result = f"{count(rows, 'row')} of 2048"
     ending.add(out=out)

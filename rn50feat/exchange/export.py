@@ -20,6 +20,7 @@ from rn50feat.durable import atomic
 from rn50feat.errors import ExchangeError
 from rn50feat.exchange import npy, parquet
 from rn50feat.searching.exact import prepared
+from rn50feat.searching.neighbours import MOST, NeighbourSearch
 from rn50feat.store.layout import WIDTH
 from rn50feat.store.reader import FeatureStore
 from rn50feat.store.snapshot import Block, Snapshot
@@ -33,6 +34,7 @@ def export(
     *,
     normalize: bool = False,
     null: bool = False,
+    neighbours: int | None = None,
     overwrite: bool = False,
     on_stage: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> int:
@@ -43,7 +45,9 @@ def export(
       newline or, with `null`, a NUL.
     - ``.csv``: id, path, location, digest, f0 to f2047, with a header.
     - ``.parquet``: id, path, location, size, mtime_ns, digest and features,
-      float32 lists of 2048.
+      float32 lists of 2048. With `neighbours`, also the most similar other
+      rows, so many for each, best first: neighbour_ids and neighbour_scores
+      (cosines), lists that end with nulls where there are fewer rows.
 
     `normalize` scales each row to length 1. Raises `ExchangeError` if `out`
     exists, unless `overwrite` is set, or cannot be written, and `StoreError` if
@@ -63,13 +67,33 @@ def export(
     if null and path.suffix != ".npy":
         raise ExchangeError(f"--null requires a .npy file, which has a list of paths: {path} has none")
     places = [path, npy.path_list(path)] if path.suffix == ".npy" else [path]
+    if neighbours is not None and path.suffix != ".parquet":
+        raise ExchangeError(f"--neighbours requires a .parquet file, which has columns for them: {path} has none")
+    if neighbours is not None and not 1 <= neighbours <= MOST:
+        raise ExchangeError(f"{neighbours} neighbours cannot be exported: use 1 to {MOST}")
     if not overwrite:
         atomic.refuse_existing(places)
     snapshot = Snapshot(store)
     blocks = map(_of_unit_length, snapshot.blocks()) if normalize else snapshot.blocks()
+    if neighbours is not None:
+        on_stage = _never_back(on_stage)
+        search = NeighbourSearch(snapshot, neighbours, lambda done: on_stage("export", done, len(snapshot)))
+        writers[".parquet"] = partial(parquet.write, normalized=normalize, search=search)
     with atomic.written(places) as files:
         writers[path.suffix](files, snapshot, watched(blocks, len(snapshot), on_stage))
     return len(snapshot)
+
+
+def _never_back(on_stage: Callable[[str, int, int], None]) -> Callable[[str, int, int], None]:
+    """Report the furthest of the rows whose neighbours are found, thousands at a time, and of those written."""
+    furthest = 0
+
+    def report(stage: str, done: int, total: int) -> None:
+        nonlocal furthest
+        furthest = max(furthest, done)
+        on_stage(stage, furthest, total)
+
+    return report
 
 
 def watched(blocks: Iterable[Block], total: int, on_stage: Callable[[str, int, int], None]) -> Iterator[Block]:

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import ExchangeError, count
+from rn50feat.searching.neighbours import NeighbourSearch
 from rn50feat.sources import lists
 from rn50feat.store.layout import WIDTH
 from rn50feat.store.snapshot import Block, Snapshot
@@ -37,8 +38,15 @@ def _pyarrow() -> tuple[ModuleType, ModuleType]:
     return pyarrow, pyarrow.parquet
 
 
-def write(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[Block], *, normalized: bool) -> None:
-    """Write `blocks` as row groups of one file.
+def write(
+    files: Sequence[BufferedWriter],
+    snapshot: Snapshot,
+    blocks: Iterable[Block],
+    *,
+    normalized: bool,
+    search: NeighbourSearch | None = None,
+) -> None:
+    """Write `blocks` as row groups of one file, with what `search` finds for them.
 
     Names that are not UTF-8, which Parquet cannot hold, are escaped, with a warning.
     """
@@ -55,6 +63,9 @@ def write(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[
         "digest": arrow.binary(16),
         "features": arrow.list_(arrow.float32(), WIDTH),
     }
+    if search:
+        columns["neighbour_ids"] = arrow.list_(arrow.int64(), search.k)
+        columns["neighbour_scores"] = arrow.list_(arrow.float64(), search.k)
     schema = arrow.schema(columns.items(), {MARK: json.dumps(about)})
     spelled_out = 0
     with parquet.ParquetWriter(files[0], schema, use_dictionary=False) as writer:
@@ -72,6 +83,11 @@ def write(files: Sequence[BufferedWriter], snapshot: Snapshot, blocks: Iterable[
             ]
             arrays = [arrow.array(values, kind) for values, kind in zip(facts, columns.values())]
             arrays.append(arrow.FixedSizeListArray.from_arrays(values, WIDTH))
+            if search:
+                near = search.take(len(block.ids))
+                for found in (near.ids, near.scores):
+                    values = arrow.array(found.reshape(-1), mask=near.ids.reshape(-1) < 0)
+                    arrays.append(arrow.FixedSizeListArray.from_arrays(values, search.k))
             writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
     if spelled_out:
         names = count(spelled_out, "name is", "names are")

@@ -1,9 +1,10 @@
 """Find images by similarity: queries, duplicates, and the FAISS index.
 
 In: queries and a store. Out: hits, or groups of images. Order: `products`,
-`scores`, `exact`, `inverted_lists`, `faiss_index`, `index_plan`, `index_file`,
-`index_parts`, `index_summary`, `path_file`, `nearest`, `recall`, `index`;
-`queries` and `embed` turn query images into features; `search` uses all of
-these, and so do `distinct`, `near_pairs`, `groups` and `duplicates`. Never
-changes a store.
+`scores`, `best`; `points`, `blocks` and `crowd` for many queries at once;
+`exact`, `neighbours`, `inverted_lists`, `faiss_index`, `index_plan`,
+`index_file`, `index_parts`, `index_summary`, `path_file`, `nearest`, `recall`,
+`index`; `queries` and `embed` turn query images into features; `search` uses
+all of these, and so do `distinct`, `near_pairs`, `groups` and `duplicates`.
+Never changes a store.
 """

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from rn50feat.errors import StoreError
-from rn50feat.searching.exact import Rows
+from rn50feat.searching.best import Rows
 from rn50feat.sources.reference import Reference
 from rn50feat.store.reader import FeatureStore
 from rn50feat.store.snapshot import state

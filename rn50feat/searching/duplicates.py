@@ -20,8 +20,8 @@ import numpy as np
 
 from rn50feat.errors import QueryError
 from rn50feat.searching import exact as exact_search
+from rn50feat.searching.best import Rows
 from rn50feat.searching.distinct import DistinctFiles, KnownFile
-from rn50feat.searching.exact import Rows
 from rn50feat.searching.groups import Groups, Member, Pair, PairImage, described
 from rn50feat.searching.near_pairs import NearBlock, by_index, by_scan
 from rn50feat.searching.nearest import open_index

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rn50feat.errors import IndexingError
 from rn50feat.searching import inverted_lists
-from rn50feat.searching.exact import NO_ROWS, Rows
+from rn50feat.searching.best import NO_ROWS, Rows
 from rn50feat.searching.inverted_lists import Lists, Write
 from rn50feat.store.layout import WIDTH
 

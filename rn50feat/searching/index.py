@@ -22,7 +22,8 @@ from numpy.typing import NDArray
 from rn50feat.durable import lock
 from rn50feat.errors import HistoryError, IndexingError
 from rn50feat.searching import index_file, index_plan, path_file
-from rn50feat.searching.exact import BLOCK, Rows, prepared
+from rn50feat.searching.best import Rows
+from rn50feat.searching.exact import BLOCK, prepared
 from rn50feat.searching.faiss_index import FaissIndex
 from rn50feat.searching.index_file import IndexFacts, require_same
 from rn50feat.searching.index_parts import Parts, require_room

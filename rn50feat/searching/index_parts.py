@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rn50feat.durable.disk import DISK, close
 from rn50feat.errors import IndexingError, size
 from rn50feat.searching import index_file
-from rn50feat.searching.exact import NO_ROWS, Rows
+from rn50feat.searching.best import NO_ROWS, Rows
 from rn50feat.searching.faiss_index import FaissIndex
 from rn50feat.searching.inverted_lists import Lists, Write
 

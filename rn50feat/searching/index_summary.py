@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from rn50feat.searching import index_plan
-from rn50feat.searching.exact import Rows
+from rn50feat.searching.best import Rows
 from rn50feat.searching.index_file import IndexFacts
 from rn50feat.store.reader import FeatureStore
 

@@ -16,13 +16,16 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.searching import exact
+from rn50feat.searching import blocks
+from rn50feat.searching.best import NO_ROWS, Rows
 from rn50feat.searching.distinct import DistinctFiles
-from rn50feat.searching.exact import BLOCK, NO_ROWS, ROUNDING, Rows
+from rn50feat.searching.exact import BLOCK
 from rn50feat.searching.nearest import Nearest, OpenIndex
+from rn50feat.searching.points import centre_of, fastest, points
 from rn50feat.searching.scores import TIE, reaches
 
 _LEADERS = 1024  # images per query of the index
+_DOUBTFUL = 1 << 18  # pairs to multiply again at once: with all that is known of them, 10 MB
 _NEIGHBOURS = 16  # that are checked first; more if all of them are near
 Report = Callable[[int, int], None]  # gets (images done, images in total)
 
@@ -42,13 +45,28 @@ class NearBlock:
 def by_scan(files: DistinctFiles, threshold: float, on_progress: Report) -> Iterator[NearBlock]:
     """Compare every file with all smaller ones, block by block: takes 200 MB."""
     order = files.order
+    precision = fastest(len(order) ** 2 // 2)
     for start in range(0, len(order), BLOCK):
+        firsts, room = order[start : start + BLOCK], None
+        with files.reading():
+            features = files.store.features(firsts)
+        centre = centre_of(features, "cosine")
+        left, fine = (points(features, "cosine", kind, centre=centre, queries=True) for kind in (precision, "fp32"))
+        limits = np.full(len(firsts), threshold - TIE)
         for other in range(start, len(order), BLOCK):
-            firsts, rows = order[start : start + BLOCK], order[other : other + BLOCK]
+            rows = order[other : other + BLOCK]
             with files.reading():
-                left, right = (exact.prepared(files.store.features(part), "cosine") for part in (firsts, rows))
-                near = left @ right.T >= threshold - TIE - ROUNDING
+                features = files.store.features(rows)
+                right = points(features, "cosine", precision, centre=centre, room=room)
+                products, bounds = blocks.multiply(left, right), blocks.Bounds(left, right, "cosine")
+                near = blocks.reached(products, bounds.least(limits))
+                doubtful = np.flatnonzero(near & ~blocks.reached(products, bounds.enough(limits)))
+                for some in np.split(doubtful, range(_DOUBTFUL, len(doubtful), _DOUBTFUL)):
+                    i, j = np.divmod(some, len(rows))
+                    _, highest = blocks.sharper(fine, features, i, j, "cosine", centre)
+                    near[i, j] = highest >= limits[i]
                 yield NearBlock(firsts, rows, np.triu(near, 1) if start == other else near)
+            room = right.values
         on_progress(min(start + BLOCK, len(order)), len(order))
 
 

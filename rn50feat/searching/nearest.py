@@ -19,7 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.searching import exact, index_file, index_plan
-from rn50feat.searching.exact import BLOCK, NO_ROWS, Ranking, Rows
+from rn50feat.searching.best import NO_ROWS, Ranking, Rows
+from rn50feat.searching.exact import BLOCK
 from rn50feat.searching.index_file import IndexFacts
 from rn50feat.searching.scores import Scores, Vectors, score, tolerance
 from rn50feat.store.reader import FeatureStore

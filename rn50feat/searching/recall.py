@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.searching import exact
-from rn50feat.searching.exact import NO_ROWS, Rows, prepared
+from rn50feat.searching.best import NO_ROWS, Rows
+from rn50feat.searching.exact import prepared
 from rn50feat.searching.faiss_index import FaissIndex
 from rn50feat.searching.nearest import AT
 from rn50feat.store.reader import FeatureStore

@@ -20,8 +20,8 @@ from rn50feat.engines.contract import EngineOptions, StartEngine
 from rn50feat.errors import QueryError
 from rn50feat.model.download import OnDownload
 from rn50feat.searching import path_file
+from rn50feat.searching.best import NO_ROWS, Rows
 from rn50feat.searching.embed import embed_like
-from rn50feat.searching.exact import NO_ROWS, Rows
 from rn50feat.searching.nearest import Nearest, open_index
 from rn50feat.searching.queries import Box, Gathering, Given, Query, combined
 from rn50feat.searching.scores import METRICS, Vectors, reaches

@@ -67,14 +67,19 @@ class Snapshot:
             if len(rows):
                 yield self._block(first, rows)
 
+    def require_unmoved(self, start: int = 0, stop: int | None = None) -> None:
+        """Raise `StoreError` if any of the rows ``start:stop`` were replaced or removed since the snapshot."""
+        ids = self.ids[start:stop]
+        if not np.array_equal(self.store.column("ids", start, start + len(ids)), ids):
+            raise StoreError(
+                f"{self.store.path} changed while it was read (rows were replaced or removed):"
+                " wait until the run that writes to it ends, then try again"
+            )
+
     def _block(self, first: int, rows: NDArray[np.int64]) -> Block:
         store, ids = self.store, self.ids[first : first + BLOCK]
         with store.reading():
-            if not np.array_equal(store.column("ids", first, first + len(ids)), ids):
-                raise StoreError(
-                    f"{store.path} changed while it was read (rows were replaced or removed):"
-                    " wait until the run that writes to it ends, then try again"
-                )
+            self.require_unmoved(first, first + len(ids))
             store.require_sound((first + rows).tolist())
             paths, references = store.paths(first, first + len(ids)), store.references(first, len(ids))
             features, damage = store.block(first, len(ids))[rows], store.damage()

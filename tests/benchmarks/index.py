@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.searching import exact
+from rn50feat.searching.best import NO_ROWS
 from rn50feat.searching.index_file import faiss_path
 from rn50feat.searching.index_plan import MAX_RAM, VECTOR
 from rn50feat.searching.nearest import Nearest, open_index
@@ -97,7 +98,7 @@ def update(store: FeatureStore) -> None:
     for moment in ("before", "after"):
         with store.reading():
             nearest = Nearest(store, "cosine", open_index(store))
-            found = nearest.find(new, [exact.NO_ROWS] * 10, 1)
+            found = nearest.find(new, [NO_ROWS] * 10, 1)
         assert [int(rows[0]) for rows, _ in found] == list(range(count, count + 10)), moment
         if moment == "before":
             begun = time.process_time()

@@ -14,12 +14,17 @@ import numpy as np
 import pandas
 import pytest
 from conftest import Run
+from pyarrow import parquet
 from stores import store
 
+import rn50feat
 from rn50feat import FeatureStore, export
 from rn50feat.durable.disk import Disk
 from rn50feat.errors import ExchangeError, StoreError
+from rn50feat.searching import crowd
+from rn50feat.searching.neighbours import Neighbours, NeighbourSearch
 from rn50feat.sources import lists
+from rn50feat.sources.reference import Reference
 from rn50feat.store import snapshot
 from rn50feat.store.writer import open_store
 
@@ -230,3 +235,76 @@ def test_an_extra_that_is_missing_is_named(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(ExchangeError, match=r"pip install 'rn50feat\[parquet\]'"):
         export(made(tmp_path, NAMES), tmp_path / "rows.parquet")
     assert os.listdir(tmp_path) == ["out.h5"]
+
+
+def nearest_by_hand(opened: FeatureStore, k: int) -> list[list[int]]:
+    rows = features(opened).astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = rows @ rows.T
+    np.fill_diagonal(cosines, -2)
+    ids = opened.column("ids")
+    return [ids[row].tolist() for row in np.argsort(-cosines, axis=1)[:, :k]]
+
+
+@pytest.mark.parametrize("at_once", [3, 16, 4096])
+def test_parquet_has_the_neighbours_of_every_row(tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(crowd, "most", lambda k: at_once)
+    opened = made(tmp_path, [f"{i}.jpg" for i in range(40)])
+    assert export(opened, tmp_path / "rows.parquet", neighbours=4) == 40
+    table = pandas.read_parquet(tmp_path / "rows.parquet")
+    assert [ids.tolist() for ids in table["neighbour_ids"]] == nearest_by_hand(opened, 4)
+    assert all((np.diff(scores) <= 0).all() and scores[0] < 1 for scores in table["neighbour_scores"])
+    (row, *_), (result,) = table["neighbour_scores"], rn50feat.search([features(opened)[0]], opened, k=5)
+    assert row.tolist() == pytest.approx([hit.score for hit in result.hits[1:]], abs=1e-12)
+
+
+def test_lists_of_neighbours_end_with_nulls_where_there_are_fewer_rows(tmp_path: Path) -> None:
+    opened = made(tmp_path, NAMES)
+    export(opened, tmp_path / "rows.parquet", neighbours=7)
+    ids = parquet.read_table(tmp_path / "rows.parquet")["neighbour_ids"]
+    assert str(ids.type) == "fixed_size_list<element: int64>[7]"
+    for own, row in zip(opened.column("ids"), ids.to_pylist()):
+        assert {*row[:4], own} == set(opened.column("ids"))
+        assert row[4:] == [None] * 3
+    export(made(tmp_path / "one", ["a.jpg"]), tmp_path / "one.parquet", neighbours=1)
+    assert parquet.read_table(tmp_path / "one.parquet")["neighbour_scores"].to_pylist() == [[None]]
+
+
+def test_neighbours_need_a_parquet_file_and_a_number(tmp_path: Path) -> None:
+    opened = made(tmp_path, NAMES)
+    with pytest.raises(ExchangeError, match=r"--neighbours requires a .parquet file, .*rows.csv has none"):
+        export(opened, tmp_path / "rows.csv", neighbours=3)
+    for wrong in (0, 1001):
+        with pytest.raises(ExchangeError, match="use 1 to 1000"):
+            export(opened, tmp_path / "rows.parquet", neighbours=wrong)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_rows_that_come_while_neighbours_are_sought_are_left_out_and_moved_ones_end_it(
+    tmp_path: Path, moved: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crowd, "most", lambda k: 16)
+    opened, changed = made(tmp_path, [f"{i}.jpg" for i in range(40)]), []
+    find = NeighbourSearch._next
+
+    def change_and_find(search: NeighbourSearch) -> Neighbours:
+        if search._done and not changed:
+            changed.append(search._done)
+            with open_store(opened.path) as writer:
+                if moved:
+                    writer.remove(np.array([1]))
+                else:
+                    writer.append([Reference(str(tmp_path / "new.jpg"), 1, 1, bytes(range(16)))], features(opened)[:1])
+        return find(search)
+
+    monkeypatch.setattr(NeighbourSearch, "_next", change_and_find)
+    if moved:
+        with pytest.raises(StoreError, match="changed while it was read"):
+            export(opened, tmp_path / "rows.parquet", neighbours=3)
+        assert not (tmp_path / "rows.parquet").exists()
+    else:
+        expected = nearest_by_hand(opened, 3)
+        export(opened, tmp_path / "rows.parquet", neighbours=3)
+        table = pandas.read_parquet(tmp_path / "rows.parquet")
+        assert [ids.tolist() for ids in table["neighbour_ids"]] == expected
+    assert changed

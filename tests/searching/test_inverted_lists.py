@@ -10,7 +10,7 @@ import pytest
 
 from rn50feat.errors import IndexingError
 from rn50feat.searching import inverted_lists
-from rn50feat.searching.exact import NO_ROWS
+from rn50feat.searching.best import NO_ROWS
 from rn50feat.searching.inverted_lists import Lists, append, empty_section, merge
 
 
