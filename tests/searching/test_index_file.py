@@ -150,8 +150,7 @@ def test_a_copied_index_is_as_good_and_flipped_bits_are_found_by_verify(store: F
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("factory", [None, "IVF2,RaBitQ"])
-@pytest.mark.parametrize("first", [True, False])
+@pytest.mark.parametrize(("first", "factory"), [(True, None), (False, None), (False, "IVF2,RaBitQ")])
 def test_an_index_stopped_anywhere_is_the_old_one_or_the_new_one(
     tmp_path: Path, first: bool, factory: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
