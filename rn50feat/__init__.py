@@ -54,12 +54,12 @@ if TYPE_CHECKING:
     from rn50feat.searching.index import index
     from rn50feat.searching.search import search
     from rn50feat.sources.selection import Selection, Shard
+    from rn50feat.store.array import FeatureStore
     from rn50feat.store.compact import compact
-    from rn50feat.store.reader import FeatureStore
 
 _MODULES = {
     "EngineOptions": "engines.contract",
-    "FeatureStore": "store.reader",
+    "FeatureStore": "store.array",
     "RN50FeatError": "errors",
     "Selection": "sources.selection",
     "Shard": "sources.selection",

@@ -8,17 +8,16 @@ with an error.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
 
-from rn50feat.errors import StoreError
 from rn50feat.searching.best import Rows
 from rn50feat.sources.reference import Reference
 from rn50feat.store.reader import FeatureStore
-from rn50feat.store.snapshot import state
+from rn50feat.store.snapshot import FixedRows
 
 _READ = 8192  # rows at once
 
@@ -40,9 +39,9 @@ class DistinctFiles:
 
     def __init__(self, store: FeatureStore) -> None:
         with store.reading():
-            self.ids, self.sizes = store.column("ids"), store.column("size")
+            self._fixed = FixedRows(store)
+            self.ids, self.sizes = self._fixed.ids, store.column("size")
             digests = np.ascontiguousarray(store.column("digest"))
-            self._state = state(store)
         self.store = store
         keys = np.zeros(len(digests), [("digest", "V16"), ("row", np.int64)])
         keys["digest"] = digests.view("V16").reshape(-1)
@@ -58,17 +57,9 @@ class DistinctFiles:
         self.rank[self.order] = np.arange(len(self.order))
         self._number = number
 
-    @contextmanager
-    def reading(self) -> Iterator[None]:
+    def reading(self) -> AbstractContextManager[None]:
         """Read the store in a block of work; raise `StoreError` if rows were replaced or removed. New rows are fine."""
-        with self.store.reading():
-            if (now := state(self.store)) != self._state:
-                if not np.array_equal(self.store.column("ids")[: len(self.ids)], self.ids):
-                    raise StoreError(
-                        f"another run replaced or removed rows of {self.store.path}: wait until it ends, then try again"
-                    )
-                self._state = now
-            yield
+        return self._fixed.reading()
 
     def copies(self, row: int) -> Rows:
         """Return the rows of the same file, ordered by id; the first one is in `order`."""

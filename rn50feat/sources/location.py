@@ -112,3 +112,14 @@ def archive_of(path: str) -> str:
     """Return the archive that a path names a member of, by the path alone; "" for any other."""
     parts = archive.split(path)
     return parts[0] if parts else ""
+
+
+def folders(path: str) -> tuple[str, ...]:
+    """Return the names of the folders that a location is in, from the top; an archive is one, named without its suffix.
+
+    The first part of a URL is its scheme, the next its bucket or host.
+    """
+    archive = archive_of(path)
+    names = path.removeprefix(archive).removeprefix("::").split("/")[:-1]
+    above = [*archive[:-4].split("/")] if archive else []
+    return tuple(name for name in [*above, *names] if name not in ("", "."))

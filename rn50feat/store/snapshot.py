@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -42,6 +43,28 @@ def state(store: FeatureStore) -> tuple[object, ...]:
     with store.reading():
         status = os.stat(store.path)
         return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, *store.history(-1)
+
+
+class FixedRows:
+    """The rows of a store by their numbers, to be read later: ``ids`` are those at the start."""
+
+    def __init__(self, store: FeatureStore) -> None:
+        self.store = store
+        with store.reading():
+            self.ids: NDArray[np.int64] = store.column("ids")
+            self._state = state(store)
+
+    @contextmanager
+    def reading(self) -> Iterator[None]:
+        """Read the store in a block of work; raise `StoreError` if rows were replaced or removed. New rows are fine."""
+        with self.store.reading():
+            if (now := state(self.store)) != self._state:
+                if not np.array_equal(self.store.column("ids", 0, len(self.ids)), self.ids):
+                    raise StoreError(
+                        f"another run replaced or removed rows of {self.store.path}: wait until it ends, then try again"
+                    )
+                self._state = now
+            yield
 
 
 class Snapshot:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from rn50feat.sources import contents
-from rn50feat.sources.location import absolute, at, is_plain, locate
+from rn50feat.sources.location import absolute, at, folders, is_plain, locate
 
 
 def test_one_folder_has_one_name_however_it_is_reached(tmp_path: Path) -> None:
@@ -39,3 +39,12 @@ def test_paths_that_a_run_writes_are_plain(path: str) -> None:
 @pytest.mark.parametrize("path", ["", "..", "../../a", "..//a", "a/../b", "a//b", "./a", "../../a.tar::b"])
 def test_paths_that_lead_elsewhere_are_not_plain(path: str) -> None:
     assert not is_plain(path)
+
+
+def test_the_folders_of_a_location_are_named_and_an_archive_is_one() -> None:
+    assert folders("/a/b/c.jpg") == folders("/a//./b/c.jpg") == ("a", "b")
+    assert folders("/c.jpg") == ()
+    assert folders("/a/x.tar::c.jpg") == ("a", "x")
+    assert folders("/a/x.ZIP::./b/c.jpg") == ("a", "x", "b")
+    assert folders("/a::b/c::d.jpg") == ("a::b",)
+    assert folders("s3://bucket/x.tar::b/c.jpg") == ("s3:", "bucket", "x", "b")
