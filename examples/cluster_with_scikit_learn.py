@@ -15,7 +15,7 @@ from rn50feat import FeatureStore
 def main(path: str, groups: int) -> None:
     store = FeatureStore(path)
     # Stored features are not normalised; at unit length, k-means groups by cosine.
-    features = normalize(np.concatenate([block for _, block in store.blocks()]).astype(np.float32))
+    features = normalize(np.asarray(store, np.float32))
     labels = KMeans(groups, n_init=10, random_state=0).fit_predict(features)
     for label, image in sorted(zip(labels, store.paths())):
         print(f"{label}  {image!r}")

@@ -135,10 +135,16 @@ def test_the_examples_and_blocks_take_names_that_are_not_utf8(tmp_path: Path) ->
         shutil.copy(ROOT / f"examples/images/{name}.jpg", os.fsencode(tmp_path / "images") + b"/%d\xff.jpg" % i)
     assert "3 new" in run("rn50feat extract images out.h5 --weights random && rn50feat index out.h5", tmp_path)
     programs = [["-c", block] for page in PAGES for block in blocks(page, "python")]
-    arguments = {"find_similar": ("images", "query.jpg", "random"), "cluster_with_scikit_learn": ("out.h5", "2")}
-    for script in (ROOT / "examples").glob("*.py"):
-        programs.append([str(script), *arguments.get(script.stem, ("out.h5",))])
-    assert len(programs) == 8
+    for script, *arguments in (
+        ("find_similar.py", "images", "query.jpg", "random"),
+        ("cluster_with_scikit_learn.py", "out.h5", "2"),
+        ("read_with_h5py.py", "out.h5"),
+        ("use_faiss_directly.py", "out.h5"),
+        ("pick_diverse.py", "out.h5", "2"),
+        ("find_outliers.py", "out.h5"),
+    ):
+        programs.append([str(ROOT / "examples" / script), *arguments])
+    assert len(programs) == 12
     for program in programs:
         done = subprocess.run([sys.executable, *program], cwd=tmp_path, capture_output=True)
         assert done.returncode == 0, done.stderr
@@ -146,7 +152,7 @@ def test_the_examples_and_blocks_take_names_that_are_not_utf8(tmp_path: Path) ->
 
 
 def test_every_example_is_mentioned_and_tested() -> None:
-    source = Path(__file__).read_text()
+    source = Path(__file__).read_text() + Path(__file__).with_name("test_examples.py").read_text()
     for script in (ROOT / "examples").glob("*.py"):
         assert f"(../examples/{script.name})" in (DOCS / "python.md").read_text(encoding="utf-8")
         assert script.name in source

@@ -13,6 +13,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from rn50feat.errors import SourceError
 from rn50feat.searching.distinct import KnownFile
 from rn50feat.sources.contents import digest, head
@@ -136,6 +139,26 @@ class Groups(list[Group]):
         super().__init__(groups)
         self.pairs = tuple(pairs)
         self.more_pairs = more_pairs
+
+    def scenes(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Number the images with these `ids` so that near-identical ones have the same number.
+
+        Images that a chain of groups and ``pairs`` connects count as one
+        scene: keep them on one side of a split into training and test data.
+        """
+        near = [(group.members[0].id, member.id) for group in self for member in group.members]
+        near += [(pair.images[0].id, pair.images[1].id) for pair in self.pairs]
+        leads: dict[int, int] = {}
+
+        def lead(image: int) -> int:
+            while (above := leads.get(image, image)) != image:
+                leads[image] = leads.get(above, above)  # halves the way of the next search
+                image = above
+            return image
+
+        for one, other in near:
+            leads[lead(other)] = lead(one)
+        return np.array([lead(number) for number in ids.tolist()], np.int64)
 
 
 @dataclass(frozen=True)

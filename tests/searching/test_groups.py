@@ -19,7 +19,7 @@ from vectors import clusters
 from rn50feat import duplicates, extract
 from rn50feat.images.provenance import Provenance
 from rn50feat.searching import groups
-from rn50feat.searching.groups import Group
+from rn50feat.searching.groups import Group, GroupImage, Groups, Pair, PairImage
 from rn50feat.sources import contents, presence
 from rn50feat.sources.reference import UNKNOWN, Reference
 from rn50feat.store.writer import create_store
@@ -239,3 +239,17 @@ def test_similar_images_are_not_advised_to_be_deleted(tmp_path: Path, start: Fak
     ]
     (tmp_path / "c.png").unlink()
     assert "similar to" not in rn50feat("duplicates", "--exact", "--rest").stderr
+
+
+def test_near_images_are_one_scene_across_groups_too() -> None:
+    def image(number: int) -> GroupImage:
+        return GroupImage(f"{number}.jpg", f"/{number}.jpg", number, 9, 1.0, False)
+
+    def pair(one: int, other: int) -> Pair:
+        return Pair(0.99, (PairImage("", "", one, 9, None), PairImage("", "", other, 9, None)))
+
+    found = Groups([Group((image(7), image(2), image(9))), Group((image(3), image(4)))], [pair(4, 2), pair(11, 12)])
+    ids = np.array([9, 1, 2, 3, 4, 7, 11, 12])
+    _, first, scenes = np.unique(found.scenes(ids), return_index=True, return_inverse=True)
+    assert first[scenes].tolist() == [0, 1, 0, 0, 0, 0, 6, 6]
+    assert Groups().scenes(ids).tolist() == ids.tolist()
