@@ -32,7 +32,7 @@ args = parser.parse_args()
 
 store = rn50feat.FeatureStore(args.store)
 labels, features, paths = store.labels(args.level), normalize(np.asarray(store, np.float32)), store.paths()
-scenes = rn50feat.duplicates(store, dimensions=False).scenes(store.column("ids"))
+scenes = rn50feat.duplicates(store).scenes(store.column("ids"))
 classes = [label for label in np.unique(labels) if len(set(scenes[labels == label])) >= args.folds]
 if len(classes) < 2:
     sys.exit(f"{args.store} has fewer than two folders with {args.folds} different images: try another --level")
