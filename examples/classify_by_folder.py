@@ -31,8 +31,10 @@ parser.add_argument("--plot", help="draw the confusion matrix to this file")
 args = parser.parse_args()
 
 store = rn50feat.FeatureStore(args.store)
-labels, features, paths = store.labels(args.level), normalize(np.asarray(store, np.float32)), store.paths()
-scenes = rn50feat.duplicates(store).scenes(store.column("ids"))
+with store.reading():  # all calls see the same rows
+    features, labels = normalize(np.asarray(store, np.float32)), store.labels(args.level)
+    paths, ids = store.paths(), store.column("ids")
+scenes = rn50feat.duplicates(store).scenes(ids)
 classes = [label for label in np.unique(labels) if len(set(scenes[labels == label])) >= args.folds]
 if len(classes) < 2:
     sys.exit(f"{args.store} has fewer than two folders with {args.folds} different images: try another --level")

@@ -19,19 +19,19 @@ from sklearn.preprocessing import normalize
 
 import rn50feat
 
-folder, *weights = sys.argv[1:] or ["images"]
+folder, *weights = ["images"] if "ipykernel" in sys.modules else sys.argv[1:]  # in a notebook, name them here
 path = Path(folder, "features.h5")
 rn50feat.extract(folder, path, weights=weights[0] if weights else None)
 store = rn50feat.FeatureStore(path)
 print(store)
 
 # %% Labels: the names of the folders. At unit length, the nearest vectors have the highest cosines.
-labels = store.labels()
-features = normalize(np.asarray(store, dtype=np.float32))
+with store.reading():  # all calls see the same rows
+    labels, features, ids = store.labels(), normalize(np.asarray(store, np.float32)), store.column("ids")
 print(dict(zip(*(values.tolist() for values in np.unique(labels, return_counts=True)))))
 
 # %% Near-duplicates, which must not be on both sides of a split: the accuracy would be too high.
-scenes = rn50feat.duplicates(store).scenes(store.column("ids"))
+scenes = rn50feat.duplicates(store).scenes(ids)
 
 # %% Accuracy: how often the five nearest images of other scenes are of the same class.
 folds = GroupKFold(min(5, len(set(scenes))))

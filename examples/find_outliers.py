@@ -21,8 +21,9 @@ parser.add_argument("--top", type=int, default=20)
 args = parser.parse_args()
 
 store = rn50feat.FeatureStore(args.store)
-features = normalize(np.asarray(store, np.float32))
-neighbours = NearestNeighbors(n_neighbors=min(args.k, len(store) - 1), metric="cosine").fit(features)
+with store.reading():  # both calls see the same rows
+    features, paths = normalize(np.asarray(store, np.float32)), store.paths()
+neighbours = NearestNeighbors(n_neighbors=min(args.k, len(paths) - 1), metric="cosine").fit(features)
 distances, _ = neighbours.kneighbors()  # without arguments, an image is not its own neighbour
 for row in np.argsort(-distances[:, -1])[: args.top]:
-    print(f"{1 - distances[row, -1]:.4f}  {store.path_of(row)!r}")
+    print(f"{1 - distances[row, -1]:.4f}  {paths[row]!r}")

@@ -23,11 +23,12 @@ parser.add_argument("count", type=int)
 args = parser.parse_args()
 
 store = rn50feat.FeatureStore(args.store)
-features = normalize(np.asarray(store, np.float32))
+with store.reading():  # both calls see the same rows
+    features, paths = normalize(np.asarray(store, np.float32)), store.paths()
 row = int((features @ features.mean(axis=0)).argmax())
-nearest = np.full(len(store), -1, np.float32)  # the highest cosine of each image with a picked one
-for _ in range(min(args.count, len(store))):
-    print(f"{nearest[row]:.4f}  {store.path_of(row)!r}")
+nearest = np.full(len(paths), -1, np.float32)  # the highest cosine of each image with a picked one
+for _ in range(min(args.count, len(paths))):
+    print(f"{nearest[row]:.4f}  {paths[row]!r}")
     nearest = np.maximum(nearest, features @ features[row])
     nearest[row] = 2  # never picked again
     row = int(nearest.argmin())
