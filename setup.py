@@ -21,6 +21,7 @@ def description() -> str:
 
 HEIC = ["pillow-heif>=0.22"]
 REMOTE = ["fsspec>=2024.6", "s3fs>=2024.6", "aiohttp>=3.9"]
+MAP = ["openTSNE>=1.0.2"]
 OPENVINO = ["openvino>=2025.0"]
 PARQUET = ["pyarrow>=17"]
 QDRANT = ["qdrant-client>=1.12"]
@@ -39,6 +40,7 @@ TEST = [
     "keras>=3.8",
     "pandas>=2.2",
     *HEIC,
+    *MAP,
     *OPENVINO,
     *PARQUET,
     *QDRANT,
@@ -61,7 +63,7 @@ setup(
     keywords=["resnet50", "image features", "embeddings", "similarity search", "duplicates", "hdf5", "faiss"],
     python_requires=">=3.10",
     packages=find_packages(include=["rn50feat", "rn50feat.*"]),
-    package_data={"rn50feat": ["py.typed"], "rn50feat.pages": ["*.css"], "rn50feat.cli": ["*.json"]},
+    package_data={"rn50feat": ["py.typed"], "rn50feat.pages": ["*.css", "*.js"], "rn50feat.cli": ["*.json"]},
     install_requires=[
         "torch>=2.11",
         "torchvision>=0.26",
@@ -78,6 +80,7 @@ setup(
     ],
     extras_require={
         "heic": HEIC,
+        "map": MAP,
         "openvino": OPENVINO,
         "parquet": PARQUET,
         "qdrant": QDRANT,

@@ -19,6 +19,7 @@ from pathlib import Path
 from rn50feat.durable import atomic
 from rn50feat.errors import ExchangeError
 from rn50feat.exchange import npy, parquet
+from rn50feat.searching import map_layout
 from rn50feat.searching.exact import prepared
 from rn50feat.searching.neighbours import MOST, NeighbourSearch
 from rn50feat.store.layout import WIDTH
@@ -47,7 +48,8 @@ def export(
     - ``.parquet``: id, path, location, size, mtime_ns, digest and features,
       float32 lists of 2048. With `neighbours`, also the most similar other
       rows, so many for each, best first: neighbour_ids and neighbour_scores
-      (cosines), lists that end with nulls where there are fewer rows.
+      (cosines), lists that end with nulls where there are fewer rows. And x
+      and y, if there is a map of the store.
 
     `normalize` scales each row to length 1. Raises `ExchangeError` if `out`
     exists, unless `overwrite` is set, or cannot be written, and `StoreError` if
@@ -55,10 +57,11 @@ def export(
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     path = Path(out)
+    layout = map_layout.load(store) if path.suffix == ".parquet" else None
     writers: dict[str, Callable[[Sequence[BufferedWriter], Snapshot, Iterable[Block]], None]] = {
         ".npy": partial(npy.write, null=null),
         ".csv": _write_csv,
-        ".parquet": partial(parquet.write, normalized=normalize),
+        ".parquet": partial(parquet.write, normalized=normalize, layout=layout),
     }
     if path.suffix not in writers:
         name = os.fspath(out)  # a path has lost a slash of a URL
@@ -78,7 +81,7 @@ def export(
     if neighbours is not None:
         on_stage = _never_back(on_stage)
         search = NeighbourSearch(snapshot, neighbours, lambda done: on_stage("export", done, len(snapshot)))
-        writers[".parquet"] = partial(parquet.write, normalized=normalize, search=search)
+        writers[".parquet"] = partial(parquet.write, normalized=normalize, layout=layout, search=search)
     with atomic.written(places) as files:
         writers[path.suffix](files, snapshot, watched(blocks, len(snapshot), on_stage))
     return len(snapshot)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import ExchangeError, count
+from rn50feat.searching.map_layout import Layout
 from rn50feat.searching.neighbours import NeighbourSearch
 from rn50feat.sources import lists
 from rn50feat.store.layout import WIDTH
@@ -45,8 +46,9 @@ def write(
     *,
     normalized: bool,
     search: NeighbourSearch | None = None,
+    layout: Layout | None = None,
 ) -> None:
-    """Write `blocks` as row groups of one file, with what `search` finds for them.
+    """Write `blocks` as row groups of one file, with what `search` finds for them, and their places in a `layout`.
 
     Names that are not UTF-8, which Parquet cannot hold, are escaped, with a warning.
     """
@@ -66,6 +68,8 @@ def write(
     if search:
         columns["neighbour_ids"] = arrow.list_(arrow.int64(), search.k)
         columns["neighbour_scores"] = arrow.list_(arrow.float64(), search.k)
+    if layout is not None:
+        columns |= {"x": arrow.float32(), "y": arrow.float32()}
     schema = arrow.schema(columns.items(), {MARK: json.dumps(about)})
     spelled_out = 0
     with parquet.ParquetWriter(files[0], schema, use_dictionary=False) as writer:
@@ -88,6 +92,8 @@ def write(
                 for found in (near.ids, near.scores):
                     values = arrow.array(found.reshape(-1), mask=near.ids.reshape(-1) < 0)
                     arrays.append(arrow.FixedSizeListArray.from_arrays(values, search.k))
+            if layout is not None:
+                arrays += [arrow.array(axis, mask=np.isnan(axis)) for axis in layout.at(block.ids).T.copy()]
             writer.write_table(arrow.Table.from_arrays(arrays, schema=schema))
     if spelled_out:
         names = count(spelled_out, "name is", "names are")

@@ -1,7 +1,7 @@
-"""Frame every HTML page: one file that needs no network, runs no script and trusts no name.
+"""Frame every HTML page: one file that needs no network, runs no script but its own and trusts no name.
 
 Takes a title, facts, and the pieces of a body, and yields the pieces of a page,
-or writes them to a file. Its content security policy allows its own style sheet,
+or writes them to a file. Its content security policy allows its own style sheet and script,
 the embedded images and, if asked for, those in files, and nothing else; it
 follows the reader's choice of light or dark.
 """
@@ -33,7 +33,7 @@ def escape(name: str) -> str:
 
 
 def style(name: str) -> str:
-    """Load a style sheet of this package, such as page.css."""
+    """Load a style sheet or a script of this package, such as page.css."""
     return resources.files("rn50feat.pages").joinpath(name).read_text(encoding="utf-8")
 
 
@@ -44,16 +44,17 @@ def page(
     facts: Iterable[tuple[str, str]] = (),
     css: str = "",
     images: str = "data:",
+    script: str = "",
 ) -> Iterator[str]:
     """Yield the pieces of a page: its title, `facts` (name, value), then the pieces of `body`.
 
     Title and facts are plain text, `body` is HTML without scripts or style
-    attributes: `css` is for what page.css lacks, and `images` says where
-    images may be, as in a content security policy.
+    attributes: `css` is for what page.css lacks, `images` says where images
+    may be, as in a content security policy, and `script` runs at the end.
     """
     sheet = style("page.css") + css
-    digest = base64.b64encode(hashlib.sha256(sheet.encode()).digest()).decode()
-    policy = f"default-src 'none'; img-src {images}; style-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
+    policy = f"default-src 'none'; img-src {images}; style-src {_hash(sheet)}; base-uri 'none'; form-action 'none'"
+    policy += f"; script-src {_hash(script)}" if script else ""
     yield (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
@@ -67,7 +68,12 @@ def page(
         yield f'<dl class="facts">\n{listed}</dl>\n'
     yield '</header>\n<main id="content" tabindex="-1">\n'
     yield from body
-    yield "</main>\n</body>\n</html>\n"
+    yield "</main>\n" + (f"<script>{script}</script>\n" if script else "") + "</body>\n</html>\n"
+
+
+def _hash(text: str) -> str:
+    """Identify a style sheet or a script in a content security policy."""
+    return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}'"
 
 
 def target(path: Path) -> Path:
