@@ -177,6 +177,7 @@ function paint() {
 const THUMB = 44;
 let selected = -1;
 let matches = null; // a byte for each point, or null without a search
+let drawn = []; // the thumbnails that are shown: points, and where they are
 
 function draw() {
   buffer.fill(paper);
@@ -197,6 +198,7 @@ function draw() {
   }
   context.putImageData(pixels, 0, 0);
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
+  drawn = [];
   if (byId("images").checked) drawThumbs();
   if (selected >= 0) drawSelection();
   if (document.activeElement === canvas && canvas.matches(":focus-visible")) drawCross();
@@ -220,6 +222,7 @@ function drawThumbs() {
     if (!image) continue;
     const w = image.width / ratio, h = image.height / ratio;
     context.drawImage(image, x - w / 2, y - h / 2, w, h);
+    drawn.push([i, x, y, w, h]);
     context.lineWidth = 1;
     context.strokeStyle = ink;
     context.strokeRect(x - w / 2, y - h / 2, w, h);
@@ -278,8 +281,10 @@ for (let at = 1; at < starts.length; at++) starts[at] += starts[at - 1];
 const filled = starts.slice();
 for (let i = 0; i < count; i++) cells[filled[cellOf(i)]++] = i;
 
-// The point that is nearest to a place on the screen, at most `most` pixels away; -1 if there is none.
+// The thumbnail at a place on the screen, or the point that is nearest to it, at most `most` pixels away; -1 if none is.
 function pointAt(x, y, most = 14) {
+  const thumb = drawn.findLast(([, tx, ty, w, h]) => Math.abs(x - tx) <= w / 2 && Math.abs(y - ty) <= h / 2);
+  if (thumb) return thumb[0];
   const [px, py, reach] = [(x - view.x) / view.scale, (y - view.y) / view.scale, most / view.scale];
   const clamp = (value) => Math.min(SIDE - 1, Math.max(0, value / CELL | 0));
   let best = -1, least = reach * reach;
@@ -340,7 +345,7 @@ function search() {
     }
   }
   const shown = found.slice(0, 24);
-  byId("status").textContent = wanted ? `${found.length.toLocaleString("en")} images found` : "";
+  byId("status").textContent = wanted ? `${found.length.toLocaleString("en")} ${found.length === 1 ? "image" : "images"} found` : "";
   byId("details").replaceChildren(...(shown.length ? [element("h2", {}, "Found"), buttons(shown)] : []));
   redraw();
   return found;

@@ -1,4 +1,4 @@
-"""Find images by similarity: queries, duplicates, and the FAISS index.
+"""Find images by similarity: queries, duplicates, the FAISS index, and layouts of maps.
 
 In: queries and a store. Out: hits, or groups of images. Order: `products`,
 `scores`, `best`; `points`, `blocks` and `crowd` for many queries at once;

@@ -139,6 +139,34 @@ def test_a_click_shows_an_image_and_its_neighbours(page: Path, chromium: Chromiu
     assert names == {str(page), *(str(page.with_name("a folder") / name) for name in list(NAMES)[:5])}
 
 
+def test_wheel_and_fingers_zoom_and_move(page: Path, chromium: Chromium) -> None:
+    chromium.open(page, width=390)
+    chromium.evaluate("canvas.scrollIntoView()")
+    left, top = chromium.evaluate("[canvas.getBoundingClientRect().left, canvas.getBoundingClientRect().top]")
+
+    def touch(kind: str, *places: tuple[int, int]) -> None:
+        fingers = [{"x": left + x, "y": top + y, "id": i} for i, (x, y) in enumerate(places)]
+        chromium.send("Input.dispatchTouchEvent", type=kind, touchPoints=fingers)
+
+    for action, check in {
+        "pinch": "view.scale > 1.5 * before.scale",
+        "drag": "view.x > before.x + 40 && view.scale === before.scale",
+        "wheel": "view.scale < before.scale",
+    }.items():
+        chromium.evaluate("before = { ...view }")
+        if action == "wheel":
+            wheel = "new WheelEvent('wheel', {deltaY: 200, clientX: 99, clientY: 99, cancelable: true})"
+            chromium.evaluate(f"canvas.dispatchEvent({wheel})")
+        else:
+            second = [(200, 200)] if action == "pinch" else []
+            touch("touchStart", (150, 200), *second)
+            for step in range(10, 80, 10):
+                touch("touchMove", (150 + step * (-1 if second else 1), 200), *[(x + step, y) for x, y in second])
+            touch("touchEnd")
+        assert chromium.evaluate(check) is True, action
+        assert chromium.evaluate("selected + pointers.size") == -1, action
+
+
 def test_the_keyboard_and_the_search_reach_everything(page: Path, chromium: Chromium) -> None:
     chromium.open(page)
     chromium.evaluate("canvas.focus()")
@@ -153,7 +181,7 @@ def test_the_keyboard_and_the_search_reach_everything(page: Path, chromium: Chro
         chromium.evaluate(f"canvas.dispatchEvent(new KeyboardEvent('keydown', {{key: '{key}'}}))")
         assert chromium.evaluate(check) is True, key
     chromium.evaluate("byId('search').value = 'NAME'; byId('find').requestSubmit()")
-    assert chromium.evaluate("byId('status').textContent") == "1 images found"
+    assert chromium.evaluate("byId('status').textContent") == "1 image found"
     assert chromium.evaluate("matches.join()") == "1,0,0,0,0,0,0"
     for by, legend in {"group": ["near-identical to others 2"], "cluster": ["cluster 1 4", "cluster 2 3"]}.items():
         chromium.evaluate(f"byId('by').value = '{by}'; byId('by').onchange()")
