@@ -46,6 +46,7 @@ class FaissIndex:
         with _indexing_errors(f"FAISS cannot make the index {factory}", _OTHER_FACTORY):
             index = faiss.index_factory(WIDTH, factory, _METRICS[metric])
             made = cls(index)
+            made._require_ids(_OTHER_FACTORY)
             if made._ivf is None and not isinstance(index, faiss.IndexIDMap):
                 made = cls(faiss.IndexIDMap2(index))  # other kinds cannot store ids
                 index.this.disown()  # the wrapper frees it
@@ -64,7 +65,13 @@ class FaissIndex:
     def load_to_change(cls, path: Path) -> FaissIndex:
         """Map a FAISS file if its lists come last, so that `take_lists` works; else read it."""
         mapped = cls.load(path, mapped=True)
+        mapped._require_ids(_REBUILD)
         return mapped if mapped.lists_last else cls.load(path, mapped=False)
+
+    def _require_ids(self, remedy: str) -> None:
+        """Refuse inverted lists whose ids are kept elsewhere: removing rows would mix these up."""
+        if self._ivf is not None and isinstance(self._index, faiss.IndexIDMap):
+            raise IndexingError(f"an index with inverted lists has ids of its own, without IDMap: {remedy}")
 
     def save(self, write: Write) -> None:
         """Pass the bytes of the FAISS file to `write`, piece by piece; errors from `write` propagate."""

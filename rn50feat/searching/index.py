@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from rn50feat.durable import lock
 from rn50feat.errors import HistoryError, IndexingError
 from rn50feat.searching import index_file, index_plan, path_file
-from rn50feat.searching.best import Rows
+from rn50feat.searching.best import NO_ROWS, Rows
 from rn50feat.searching.exact import BLOCK, prepared
 from rn50feat.searching.faiss_index import FaissIndex
 from rn50feat.searching.index_file import IndexFacts, require_same
@@ -195,8 +195,8 @@ def _train(made: FaissIndex, store: FeatureStore, rows: Rows, metric: str) -> No
 
 
 def _ids(store: FeatureStore, rows: Rows) -> Rows:
-    """Return the ids of a few `rows`."""
-    return np.array([store.column("ids", row, row + 1)[0] for row in rows.tolist()], np.int64)
+    """Return the ids of a few `rows`, as far as they still exist."""
+    return np.concatenate([NO_ROWS, *(store.column("ids", row, row + 1) for row in rows.tolist())])
 
 
 def _wanted(store: FeatureStore, next_id: int) -> Rows:
@@ -244,13 +244,13 @@ def _update(
     with store.reading():
         next_id, mark = store.next_id, _last_mark(store)
     wanted = _wanted(store, next_id)
-    rows = len(wanted)
+    rows, divisible = len(wanted), made.mapped
     lists, lacking, gone = _difference(made, wanted, index_file.remedy(store.path))
     if not gone and not lacking.any() and (before.mark or not mark):
         if not path_file.fits(store):
             path_file.save(store)
         return summary(store, before, max_ram, rebuild=should_rebuild(before, wanted))
-    room = index_plan.part_rows(rows, made.row_size, made.lists, max_ram)
+    room = index_plan.part_rows(rows, made.row_size, made.lists, max_ram) if divisible else rows
     with Parts(store.path, made, room, lists, wanted) as parts:
         added = _add(parts, store, wanted, lacking, before.metric, on_progress)
         facts = replace(before, rows=len(parts), next_id=next_id, mark=mark)

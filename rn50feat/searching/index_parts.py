@@ -51,8 +51,7 @@ class Parts:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self._handle >= 0:
-            close(self._handle)
+        self._close()
         index_file.remove_leftovers(self._store)
 
     def __len__(self) -> int:
@@ -81,6 +80,7 @@ class Parts:
                 self.save(write)
             finally:
                 close(handle)
+            self._close()  # the disk has room for two files, not for three
             DISK.remove(index_file.parts_path(self._store))
         self._lists, self._wanted = [], NO_ROWS
         return FaissIndex.load(path, mapped=True)
@@ -104,6 +104,11 @@ class Parts:
     def _write(self, piece: bytes) -> None:
         DISK.write(self._handle, piece, self._length)
         self._length += len(piece)
+
+    def _close(self) -> None:
+        if self._handle >= 0:
+            close(self._handle)
+            self._handle = -1
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:

@@ -125,6 +125,12 @@ def test_rows_that_move_while_an_index_is_built_are_in_it(store: FeatureStore, m
     assert held(store) == sorted(store.column("ids").tolist())
 
 
+def test_rows_to_measure_recall_with_may_go_before_their_ids_are_read(store: FeatureStore) -> None:
+    rn50feat.index(store, factory="IVF4,SQ8", on_plan=lambda plan: remove(store, list(range(300, 400))))
+    assert held(store) == list(range(300))
+    check(store)
+
+
 def test_another_metric_is_scanned_and_said(store: FeatureStore, caplog: pytest.LogCaptureFixture) -> None:
     rn50feat.index(store, factory="IVF4,SQ8")
     check(store, "l2")
@@ -142,6 +148,7 @@ def test_an_id_that_a_damaged_store_has_twice_does_not_keep_a_build_busy_for_eve
     ("settings", "message"),
     [
         ({"factory": "nonsense"}, "FAISS cannot make the index nonsense \\("),
+        ({"factory": "IDMap2,IVF4,Flat"}, "has ids of its own, without IDMap: use another --factory"),
         ({"factory": "IVF1000,SQ8"}, "cannot train|training points"),
         ({"max_ram": 1000}, "takes about 200 MB of memory, but --max-ram allows 1 kB: raise it"),
         ({"metric": "hamming"}, "there is no metric hamming: use one of cosine, l2, ip"),

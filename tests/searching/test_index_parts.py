@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -65,6 +66,18 @@ def test_updates_in_parts_give_the_rows_of_the_store(store: FeatureStore, kind: 
     assert sorted(path.name for path in store.path.parent.iterdir()) == ["out.faiss", "out.faiss.json", "out.h5"]
 
 
+@pytest.mark.parametrize("kind", [None, "IVF4,PQ64x4fs", "Flat"])
+def test_updates_of_kinds_without_parts_give_the_rows_of_the_store(
+    store: FeatureStore, kind: str | None, in_parts: None
+) -> None:
+    rn50feat.index(store, factory=kind)
+    remove(store, [] if kind and "fs" in kind else [0, 5])  # FAISS removes nothing from fast scans
+    append(store, 400, clusters(150, seed=1))
+    assert rn50feat.index(store).added == 150
+    assert held(store) == sorted(store.column("ids").tolist())
+    check(store)
+
+
 def test_a_graph_finds_all_lists_that_are_to_be_probed(store: FeatureStore) -> None:
     facts = rn50feat.index(store, factory="IVF64_HNSW4,RaBitQ", target_recall=1.0).facts
     assert facts.recall == 1.0
@@ -86,6 +99,26 @@ def test_a_full_disk_is_one_line_and_leaves_the_old_index(store: FeatureStore, i
         with pytest.raises(IndexingError, match=r"cannot be written \(No space left.*: free some space; the existing"):
             rn50feat.index(store, **settings)
         assert {path.name: path.read_bytes() for path in store.path.parent.iterdir()} == before
+
+
+def test_the_parts_leave_the_disk_before_the_index_is_written_again(
+    store: FeatureStore, in_parts: pytest.MonkeyPatch
+) -> None:
+    opened: dict[Path, int] = {}
+
+    class Watched(Disk):
+        def create(self, path: Path) -> int:
+            opened[path] = super().create(path)
+            return opened[path]
+
+        def remove(self, path: Path) -> None:
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                os.fstat(opened.pop(path))  # a file that is open keeps its space
+            super().remove(path)
+
+    in_parts.setattr(index_parts, "DISK", Watched())
+    rn50feat.index(store, factory=KINDS[0])
+    assert [path.name for path in opened] == ["out.faiss-merged"]
 
 
 def test_the_disk_is_asked_before_hours_of_work(store: FeatureStore) -> None:
