@@ -30,9 +30,8 @@ if TYPE_CHECKING:
 @option(
     "--target-recall",
     type=NumberRange(0, 1),
-    default=0.98,
-    show_default=True,
-    help="Recall@10 that searches must reach; sets how many lists and candidates they try.",
+    help="Recall@10 that searches must reach; sets how many lists and candidates they try."
+    "  [default: the index's, else 0.98]",
 )
 @option("--rebuild", is_flag=True, help="Build the index from scratch.")
 @quiet_option

@@ -50,7 +50,7 @@ def index(
     metric: str | None = None,
     factory: str | None = None,
     max_ram: int = MAX_RAM,
-    target_recall: float = TARGET_RECALL,
+    target_recall: float | None = None,
     rebuild: bool = False,
     on_plan: Callable[[Plan], None] = lambda plan: None,
     on_progress: OnProgress = lambda stage, done, total: None,
@@ -58,8 +58,9 @@ def index(
     """Bring the index next to `store` up to date; build it if there is none or if `rebuild` is set.
 
     `metric` (cosine by default) and `factory`, a FAISS factory string, apply
-    when an index is built; they cannot be changed later. Building takes at
-    most `max_ram` bytes. `on_plan` gets the kind of index before it is built,
+    when an index is built; they cannot be changed later. `target_recall` is
+    `TARGET_RECALL` unless the index has another or one is given; then recall is
+    measured again. Building takes at most `max_ram` bytes. `on_plan` gets the kind of index before it is built,
     `on_progress` (stage, rows done, rows in total).
 
     An index that belongs to another history of the store, as after restoring
@@ -69,15 +70,16 @@ def index(
     existing index is then left as it was.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
+    target = TARGET_RECALL if target_recall is None else target_recall
     if metric not in (None, *METRICS):
         raise IndexingError(f"there is no metric {metric}: use one of {', '.join(METRICS)}")
     with lock.run_lock(index_file.faiss_path(store.path)):
         index_file.remove_leftovers(store.path)
-        if not rebuild and (postponed := _postponed(store, metric, factory, max_ram)):
+        if not rebuild and (postponed := _postponed(store, metric, factory, max_ram, target_recall)):
             return postponed
         loaded = None if rebuild else index_file.load(store.path, FaissIndex.load_to_change, thorough=True)
         if loaded is None:
-            return _build(store, metric or "cosine", factory, max_ram, target_recall, on_plan, on_progress)
+            return _build(store, metric or "cosine", factory, max_ram, target, on_plan, on_progress)
         try:
             require_same(store, loaded[1])
         except HistoryError:
@@ -85,16 +87,18 @@ def index(
                 "%s belongs to another history of %s: rebuilding it", index_file.faiss_path(store.path), store.path
             )
             metric, factory = metric or loaded[1].metric, factory or index_plan.chosen_by_user(loaded[1].factory)
-            return _build(store, metric, factory, max_ram, target_recall, on_plan, on_progress)
+            return _build(store, metric, factory, max_ram, target, on_plan, on_progress)
         _require_kind(store, loaded[1], metric, factory)
-        return _update(store, *loaded, max_ram, on_progress)
+        return _update(store, *loaded, max_ram, target_recall, on_progress)
 
 
-def _postponed(store: FeatureStore, metric: str | None, factory: str | None, max_ram: int) -> IndexSummary | None:
+def _postponed(
+    store: FeatureStore, metric: str | None, factory: str | None, max_ram: int, target: float | None
+) -> IndexSummary | None:
     """Leave a large index as it is if few rows differ: return its summary; None if it is to be updated."""
     try:
         facts = index_file.read_facts(store.path)
-        if facts is None or facts.size < LARGE:
+        if facts is None or facts.size < LARGE or target not in (None, facts.target):
             return None
         require_same(store, facts)
     except IndexingError:  # `index` deals with it
@@ -239,23 +243,32 @@ def _add(
 
 
 def _update(
-    store: FeatureStore, made: FaissIndex, before: IndexFacts, max_ram: int, on_progress: OnProgress
+    store: FeatureStore,
+    made: FaissIndex,
+    before: IndexFacts,
+    max_ram: int,
+    target: float | None,
+    on_progress: OnProgress,
 ) -> IndexSummary:
+    aimed = target not in (None, before.target)
+    if target is None:  # an index of a version without targets has the target 0
+        target = before.target or TARGET_RECALL
     with store.reading():
         next_id, mark = store.next_id, _last_mark(store)
     wanted = _wanted(store, next_id)
     rows, divisible = len(wanted), made.mapped
     lists, lacking, gone = _difference(made, wanted, index_file.remedy(store.path))
-    if not gone and not lacking.any() and (before.mark or not mark):
+    if not aimed and not gone and not lacking.any() and (before.mark or not mark):
         if not path_file.fits(store):
             path_file.save(store)
         return summary(store, before, max_ram, rebuild=should_rebuild(before, wanted))
     room = index_plan.part_rows(rows, made.row_size, made.lists, max_ram) if divisible else rows
     with Parts(store.path, made, room, lists, wanted) as parts:
         added = _add(parts, store, wanted, lacking, before.metric, on_progress)
-        facts = replace(before, rows=len(parts), next_id=next_id, mark=mark)
+        facts = replace(before, rows=len(parts), next_id=next_id, mark=mark, target=target)
         write = parts.save
-        if before.recall is not None and abs(len(parts) - before.measured_rows) > CHANGED * len(parts):
+        changed = abs(len(parts) - before.measured_rows) > CHANGED * len(parts)
+        if aimed or (before.recall is not None and changed):
             on_progress("measuring", 0, 0)
             queries = np.random.default_rng(0).choice(wanted, _held_out(rows), replace=False)
             made = parts.whole()

@@ -16,7 +16,7 @@ from rn50feat import FeatureStore
 from rn50feat.cli import report
 from rn50feat.durable.lock import run_lock
 from rn50feat.errors import IndexingError, StoreLockedError
-from rn50feat.searching import index, recall
+from rn50feat.searching import index, index_file, recall
 from rn50feat.searching.faiss_index import FaissIndex
 
 KINDS = [*((kind, m) for kind in (None, "IVF8,RaBitQ") for m in ("cosine", "l2", "ip")), ("PCA128,IVF4,SQ8", "l2")]
@@ -106,6 +106,32 @@ def test_a_rebuild_is_advised_once_recall_is_lost(store: FeatureStore, monkeypat
     assert rn50feat.index(store).rebuild_pays  # also when there is nothing to add
     monkeypatch.undo()
     assert not rn50feat.index(store, rebuild=True).rebuild_pays
+
+
+@pytest.mark.parametrize("large", [0, 10**9])
+def test_another_target_measures_recall_again(store: FeatureStore, monkeypatch: pytest.MonkeyPatch, large: int) -> None:
+    monkeypatch.setattr(index, "LARGE", large)
+    monkeypatch.setattr(recall, "FIRST", 1)
+    built = rn50feat.index(store, factory="IVF64,SQ8", target_recall=0.1).facts
+    assert (built.nprobe, rn50feat.index(store).facts) == (1, built)
+    for row in (None, 400):  # without a difference to the store, and with one
+        if row:
+            append(store, row, clusters(1, seed=1))
+        raised = rn50feat.index(store, target_recall=1.0).facts
+        assert (raised.target, raised.recall) == (1.0, 1.0)
+        assert raised.nprobe is not None and raised.nprobe > 1
+        assert rn50feat.index(store, target_recall=0.1).facts.nprobe == 1
+
+
+def test_an_index_without_a_target_gets_the_usual_one(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recall, "FIRST", 1)
+    rn50feat.index(store, factory="IVF64,SQ8", target_recall=0.1)
+    path = index_file.facts_path(store.path)  # as an earlier version wrote it
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != "search"}))
+    assert rn50feat.index(store).facts.target == 0
+    append(store, 400, clusters(3, seed=1))
+    facts = rn50feat.index(store).facts
+    assert (facts.target, facts.measured_rows, facts.short) == (0.98, 403, False)
 
 
 def test_rows_that_move_while_an_index_is_built_are_in_it(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
