@@ -55,6 +55,8 @@ def best_of(
 
     `on_block` gets the number of rows that were scanned, for many queries only.
     """
+    if not len(queries):
+        return []
     if len(queries) < MANY or k > MOST_HITS:
         return _best_of_few(queries, own, store, ids, k, metric, rows)
     bests, most = [], crowd.most(k)

@@ -22,7 +22,7 @@ from rn50feat.errors import IndexingError
 
 Rows = NDArray[np.int64]
 Write = Callable[[bytes], None]
-_PIECE = 1 << 16  # rows of a list that are in memory at once: 17 MB of codes of 264 bytes
+_PIECE = 1 << 24  # bytes of the codes of a list that are in memory at once
 _ID = 8  # bytes
 
 
@@ -73,8 +73,9 @@ class Lists:
 
     def _pieces(self, handle: int, number: int, behind: int, width: int) -> Iterator[bytes]:
         size, start = int(self.sizes[number]), int(self.offsets[number]) + behind
-        for first in range(0, size, _PIECE):
-            length = min(_PIECE, size - first) * width
+        rows = max(1, _PIECE // self.code_size)
+        for first in range(0, size, rows):
+            length = min(rows, size - first) * width
             piece = os.pread(handle, length, start + first * width)
             if len(piece) < length:
                 raise IndexingError(f"{self.path} became shorter while it was read: run the command again")

@@ -123,7 +123,9 @@ class Gathering:
 
 
 def _vectors(features: NDArray[Any]) -> NDArray[Any]:
-    if features.shape[-1:] != (WIDTH,) or features.ndim > 2 or not np.isfinite(features).all():
+    with np.errstate(over="ignore"):
+        finite = bool(np.isfinite(features.astype(np.float32)).all())
+    if features.shape[-1:] != (WIDTH,) or features.ndim > 2 or not finite:
         raise QueryError(
             f"an array of shape {features.shape} is no query: give {WIDTH} finite numbers, or uint8 pixels"
         )

@@ -29,7 +29,7 @@ def in_parts(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """Have room for 100 rows."""
     monkeypatch.setattr(index_plan, "part_rows", lambda *_: 100)
     monkeypatch.setattr("rn50feat.searching.index.BLOCK", 32)
-    monkeypatch.setattr(inverted_lists, "_PIECE", 7)
+    monkeypatch.setattr(inverted_lists, "_PIECE", 2000)
     return monkeypatch
 
 

@@ -22,7 +22,7 @@ def part(path: Path, *lists: list[int]) -> Lists:
         return append(file.write, path, file.tell(), 2, contents)
 
 
-@pytest.mark.parametrize("piece", [1, 2, 100])
+@pytest.mark.parametrize("piece", [2, 4, 200])
 def test_rows_are_merged_list_by_list(tmp_path: Path, piece: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(inverted_lists, "_PIECE", piece)
     old, new = part(tmp_path / "x", [1, 5, 3], [], [9]), part(tmp_path / "x", [], [2, 4], [6])

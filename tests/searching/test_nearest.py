@@ -45,6 +45,13 @@ def test_tiny_stores(tmp_path: Path, rows: int) -> None:
         check(store)
 
 
+@pytest.mark.parametrize("factory", [None, "IVF8,RaBitQ"])
+def test_no_queries_have_no_hits(tmp_path: Path, factory: str | None) -> None:
+    store = filled(tmp_path / "out.h5", clusters(400), "float16")
+    rn50feat.index(store, factory=factory)
+    assert search_stored([], store) == []
+
+
 KINDS = [None, "IDMap2,Flat", "IVF8,RaBitQ", "IVF8,SQ8"]
 
 
