@@ -97,7 +97,8 @@ def test_cosine_takes_all_vectors_at_length_one() -> None:
 
 
 @pytest.mark.parametrize(
-    "query", [np.zeros(7), np.full(2048, np.nan), np.full(2048, 1e300), np.zeros((2, 2, 2048)), np.zeros((4, 4), np.int64)]
+    "query",
+    [np.zeros(7), np.full(2048, np.nan), np.full(2048, 1e300), np.zeros((2, 2, 2048)), np.zeros((4, 4), np.int64)],
 )
 def test_arrays_that_are_no_queries(store: FeatureStore, start: FakeStart, query: object) -> None:
     with pytest.raises(QueryError, match="an array of shape"):
