@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 
 AT = 10  # hits that an index is tuned for
 _FIRST = 64  # candidates whose exact scores show how far off an index's estimates are
+_DISTINCT = 16  # different scores among them, from which their spread says something about others
 _FAR = 5.0  # standard deviations by which an estimate is never off: 4 lost 0.001 of the recall, 3 lost 0.02
 _TAIL = 8  # candidates: equal rows may differ by a rounding in the index, so that other rows come between them
 
@@ -163,6 +164,9 @@ class Nearest:
             scores = score(query, self._store.features(candidates.rows[:first]), self._metric)
             exactly = -np.square(scores) if self._metric == "l2" else scores
             off = exactly - candidates.nearness[:first]
+            off = off[np.unique(exactly, return_index=True)[1]]  # equal rows are equally far off
+            if len(off) < _DISTINCT:
+                return candidates.rows
             least = np.partition(exactly, -best)[-best]
             most = candidates.nearness + off.mean() + _FAR * off.std() + 5 * tolerance(least)  # enough for squares, too
         promising: Rows = candidates.rows[~(most < least) | (np.arange(len(most)) < first)]

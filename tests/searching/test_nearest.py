@@ -12,7 +12,7 @@ from vectors import append, check, clusters, filled, hard, remove, tied
 import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.searching import exact, nearest, recall
-from rn50feat.searching.scores import METRICS
+from rn50feat.searching.scores import METRICS, score
 from rn50feat.searching.search import search_stored
 
 
@@ -50,6 +50,22 @@ def test_no_queries_have_no_hits(tmp_path: Path, factory: str | None) -> None:
     store = filled(tmp_path / "out.h5", clusters(400), "float16")
     rn50feat.index(store, factory=factory)
     assert search_stored([], store) == []
+
+
+def test_copies_do_not_hide_how_far_off_the_estimates_of_others_are(tmp_path: Path) -> None:
+    features = clusters(400)
+    features[:200] = features[0]
+    store = filled(tmp_path / "out.h5", features)
+    rn50feat.index(store, factory="IVF1,SQ8")
+    query = features[200]
+    estimates = score(query, features, "cosine").astype(np.float32)
+    estimates[200] = estimates[0] - 0.001  # a copy of the query: it is nearer than the copies of row 0
+    estimates[201:] -= 1  # all that come first are copies of row 0
+    order = np.argsort(-estimates, kind="stable")
+    candidates = nearest._Candidates(order, estimates[order], all=False)
+    with store.reading():
+        found = nearest.Nearest(store, "cosine", nearest.open_index(store))._promising(query, candidates, 10)
+    assert 200 in found
 
 
 KINDS = [None, "IDMap2,Flat", "IVF8,RaBitQ", "IVF8,SQ8"]
