@@ -30,6 +30,7 @@ DIMENSIONS = {"pca": 2, "tsne": 50}  # that rows are projected to; t-SNE then go
 SAMPLE = 16_384  # rows whose principal components stand for those of all: 2 s of a core
 _FITTED = 20_000  # rows that t-SNE lays out, in a few minutes; the others are placed next to them
 _FEW = 5000  # rows that one thread lays out faster than several
+_ROUNDS = 750  # of t-SNE: openTSNE's own number
 _BLOCK = 1024
 _STEPS = 30  # of the iteration
 _SPARE = 8  # more axes, which make the iteration faster
@@ -98,10 +99,9 @@ def tsne(points: Single, on_progress: Report) -> Single:
     if len(points) < 5:
         return points[:, :2]
     some = evenly(len(points), _FITTED)
-    rounds = 750  # openTSNE's own number
 
     def report(done: int, *_: Any) -> None:
-        on_progress("t-SNE", done, rounds)
+        on_progress("t-SNE", len(some) * done // _ROUNDS, len(some))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
