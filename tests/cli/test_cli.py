@@ -354,7 +354,7 @@ def test_a_picture_that_vanished_leaves_its_row(rn50feat: Run, store: Path) -> N
 
 
 def test_a_bug_keeps_its_traceback(store: Path) -> None:
-    code = "from rn50feat.cli.main import main; from rn50feat import FeatureStore; FeatureStore.failures = 3; main()"
+    code = "from rn50feat.cli.main import main; import rn50feat.store.reader as s; s.FeatureStore.failures = 3; main()"
     done = subprocess.run([sys.executable, "-c", code, "info"], cwd=store.parent, capture_output=True, encoding="utf-8")
     assert done.returncode == 1
     assert "Traceback" in done.stderr

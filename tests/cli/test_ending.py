@@ -192,7 +192,7 @@ def test_a_command_that_a_signal_ends(store: FeatureStore, number: signal.Signal
     """Even while it is busy in a library: a thread prints the line."""
     code = (
         "import signal, time; signal.signal(signal.SIGINT, signal.default_int_handler);"
-        "from rn50feat.cli.main import main; from rn50feat import FeatureStore;"
+        "from rn50feat.cli.main import main; from rn50feat.store.reader import FeatureStore;"
         "FeatureStore.failures = lambda store: (print('here', flush=True), time.sleep(60)); main()"
     )
     command = [sys.executable, "-c", code, "info", str(store.path), "--json"]

@@ -133,7 +133,7 @@ def test_commands_tell_of_damage(pictures: Path, start: FakeStart, here: Callabl
     assert found.splitlines()[1].endswith(f",present,{REASON}")
     results = search_stored(["pictures/damaged.jpg"], FeatureStore(pictures.parent / "out.h5"), k=1)
     store, query = FeatureStore(pictures.parent / "out.h5"), str(pictures / "damaged.jpg")
-    page = "".join(search_page(results, [query], store, k=1, metric="cosine"))
+    page = "".join(search_page(results, [query], store, out=Path("page.html"), k=1, metric="cosine"))
     assert f"<b>damaged:</b> {REASON}" in page
 
 

@@ -15,9 +15,9 @@ from conftest import Run
 from fake import FakeStart, extract
 
 import rn50feat
-from rn50feat import FeatureStore
 from rn50feat.errors import StoreError
 from rn50feat.extraction.verify import Findings
+from rn50feat.store.reader import FeatureStore
 
 
 def damage(path: Path, dataset: str, row: int, value: object) -> None:

@@ -10,11 +10,11 @@ import pytest
 from vectors import clusters, filled
 
 import rn50feat
-from rn50feat import FeatureStore
 from rn50feat.errors import DamagedStoreError
 from rn50feat.extraction.verify import verify
 from rn50feat.searching.exact import scan
 from rn50feat.searching.search import search_stored
+from rn50feat.store.reader import FeatureStore
 from rn50feat.store.writer import create_store, open_store
 
 

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 from vectors import append, check, clusters, filled, hard, remove, tied
 
 import rn50feat
-from rn50feat import FeatureStore
 from rn50feat.searching import exact, nearest, recall
 from rn50feat.searching.scores import METRICS, score
 from rn50feat.searching.search import search_stored
+from rn50feat.store.reader import FeatureStore
 
 
 @pytest.fixture

@@ -12,9 +12,9 @@ import pytest
 from vectors import append, clusters, filled, references, remove, replace
 
 import rn50feat
-from rn50feat import FeatureStore
 from rn50feat.searching import path_file
 from rn50feat.searching.search import search_stored
+from rn50feat.store.reader import FeatureStore
 from rn50feat.store.writer import open_store
 
 

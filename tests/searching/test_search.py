@@ -14,6 +14,7 @@ from scenes import encoded
 import rn50feat
 from rn50feat import FeatureStore
 from rn50feat.errors import ProvenanceError, QueryError, WeightsError
+from rn50feat.model.weights import hash_file
 from rn50feat.searching.search import Result, search_stored
 
 
@@ -115,13 +116,11 @@ def test_a_query_that_is_no_picture_is_named(
 
 
 def test_weights_that_moved_are_asked_for_and_checked(
-    pictures: Path, start: FakeStart, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    pictures: Path, start: FakeStart, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import hashlib
-
-    weights, moved = tmp_path / "weights.pth", tmp_path / "moved.pth"
-    weights.write_bytes(b"some weights")
-    monkeypatch.setattr("fake.FakeBackend.__init__.__defaults__", (hashlib.sha256(b"some weights").hexdigest(),))
+    seeded, weights, moved = weights, tmp_path / "weights.pth", tmp_path / "moved.pth"
+    shutil.copy(seeded, weights)
+    monkeypatch.setattr("fake.FakeBackend.__init__.__defaults__", (hash_file(weights),))
     store = tmp_path / "out.h5"
     rn50feat.extract(pictures, store, weights=str(weights), start=start)
     query = pictures / "red.png"
@@ -130,7 +129,9 @@ def test_weights_that_moved_are_asked_for_and_checked(
     with pytest.raises(WeightsError, match="weights.pth .* is no longer at .*: name the file with --weights FILE"):
         rn50feat.search(query, store, start=start)
     assert names(rn50feat.search(query, store, k=1, weights_file=str(moved), start=start)[0]) == ["red"]
-    weights.write_bytes(b"other weights")
+    shutil.copy(seeded, weights)
+    with open(weights, "ab") as file:
+        file.write(b"other weights")
     with pytest.raises(WeightsError, match="has changed since the store was made"):
         rn50feat.search(query, store, start=start)
     with pytest.raises(ProvenanceError, match="holds features with weights .* you asked for weights.pth"):
