@@ -26,6 +26,7 @@ OPENVINO = ["openvino>=2025.0"]
 PARQUET = ["pyarrow>=17"]
 QDRANT = ["qdrant-client>=1.12"]
 RAY = ["ray>=2.52"]  # the first with tokens
+VERIFY = ["opencv-python-headless>=4.10"]  # the first for numpy 2
 SLIM = ["google-crc32c>=1.6"]
 # keras is what the readers of weight files are compared with.
 TEST = [
@@ -47,6 +48,7 @@ TEST = [
     *REMOTE,
     *RAY,
     *SLIM,
+    *VERIFY,
     "moto[server]>=5",
     "jsonschema>=4.20",
 ]
@@ -87,6 +89,7 @@ setup(
         "remote": REMOTE,
         "ray": RAY,
         "slim": SLIM,
+        "verify": VERIFY,
         "test": TEST,
     },
     entry_points={"console_scripts": ["rn50feat=rn50feat.cli.main:main"]},

@@ -23,6 +23,7 @@ PACKAGES = (
 OWNERS = {
     "PIL": {"images"},
     "click": {"cli"},
+    "cv2": {"searching.alignment", "searching.guesses"},
     "faiss": {"searching.faiss_index", "searching.products"},
     "fsspec": {"sources.remote"},
     "google_crc32c": {"model.weight_files.crc32c"},

@@ -38,6 +38,13 @@ if TYPE_CHECKING:
 )
 @option("--exact", is_flag=True, help="Find only byte-for-byte copies.")
 @option("--scan", is_flag=True, help="Ignore the index and compare all pairs of images.")
+@option("--verify", is_flag=True, help="Compare pixels, and leave out images that are only similar (extra verify).")
+@option(
+    "--keep",
+    default="",
+    metavar="largest|oldest|first-extracted|PATTERN",
+    help="The image with which a group starts, and which --rest does not print.  [default: the largest file]",
+)
 @option("--pairs", is_flag=True, help="Print near-identical images in different groups, not the groups.")
 @option("--rest", is_flag=True, help="Print all but the first of each group, as far as these are files of their own.")
 @option("-0", "--null", is_flag=True, help="End each name of --rest with a NUL, not a newline.")
@@ -53,6 +60,8 @@ def command(
     threshold: float | None,
     exact: bool,
     scan: bool,
+    verify: bool,
+    keep: str,
     pairs: bool,
     rest: bool,
     null: bool,
@@ -87,6 +96,8 @@ def command(
             exact=exact,
             scan=scan,
             check=check,
+            verify=verify,
+            keep=keep,
             rehash=form == "rest",
             on_progress=tell,
         )
@@ -95,11 +106,11 @@ def command(
         from rn50feat.pages.page import save
 
         save(html, groups_page(groups, opened, out=html, threshold=1.0 if exact else threshold, check=check))
-    ending.add(**words.facts(groups, opened, None if exact else threshold))
+    ending.add(**words.facts(groups, opened, None if exact else threshold, verified=verify))
     if form == "rest":
         write(words.rest(groups, null=null))
     elif form != "json":
-        write(_text(groups, pairs=pairs, csv=form == "csv"))
+        write(_text(groups, pairs=pairs, csv=form == "csv", verified=verify))
     if not quiet:
         say(words.rest_line(groups, null=null) if form == "rest" else words.line(groups))
         if form == "rest" and (warning := words.rest_warning(groups, null=null)):
@@ -112,6 +123,10 @@ def _require_sense(*, exact: bool, pairs: bool, form: str | None) -> None:
     for name, why in (("threshold", "copies need none"), ("scan", "it compares no rows"), ("pairs", "it finds none")):
         if exact and typed(name):
             raise click.UsageError(f"--exact cannot be combined with --{name}: {why}.")
+    if exact and typed("verify"):
+        raise click.UsageError("--exact cannot be combined with --verify: copies need no comparison.")
+    if pairs and typed("verify"):
+        raise click.UsageError("--pairs cannot be combined with --verify: only groups are verified.")
     if pairs and form == "rest" and typed("pairs"):
         raise click.UsageError("--pairs cannot be combined with --rest: pairs are of images to keep.")
     if pairs and form == "json" and typed("pairs"):
@@ -120,9 +135,9 @@ def _require_sense(*, exact: bool, pairs: bool, form: str | None) -> None:
         raise click.UsageError("-0 requires --rest.")
 
 
-def _text(groups: Groups, *, pairs: bool, csv: bool) -> str:
+def _text(groups: Groups, *, pairs: bool, csv: bool, verified: bool) -> str:
     if csv:
         return words.pairs_comma_separated(groups.pairs) if pairs else words.comma_separated(groups)
     if sys.stdout.isatty():
-        return words.pairs_table(groups.pairs) if pairs else words.table(groups)
-    return words.pairs_tab_separated(groups.pairs) if pairs else words.tab_separated(groups)
+        return words.pairs_table(groups.pairs) if pairs else words.table(groups, verified=verified)
+    return words.pairs_tab_separated(groups.pairs) if pairs else words.tab_separated(groups, verified=verified)

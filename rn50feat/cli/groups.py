@@ -34,14 +34,19 @@ def _likeness(member: GroupImage, number: int) -> str:
     return "copy" if number and member.is_copy else f"{member.similarity:.6f}"
 
 
-def table(groups: Groups) -> str:
+def table(groups: Groups, *, verified: bool = False) -> str:
     """Format groups as aligned columns, one block per group, and the first pairs across them."""
     blocks = []
     for number, group in enumerate(groups, 1):
         frees = f" ({size(group.reclaimable)} reclaimable)" if group.reclaimable else ""
-        lines = [f"group {number}{frees}", "similarity      size       pixels  path"]
+        lines = [
+            f"group {number}{frees}",
+            f"similarity      size       pixels  {'relation             ' if verified else ''}path",
+        ]
         lines += [
-            f"{_likeness(member, i):>10}  {size(member.size):>8}  {_pixels(member):>11}  {one_line(member.path)}"
+            f"{_likeness(member, i):>10}  {size(member.size):>8}  {_pixels(member):>11}  "
+            + (f"{member.relation or '':<19}  " if verified else "")
+            + one_line(member.path)
             + _mark(member, "  ({})")
             for i, member in enumerate(group.members)
         ]
@@ -66,10 +71,17 @@ def pairs_table(pairs: Sequence[Pair]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def tab_separated(groups: Sequence[Group]) -> str:
-    """Format a line per image: group, similarity (or copy or same file), size in bytes, path, and its state."""
+def tab_separated(groups: Sequence[Group], *, verified: bool = False) -> str:
+    """Format a line per image: group, similarity (or copy or same file), size in bytes, path, and its state.
+
+    If they are `verified`, the state is always there, and the relation follows.
+    """
+
+    def more(member: GroupImage) -> str:
+        return f"\t{_mark(member, '{}')}\t{member.relation or ''}" if verified else _mark(member, "\t{}")
+
     return "".join(
-        f"{number}\t{_likeness(member, i)}\t{member.size}\t{one_line(member.path)}{_mark(member, chr(9) + '{}')}\n"
+        f"{number}\t{_likeness(member, i)}\t{member.size}\t{one_line(member.path)}{more(member)}\n"
         for number, group in enumerate(groups, 1)
         for i, member in enumerate(group.members)
     )
@@ -89,6 +101,7 @@ def pairs_tab_separated(pairs: Iterable[Pair]) -> str:
 def comma_separated(groups: Sequence[Group]) -> str:
     """Format groups as CSV with a header."""
     names = ["group", "path", "location", "id", "size", "similarity", "exact", "state", "width", "height", "kept"]
+    names.append("relation")
     rows = ([number, *asdict(member).values()] for number, group in enumerate(groups, 1) for member in group.members)
     return _csv(names, rows)
 
@@ -134,12 +147,17 @@ def rest_line(groups: Sequence[Group], *, null: bool) -> str:
 
 def rest_warning(groups: Sequence[Group], *, null: bool) -> str:
     """Say how many of the images that are printed are no copies; "" for none."""
-    similar = sum(not image.exact for image in _listed(groups, null))
-    are = "is not a copy of the first image" if similar == 1 else "are not copies of the first image"
-    return f"{similar} of them {are}, only similar to it: look before you delete, or use --exact" if similar else ""
+    others = [image for image in _listed(groups, null) if not image.exact]
+    if not others:
+        return ""
+    are = f"{len(others)} of them {'is not a copy' if len(others) == 1 else 'are not copies'} of the first image"
+    relations = sorted(Counter(image.relation for image in others if image.relation).items())
+    if relations:
+        return f"{are}: " + ", ".join(f"{number} {relation}" for relation, number in relations)
+    return f"{are}, only similar to it: look before you delete, or use --exact or --verify"
 
 
-def facts(groups: Groups, store: FeatureStore, threshold: float | None) -> dict[str, Any]:
+def facts(groups: Groups, store: FeatureStore, threshold: float | None, *, verified: bool) -> dict[str, Any]:
     """Return the groups, ready for JSON, with the weights that similarities depend on; copies have no threshold."""
     return {
         "weights": store.provenance.weights,
@@ -148,6 +166,8 @@ def facts(groups: Groups, store: FeatureStore, threshold: float | None) -> dict[
         "reclaimable": _reclaimable(groups),
         "pairs": [asdict(pair) for pair in groups.pairs],
         "more_pairs": groups.more_pairs,
+        "verified": verified,
+        "uncompared": groups.uncompared,
     }
 
 
@@ -163,6 +183,8 @@ def line(groups: Groups) -> str:
     if groups.pairs:
         left = f", and up to {groups.more_pairs} more" if groups.more_pairs else ""
         parts.append(f"{count(len(groups.pairs), 'near pair')} across groups (--pairs){left}")
+    if groups.uncompared:
+        parts.append(f"{count(groups.uncompared, 'image')} not compared: missing, changed or not readable")
     return "; ".join(parts)
 
 

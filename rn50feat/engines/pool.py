@@ -52,15 +52,15 @@ class DecoderPool:
         slots: int = 0,
         seconds: float | None = None,
         patience: float = PATIENCE,
-        thumbnails: bool = False,
+        content: Literal["crop", "thumbnail", "view"] = "crop",
     ) -> None:
         """Start `workers` processes, with room for `slots` crops, or as many as `reserve` makes later.
 
         An image may have `max_pixels`, and take `seconds` of a core (by
         default, what `max_pixels` may take) and `patience` seconds on the
-        clock, reading included. With `thumbnails`, a slot takes the bytes of
-        a JPEG of the whole image, at most crop pixels in width and height,
-        padded with zeros.
+        clock, reading included. A slot takes a crop, or the bytes of a JPEG
+        of the whole image, at most crop pixels wide and high, or those of a
+        packed `SmallCopy`, at most crop - 1 pixels; these are padded with zeros.
         """
         self._shape = (preprocessing.crop, preprocessing.crop, 3)
         self._dtype = np.dtype(preprocessing.crop_dtype)
@@ -75,7 +75,7 @@ class DecoderPool:
             "seconds": seconds_for(max_pixels) if seconds is None else seconds,
             "patience": patience,
             "preprocessing": asdict(preprocessing),
-            "thumbnails": thumbnails,
+            "content": content,
         }
         self._workers: queue.SimpleQueue[Worker] = queue.SimpleQueue()
         self._alive: set[Worker] = set()

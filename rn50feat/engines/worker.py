@@ -1,7 +1,7 @@
 """Decode images for `pool`, in a process of its own.
 
 In: requests of a few files each, as JSON over a socket. Out: the crops, or the
-thumbnails, in the slots of a shared buffer that the request names, and the
+copies, in the slots of a shared buffer that the request names, and the
 facts of each file, or the reason of its failure, as JSON. A decoder may
 crash, hang or use up memory on a hostile file.
 """
@@ -55,11 +55,11 @@ def main(
     seconds: float,
     patience: float,
     preprocessing: dict[str, Any],
-    thumbnails: bool,
+    content: str,
 ) -> None:
     """Serve requests until the other end of the socket `channel` closes.
 
-    `buffer` is a file of crops, or with `thumbnails` of JPEGs; `share` and
+    `buffer` is a file of crops, of JPEGs or of packed copies, by `content`; `share` and
     `whole` are bytes, as in `Allowance`. SIGPROF ends the process when an
     image takes more than `seconds` of its time; SIGALRM when reading and
     decoding take more than `patience` on the clock, which is not the image's
@@ -69,7 +69,9 @@ def main(
     os.nice(NICENESS)
     parent = Connection(channel)
     settings = Preprocessing(**preprocessing)
-    fill = partial(_thumbnail if thumbnails else _crop, settings=settings, max_pixels=max_pixels)
+    fill = partial(
+        {"crop": _crop, "thumbnail": _thumbnail, "view": _view}[content], settings=settings, max_pixels=max_pixels
+    )
     timed = partial(_timed, seconds, patience)
     decoding.lift_pillow_limit()
     silence_libraries()
@@ -138,6 +140,12 @@ def _crop(slot: NDArray[Any], data: bytes, suffix: str, *, settings: Preprocessi
 def _thumbnail(slot: NDArray[np.uint8], data: bytes, suffix: str, *, settings: Preprocessing, max_pixels: int) -> str:
     jpeg = decoding.thumbnail(data, settings.crop, suffix=suffix, max_pixels=max_pixels)
     slot.reshape(-1)[:] = np.frombuffer(jpeg.ljust(slot.size, b"\0"), np.uint8)
+    return ""
+
+
+def _view(slot: NDArray[np.uint8], data: bytes, suffix: str, *, settings: Preprocessing, max_pixels: int) -> str:
+    packed = decoding.view(data, settings.crop - 1, suffix=suffix, max_pixels=max_pixels).packed()
+    slot.reshape(-1)[:] = np.frombuffer(packed.ljust(slot.size, b"\0"), np.uint8)
     return ""
 
 

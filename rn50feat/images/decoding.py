@@ -27,6 +27,7 @@ from rn50feat.errors import ImageError
 from rn50feat.images import jpeg, png, resampling, samples, tiff, wide
 from rn50feat.images.kinds import has_image_signature, has_image_suffix, pillow_formats, unsupported
 from rn50feat.images.provenance import Preprocessing
+from rn50feat.images.views import SmallCopy
 
 __all__ = ["Decoded", "decode", "has_image_signature", "lift_pillow_limit", "has_image_suffix", "thumbnail"]
 
@@ -84,6 +85,12 @@ def thumbnail(data: bytes, side: int, *, suffix: str, max_pixels: int) -> bytes:
         quality = 82 if side > 200 else 70  # small ones are for pages of many
         image.save(file, "JPEG", quality=quality, optimize=True, comment="")  # drops the original's comment
         return file.getvalue()
+
+
+def view(data: bytes, side: int, *, suffix: str, max_pixels: int) -> SmallCopy:
+    """Decode a whole image, upright, and copy it, at most `side` pixels wide and high; otherwise like `thumbnail`."""
+    with _image_errors(data):
+        return SmallCopy.of(_load(data, suffix.lower(), max_pixels, Preprocessing(), shortest=None).image, side)
 
 
 def excerpt(

@@ -251,8 +251,9 @@ def _pairing(image: PairImage, last: int) -> str:
 
 def _membership(member: GroupImage, number: int, scale: _Scale) -> str:
     if number == 1:
-        return f'<p class="score"><b>largest</b></p>\n{scale.bar(1.0)}{_state(member.state)}'
-    same = '<p class="same">the same bytes as the first</p>\n' if member.is_copy else ""
+        return f'<p class="score"><b>first</b></p>\n{scale.bar(1.0)}{_state(member.state)}'
+    relation = "the same bytes as the first" if member.is_copy else member.relation
+    same = f'<p class="same">{relation}</p>\n' if relation else ""
     score = f'<p class="score">{_labelled("similarity", member.similarity)}</p>\n'
     return score + scale.bar(member.similarity) + same + _state(member.state)
 

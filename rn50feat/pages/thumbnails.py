@@ -43,7 +43,7 @@ def thumbnails(
     workers = options.workers or min(cores(), MOST_WORKERS)
     max_pixels = options.max_megapixels * 1_000_000
     pool = DecoderPool(
-        Preprocessing(crop=side), slots=2 * workers, workers=workers, max_pixels=max_pixels, thumbnails=True
+        Preprocessing(crop=side), slots=2 * workers, workers=workers, max_pixels=max_pixels, content="thumbnail"
     )
     waiting = iter(locations)
     free = deque(range(2 * workers))

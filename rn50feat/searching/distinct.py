@@ -66,6 +66,12 @@ class DistinctFiles:
         number = self._number[row]
         return self._by_file[self._bounds[number] : self._bounds[number + 1]]
 
+    def rows(self, ids: Sequence[int]) -> Rows:
+        """Return the rows with `ids`."""
+        order = np.argsort(self.ids, kind="stable")
+        rows: Rows = order[np.searchsorted(self.ids, np.array(ids, self.ids.dtype), sorter=order)]
+        return rows
+
     def with_copies(self) -> list[int]:
         """Return the rows of files that the store holds more than once."""
         return [row for row in self.order.tolist() if len(self.copies(row)) > 1]

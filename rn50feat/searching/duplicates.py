@@ -13,8 +13,11 @@ without comparing vectors.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import replace
 from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,8 +28,12 @@ from rn50feat.searching.distinct import DistinctFiles, KnownFile
 from rn50feat.searching.groups import Groups, Member, Pair, PairImage, described
 from rn50feat.searching.near_pairs import NearBlock, by_index, by_scan
 from rn50feat.searching.nearest import open_index
+from rn50feat.searching.regrouping import Regrouping
 from rn50feat.searching.scores import in_order, reaches
 from rn50feat.store.reader import FeatureStore
+
+if TYPE_CHECKING:
+    from rn50feat.searching.relations import Relations
 
 # Near-identical images were reported to stay above 0.95 with imagenet-v1 (pytorch/vision issue 8382). With random
 # weights all cosines are near 1: for 1,000 drawn scenes, copies (re-encoded, smaller, cropped) are above 0.99987,
@@ -43,6 +50,8 @@ def duplicates(
     exact: bool = False,
     scan: bool = False,
     check: bool = False,
+    verify: bool = False,
+    keep: str = "",
     rehash: bool = False,
     on_progress: Callable[[str, int, int], None] = lambda stage, done, total: None,
 ) -> Groups:
@@ -51,13 +60,17 @@ def duplicates(
     The default is `default_threshold`. `exact` finds only byte-for-byte
     copies. A cosine index is used if there is one and it saves work, unless
     `scan` is set: then all pairs of rows are compared. `check` also checks
-    members in remote storage. `rehash` hashes what is in ``Group.rest``, and
+    members in remote storage. `verify` compares pixels, and leaves out images
+    that do not come from the first; it remembers relations next to the store.
+    `keep` says which image comes first: one of `KEEP`, or a pattern for stored
+    paths as in the shell; the default is the largest file. `rehash` hashes what is in ``Group.rest``, and
     the first images of these groups, again: files whose bytes have changed stay.
     `on_progress` gets (stage, done, in total): images, or groups for "hashing".
     Returns a list of `Group`; its ``pairs`` are near images in different
-    groups. Raises `QueryError` for a threshold that is not a cosine
-    above 0, `IndexingError` for an index that is damaged or belongs to another
-    store, and `StoreError` if rows are replaced or removed while this runs.
+    groups. Raises `QueryError` for a threshold that is not a cosine above 0, a
+    pattern that matches nothing, and `verify` without OpenCV, `IndexingError`
+    for an index that is damaged or belongs to another store, and `StoreError`
+    if rows are replaced or removed while this runs.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
     threshold = default_threshold(store) if threshold is None else threshold
@@ -76,8 +89,31 @@ def duplicates(
             forming.add(block)
     with files.reading():
         groups, pairs = forming.finished()
-    described_groups = described(groups, check=check, rehash=rehash, on_progress=on_progress)
-    return Groups(described_groups, pairs, forming.more_pairs)
+    uncompared = 0
+    with closing(_relations(store, check)) if verify else nullcontext() as relations:
+        if verify or keep:
+            regrouping = Regrouping(files, threshold, keep, relations, check)
+            groups, uncompared = regrouping.apply(groups, on_progress)
+            pairs = _renumbered(pairs, groups)
+    found = described(groups, check=check, rehash=rehash, on_progress=on_progress)
+    return Groups(found, pairs, forming.more_pairs, uncompared)
+
+
+def _relations(store: FeatureStore, check: bool) -> Relations:
+    from rn50feat.searching.relations import Relations  # needs OpenCV
+
+    return Relations(store.path, check=check)
+
+
+def _renumbered(pairs: Sequence[Pair], groups: Sequence[Sequence[Member]]) -> list[Pair]:
+    """Return pairs with the numbers of the groups that their images are in now."""
+    numbers = {member.file.id: number for number, group in enumerate(groups, 1) for member in group}
+    renumbered = []
+    for pair in pairs:
+        larger, smaller = (replace(image, group=numbers.get(image.id)) for image in pair.images)
+        if larger.group is None or larger.group != smaller.group:
+            renumbered.append(replace(pair, images=(larger, smaller)))
+    return renumbered
 
 
 def default_threshold(store: FeatureStore) -> float:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,10 @@ from rn50feat.sources.reference import Reference
 if TYPE_CHECKING:
     from rn50feat.images.dimensions import Dimensions
 
+Relation = Literal[
+    "same file", "same bytes", "same pixels", "re-encoded", "resized", "cropped", "rotated or mirrored", "edited"
+]
+RELATIONS: tuple[Relation, ...] = get_args(Relation)
 State = Literal["present", "same file", "missing", "changed", "unchecked"]
 Kept = Literal[
     "",
@@ -37,6 +41,10 @@ Kept = Literal[
     "first not present",
     "more pixels",
     "pixels unknown",
+    "edited",
+    "shows more",
+    "less similar",
+    "to keep",
     "in an archive",
     "in remote storage",
     "a link",
@@ -57,7 +65,8 @@ class GroupImage:
     Objects in remote storage stay unchecked unless requested. ``width`` and
     ``height`` are those of the upright image, None if they are not known.
     ``kept`` says why it must stay; "" if deleting it frees ``size`` bytes, and
-    the first member stays and has as many pixels.
+    the first member stays and has as many pixels. ``relation`` is the member's
+    to the first one, if pixels were compared; None for the first.
     """
 
     path: str
@@ -70,6 +79,7 @@ class GroupImage:
     width: int | None = None
     height: int | None = None
     kept: Kept = "unchecked"
+    relation: Relation | None = None
 
     @property
     def is_copy(self) -> bool:
@@ -84,7 +94,7 @@ class GroupImage:
 
 @dataclass(frozen=True)
 class Group:
-    """Two or more near-identical images: the largest file, then the others, most similar first.
+    """Two or more near-identical images: the one to keep, by default the largest file, then the most similar ones.
 
     Among exact copies of the largest file, one that still exists comes first.
     """
@@ -133,12 +143,16 @@ class Groups(list[Group]):
     """Groups, the one with the largest file first, and the near-identical ``pairs`` across them, most similar first.
 
     There may be ``more_pairs``, at most so many: the others are left out.
+    ``uncompared`` images are in no group because their pixels cannot be read.
     """
 
-    def __init__(self, groups: Iterable[Group] = (), pairs: Sequence[Pair] = (), more_pairs: int = 0) -> None:
+    def __init__(
+        self, groups: Iterable[Group] = (), pairs: Sequence[Pair] = (), more_pairs: int = 0, uncompared: int = 0
+    ) -> None:
         super().__init__(groups)
         self.pairs = tuple(pairs)
         self.more_pairs = more_pairs
+        self.uncompared = uncompared
 
     def scenes(self, ids: NDArray[np.int64]) -> NDArray[np.int64]:
         """Number the images with these `ids` so that near-identical ones have the same number.
@@ -163,11 +177,16 @@ class Groups(list[Group]):
 
 @dataclass(frozen=True)
 class Member:
-    """A file in a group, as it was when it was extracted, its cosine with the first, and whether it is a copy."""
+    """A file in a group, as it was when it was extracted, its cosine with the first, and whether it is a copy.
+
+    ``stays`` says why it must stay, ``relation`` how it comes from the first, as far as these are known.
+    """
 
     file: KnownFile
     similarity: float
     exact: bool
+    relation: Relation | None = None
+    stays: Kept = ""
 
 
 def described(
@@ -177,14 +196,15 @@ def described(
 
     Nothing in remote storage is looked up or read unless `check` is set.
     """
-    found = _with_reasons([_with_dimensions(_with_states(group, check=check), check=check) for group in groups])
+    stays = {member.file.id: member.stays for group in groups for member in group}
+    found = _with_reasons([_with_dimensions(_with_states(group, check=check), check=check) for group in groups], stays)
     if rehash:
         references = {member.file.id: member.file.reference for group in groups for member in group}
         rehashed = []
         for i, group in enumerate(found):
             rehashed.append(_rehashed(group, references))
             on_progress("hashing", i + 1, len(found))
-        found = _with_reasons(rehashed)
+        found = _with_reasons(rehashed, stays)
     return [Group(tuple(members)) for members in found]
 
 
@@ -196,7 +216,7 @@ def _with_states(group: Iterable[Member], *, check: bool) -> list[GroupImage]:
     seen: set[Identity] = set()
     for i, member in enumerate(members):
         if (own := identity(member.location)) in seen:
-            members[i] = replace(member, state="same file")
+            members[i] = replace(member, state="same file", relation=member.relation and "same file")
         elif own is not None:
             seen.add(own)
     return members
@@ -205,7 +225,16 @@ def _with_states(group: Iterable[Member], *, check: bool) -> list[GroupImage]:
 def _image(member: Member, *, check: bool) -> GroupImage:
     known, similarity = member.file.reference, member.similarity
     state = file_state(known, check=check)
-    return GroupImage(member.file.path, known.location, member.file.id, known.size, similarity, member.exact, state)
+    return GroupImage(
+        member.file.path,
+        known.location,
+        member.file.id,
+        known.size,
+        similarity,
+        member.exact,
+        state,
+        relation=member.relation,
+    )
 
 
 def _with_dimensions(members: Sequence[GroupImage], *, check: bool) -> list[GroupImage]:
@@ -256,10 +285,11 @@ def _rehashed(group: Sequence[GroupImage], references: Mapping[int, Reference]) 
     return members
 
 
-def _with_reasons(groups: Iterable[Sequence[GroupImage]]) -> list[list[GroupImage]]:
-    """Say of each member why it must stay, if it must."""
+def _with_reasons(groups: Iterable[Sequence[GroupImage]], stays: Mapping[int, Kept]) -> list[list[GroupImage]]:
+    """Say of each member why it must stay, if it must; `stays` has reasons by id."""
     judged = [
-        [replace(member, kept=_reason(i, member, group[0])) for i, member in enumerate(group)] for group in groups
+        [replace(member, kept=_reason(i, member, group[0]) or stays[member.id]) for i, member in enumerate(group)]
+        for group in groups
     ]
     # A file may have other paths in other groups, and other devices through other mounts.
     others = (member for group in judged for member in group if member.kept and member.state != "same file")

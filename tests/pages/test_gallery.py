@@ -247,7 +247,7 @@ def test_groups_are_shown_with_what_makes_them_one(store: FeatureStore) -> None:
     assert page.headings == ["Near-identical images in out.h5", "Group 1: 3 images, 2.47 MB reclaimable"]
     shown = [re.sub(r"size \d+ bytes pixels 40×30", "FILE", words(figure)) for figure in page.figures]
     assert list(zip([figure.alt for figure in page.figures], shown)) == [
-        ("group 1, image 1: pictures/red.png", "largest FILE pictures/red.png"),
+        ("group 1, image 1: pictures/red.png", "first FILE pictures/red.png"),
         (
             "group 1, image 2: pictures/white.png",
             "similarity 0.9900 the same bytes as the first FILE pictures/white.png",
