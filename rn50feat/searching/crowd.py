@@ -38,8 +38,14 @@ class _Pairs:
     low: Numbers
     high: Numbers
 
-    def __getitem__(self, chosen: NDArray[np.bool_]) -> _Pairs:
+    def __getitem__(self, chosen: NDArray[np.bool_] | Places) -> _Pairs:
         return _Pairs(self.queries[chosen], self.rows[chosen], self.low[chosen], self.high[chosen])
+
+    def by_query(self) -> tuple[_Pairs, Places]:
+        """Order pairs by query, and those of a query by what they reach at least; return them and their places."""
+        order = np.lexsort((-self.low, self.queries))
+        pairs = self[order]
+        return pairs, np.arange(len(order)) - np.searchsorted(pairs.queries, pairs.queries)
 
     def __add__(self, other: _Pairs) -> _Pairs:
         return _Pairs(
@@ -152,13 +158,12 @@ class Crowd:
         """Raise the limits by what rows reach that were found."""
         if not len(found.rows):
             return
-        order = np.lexsort((-found.low, found.queries))
-        queries, low = found.queries[order], found.low[order]
-        some, first, number = np.unique(queries, return_index=True, return_inverse=True)
-        place = np.arange(len(queries)) - first[number]
-        best = np.full((len(some), self._k), -np.inf)
-        best[number[place < self._k], place[place < self._k]] = low[place < self._k]
-        both = np.concatenate([self._lows[some], best], axis=1)
+        found, place = found.by_query()
+        best = place < self._k
+        some, number = np.unique(found.queries, return_inverse=True)
+        new = np.full((len(some), self._k), -np.inf)
+        new[number[best], place[best]] = found.low[best]
+        both = np.concatenate([self._lows[some], new], axis=1)
         self._lows[some] = both = np.partition(both, self._k, axis=1)[:, self._k :]
         last = both.min(axis=1)
         self._limits[some] = np.maximum(self._limits[some], last - 2 * tolerance(last))
@@ -170,22 +175,27 @@ class Crowd:
         counts = np.bincount(self._waiting.queries, minlength=len(self._bests))
         self._settle(counts > _WAITING + 4 * self._k)
 
-    @np.errstate(invalid="ignore", over="ignore")  # from damaged rows
     def _settle(self, chosen: NDArray[np.bool_]) -> None:
-        """Score what waits of the `chosen` queries."""
+        """Score what waits of the `chosen` queries: the rows that seem best first, and then those that still may be."""
         settled = chosen[self._waiting.queries]
         pairs, self._waiting = self._waiting[settled], self._waiting[~settled]
-        order = np.argsort(pairs.queries, kind="stable")
-        rows, which = pairs.rows[order], np.flatnonzero(chosen)
-        bounds = np.searchsorted(pairs.queries[order], [*which.tolist(), len(chosen)]).tolist()
+        pairs, place = pairs.by_query()
+        self._score(pairs[place < self._k])
+        rest = pairs[place >= self._k]
+        self._score(rest[rest.high >= self._limits[rest.queries]])
+
+    @np.errstate(invalid="ignore", over="ignore")  # from damaged rows
+    def _score(self, pairs: _Pairs) -> None:
+        """Score pairs, which are ordered by query."""
+        which, starts = np.unique(pairs.queries, return_index=True)
+        bounds = [*starts.tolist(), len(pairs.rows)]
         for first, last in _groups(bounds):
-            wanted, places = np.unique(rows[bounds[first] : bounds[last]], return_inverse=True)
+            wanted, places = np.unique(pairs.rows[bounds[first] : bounds[last]], return_inverse=True)
             features, ids = self._read(wanted), self._ids[wanted]
             for one in range(first, last):
                 some = places[bounds[one] - bounds[first] : bounds[one + 1] - bounds[first]]
                 best = self._bests[which[one]]
-                if len(some):
-                    best.add(wanted[some], ids[some], features[some])
+                best.add(wanted[some], ids[some], features[some])
                 self._limits[which[one]] = max(self._limits[which[one]], best.limit)
 
 
