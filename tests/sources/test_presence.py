@@ -42,7 +42,8 @@ def test_paths_of_a_store_send_no_requests(path: Path, monkeypatch: pytest.Monke
     page = "".join(search_page(results, [""], opened, out=path.with_name("page.html"), k=40, metric="cosine"))
     assert page.count("is in remote storage: use --check to show it") == 3  # the query and two hits
     groups = duplicates(path, threshold=0.5)
-    assert "is in remote storage" in "".join(groups_page(groups, opened, out=path.with_name("page.html"), threshold=0.5))
+    page = "".join(groups_page(groups, opened, out=path.with_name("page.html"), threshold=0.5))
+    assert "is in remote storage" in page
     assert asked == []
     assert {hit.state for hit in search_stored(["3.jpg"], path, k=40, check=True)[0].hits} == {"missing"}
     assert "unchecked" not in {m.state for group in duplicates(path, threshold=0.5, check=True) for m in group.members}
