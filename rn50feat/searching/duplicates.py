@@ -100,8 +100,10 @@ def duplicates(
 
 
 def _relations(store: FeatureStore, check: bool) -> Relations:
-    from rn50feat.searching.relations import Relations  # needs OpenCV
-
+    try:
+        from rn50feat.searching.relations import Relations
+    except ImportError as error:
+        raise QueryError("--verify needs OpenCV: pip install 'rn50feat[verify]'") from error
     return Relations(store.path, check=check)
 
 

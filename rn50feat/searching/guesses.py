@@ -12,16 +12,11 @@ from collections.abc import Iterator
 from functools import cached_property
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.errors import QueryError
 from rn50feat.images.views import SmallCopy
-
-try:
-    import cv2
-except ImportError as error:
-    raise QueryError("--verify needs OpenCV: pip install 'rn50feat[verify]'") from error
 
 Array = NDArray[Any]
 

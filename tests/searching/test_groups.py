@@ -235,7 +235,8 @@ def test_similar_images_are_not_advised_to_be_deleted(tmp_path: Path, start: Fak
     done = rn50feat("duplicates", "--rest")
     assert done.stderr.splitlines()[:2] == [
         f"2 files, {2 * len(data) / 1000:.3g} kB",
-        "2 of them are not copies of the first image, only similar to it: look before you delete, or use --exact",
+        "2 of them are not copies of the first image, only similar to it:"
+        " look before you delete, or use --exact or --verify",
     ]
     (tmp_path / "c.png").unlink()
     assert "similar to" not in rn50feat("duplicates", "--exact", "--rest").stderr

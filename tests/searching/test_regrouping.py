@@ -5,18 +5,33 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 from conftest import Run
 from fake import FakeStart
 from PIL import ImageOps
 from scenes import encoded, scene
 
 from rn50feat import duplicates, extract
+from rn50feat.cli.main import main
 from rn50feat.errors import QueryError
 
 pytestmark = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fault"),
+    [
+        (["--exact", "--verify"], "--exact cannot be combined with --verify: copies need no comparison."),
+        (["--pairs", "--verify"], "--pairs cannot be combined with --verify: only groups are verified."),
+    ],
+)
+def test_options_that_make_no_sense_together(arguments: list[str], fault: str) -> None:
+    done = CliRunner().invoke(main, ["duplicates", *arguments])
+    assert (done.exit_code, fault in done.output) == (2, True)
 
 
 @pytest.fixture
@@ -115,3 +130,11 @@ def test_relations_in_every_form(mixed: Path, rn50feat: Run) -> None:
     assert (result["verified"], result["uncompared"]) == (True, 0)
     assert result["groups"][1]["members"][2]["relation"] == "cropped"
     assert '<p class="same">cropped</p>' in (mixed.parent / "page.html").read_text()
+
+
+def test_without_opencv_the_error_names_the_extra(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("relations", "alignment", "guesses"):
+        monkeypatch.delitem(sys.modules, f"rn50feat.searching.{name}", raising=False)
+    monkeypatch.setitem(sys.modules, "cv2", None)
+    with pytest.raises(QueryError, match=r"--verify needs OpenCV: pip install 'rn50feat\[verify\]'"):
+        members(mixed, verify=True)
