@@ -29,7 +29,7 @@ class FakeBackend:
     """Features: the mean red, green and blue of the crop, then zeros."""
 
     name, device, precision = "fake", "cpu", "fp32"
-    batch_size, lanes = 32, 1
+    batch_size, lanes, recomputed = 32, 1, 0
 
     def __init__(self, weights_sha256: str = "fa" * 32) -> None:
         self.weights_sha256 = weights_sha256

@@ -29,7 +29,7 @@ OWNERS = {
     "google_crc32c": {"model.weight_files.crc32c"},
     "h5py": {"durable.hdf5_storage", "model.weight_files.hdf5", "model.weight_files.keras", "store"},
     "openTSNE": {"searching.projection"},
-    "openvino": {"backends.openvino"},
+    "openvino": {"backends.int8", "backends.openvino"},
     "pandas": {"store.array"},
     "pathspec": {"sources.exclusion"},
     "pillow_heif": {"images.kinds"},

@@ -31,10 +31,11 @@ class Backend(Protocol):
 
     name: str
     device: str  # several are joined by commas
-    precision: str  # fp32, bf16 or fp16
+    precision: str  # fp32, bf16, fp16 or int8
     weights_sha256: str  # of the weights that it computes with
     batch_size: int  # images per call for which `features` is fast, unless the user chooses another number
     lanes: int  # threads that can usefully call `features` at once
+    recomputed: int  # images so far whose rows came from another network, since int8 cannot represent them
 
     def features(self, crops: Crops) -> NDArray[np.float32]:
         """Compute the features, float32 (n, 2048), of crops of the preprocessing's dtype, (n, 224, 224, 3)."""
@@ -42,14 +43,24 @@ class Backend(Protocol):
 
 def cpu_has_bf16() -> bool:
     """Check whether the processor multiplies bfloat16 natively: it is 2.6 times as fast as fp32 then, else slower."""
-    try:
-        flags = set(Path("/proc/cpuinfo").read_text().split())
-    except OSError:
-        return False
     # oneDNN, which torch and OpenVINO compute with, can be limited to fewer instructions than the processor has.
     most = os.environ.get("ONEDNN_MAX_CPU_ISA", os.environ.get("DNNL_MAX_CPU_ISA", "ALL")).upper()
     allowed = any(name in most for name in ("ALL", "DEFAULT", "BF16", "FP16", "AMX", "AVX10"))
-    return allowed and bool(flags & {"avx512_bf16", "amx_bf16"}) and platform.machine() == "x86_64"
+    return allowed and bool(_flags() & {"avx512_bf16", "amx_bf16"})
+
+
+def require_int8() -> None:
+    """Raise `DeviceError` unless the processor multiplies 8-bit numbers exactly: older ones clip their sums."""
+    if not _flags() & {"avx512_vnni", "avx_vnni", "amx_int8"}:
+        raise DeviceError("this CPU has no instructions for int8 (VNNI or AMX): use another machine, or leave int8 out")
+
+
+def _flags() -> set[str]:
+    """Read what instructions an x86 processor has; nothing on other machines."""
+    try:
+        return set(Path("/proc/cpuinfo").read_text().split()) if platform.machine() == "x86_64" else set()
+    except OSError:
+        return set()
 
 
 def cpu_precision(name: str) -> str:

@@ -18,6 +18,7 @@ import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,6 +52,7 @@ class OpenVinoBackend:
 
     name = "openvino"
     device = "cpu"
+    recomputed = 0
     lanes = 2  # the next batch has requests when one runs out of them: a core idles 0.4 ms per image, not 1.2
 
     def __init__(self, provenance: Provenance, load: Callable[[], Network], *, precision: str) -> None:
@@ -73,6 +75,7 @@ class OpenVinoBackend:
             network = load()
             self.weights_sha256 = network.sha256
             compiled = self._compile(network, provenance)
+        self._widths = [output.shape[1] for output in compiled.outputs]
         self._queues: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.lanes):
             self._queues.put(requests := openvino.AsyncInferQueue(compiled))
@@ -80,11 +83,15 @@ class OpenVinoBackend:
 
     def features(self, crops: Crops) -> NDArray[np.float32]:
         """Compute the features, float32 (n, 2048), of crops of the preprocessing's dtype, (n, 224, 224, 3)."""
-        rows = np.empty((len(crops), 2048), np.float32)
+        return self._outputs(crops)[0]
+
+    def _outputs(self, crops: Crops) -> list[NDArray[np.float32]]:
+        """Compute what the network has for each crop: its features, and any other outputs."""
+        results = [np.empty((len(crops), width), np.float32) for width in self._widths]
 
         def keep(request: Any, first: int) -> None:
-            output = request.get_output_tensor(0).data
-            rows[first : first + BATCH] = output[: len(rows) - first]
+            for i, result in enumerate(results):
+                result[first : first + BATCH] = request.get_output_tensor(i).data[: len(result) - first]
 
         requests = self._queues.get()
         try:
@@ -97,7 +104,7 @@ class OpenVinoBackend:
             requests.wait_all()
         finally:
             self._queues.put(requests)
-        return rows
+        return results
 
     def _cached(self, provenance: Provenance) -> Any:
         path = self._path(provenance.weights_sha256, provenance)
@@ -113,7 +120,7 @@ class OpenVinoBackend:
             return None
 
     def _compile(self, network: Network, provenance: Provenance) -> Any:
-        model = _convert(network, provenance.preprocessing)
+        model = self._model(network, provenance)
         try:
             compiled = self._core.compile_model(model, "CPU", self._settings)
         except RuntimeError as error:
@@ -133,18 +140,32 @@ class OpenVinoBackend:
             caches.use(path)
         return compiled
 
+    def _model(self, network: Network, provenance: Provenance) -> Any:
+        """Make the OpenVINO model to compile: from crops to features, and any other outputs."""
+        return convert(network, provenance.preprocessing)
+
     def _path(self, sha256: str, provenance: Provenance) -> Path | None:
         """Return the cache path of the compiled network, named for all that it depends on; None without a cache."""
         processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
         crops = provenance.preprocessing
         normalisation = (crops.mean, crops.std, crops.white, crops.crop_dtype, crops.crop)
         program = (self._settings, BATCH, openvino.__version__, processor)
-        facts = (sha256, provenance.network, *normalisation, *program)
+        facts = (sha256, provenance.network, *normalisation, *program, provenance.quantization)
         return caches.compiled_path(hashlib.sha256(repr(facts).encode()).hexdigest()[:32])
 
 
-def _convert(network: Network, preprocessing: Preprocessing) -> Any:
+# What was converted last, while its network is in use: int8 needs four models of it, and converting takes 10 s.
+_converted: WeakKeyDictionary[Network, tuple[Preprocessing, Any]] = WeakKeyDictionary()
+
+
+def convert(network: Network, preprocessing: Preprocessing) -> Any:
     """Convert `network` to an OpenVINO model from crops to features."""
+    if network not in _converted or _converted[network][0] != preprocessing:
+        _converted[network] = preprocessing, _convert(network, preprocessing)
+    return _converted[network][1].clone()
+
+
+def _convert(network: Network, preprocessing: Preprocessing) -> Any:
     import torch
 
     from rn50feat.model.network import Normalized

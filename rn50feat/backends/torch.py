@@ -46,6 +46,7 @@ class TorchBackend:
     """The network on one device or several, in one precision; a `Backend`."""
 
     name = "torch"
+    recomputed = 0
 
     def __init__(self, network: Network, preprocessing: Preprocessing, *, device: str, precision: str) -> None:
         """Prepare `network` for `device` (cpu, cuda, cuda:N, auto) in `precision` (auto, fp32, bf16, fp16).

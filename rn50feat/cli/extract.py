@@ -81,6 +81,19 @@ if TYPE_CHECKING:
 )
 @color_options
 @dtype_option("the store's, else by precision")
+@option(
+    "--calibrate",
+    type=click.Path(),
+    metavar="FOLDER",
+    help="With --precision int8: measure ranges on these images, not on those of the run.",
+)
+@option(
+    "--int8-bound",
+    type=NumberRange(0, 1),
+    default=0.98,
+    show_default=True,
+    help="Refuse int8 if the cosine of a row with that of fp32, after subtracting the mean, is lower.",
+)
 @option("--overwrite", is_flag=True, help="Replace the store with a new one.")
 @option(
     "--damaged",
@@ -158,7 +171,8 @@ def command(
     if list_excluded:
         settings["on_excluded"] = _lister(ending, as_json)
     if dry_run:
-        del settings["time_budget"], settings["heal"]
+        for name in ("time_budget", "heal", "calibrate", "int8_bound"):
+            del settings[name]
         _show_preview(selection, out, ending, as_json, options=options, **settings)
         return
     errors: list[RN50FeatError] = []
@@ -202,6 +216,9 @@ def _require_sense(
         raise click.UsageError("--null requires --from-file.")
     if settings["force"] and not settings["prune"]:
         raise click.UsageError("--force requires --prune.")
+    for name in ("calibrate", "int8_bound"):
+        if typed(name) and settings["precision"] != "int8":
+            raise click.UsageError(f"--{name.replace('_', '-')} requires --precision int8.")
     if typed("prune_limit") and not settings["prune"]:
         raise click.UsageError("--prune-limit requires --prune.")
 

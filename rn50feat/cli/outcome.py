@@ -32,6 +32,8 @@ def report_run(summary: Summary, out: Path, ending: Ending, *, quiet: bool) -> N
 
 def _print(summary: Summary, out: Path) -> None:
     say(f"{out}: {report.counts(summary.as_dict())}, in {summary.seconds:.1f} s")
+    if summary.int8:
+        say(f"int8: {summary.int8}")
     if summary.linked:
         say(report.linked_line(summary.linked))
     if (moved := summary.moved_from) is not None:

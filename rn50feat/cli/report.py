@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from rn50feat.extraction.bench import Benchmark
     from rn50feat.extraction.preview import Preview
     from rn50feat.images.provenance import Preprocessing, Provenance
+    from rn50feat.images.quantization import Quantization
     from rn50feat.searching.index_plan import Plan
     from rn50feat.searching.index_summary import IndexSummary
     from rn50feat.searching.search import Hit, Result
@@ -138,12 +139,20 @@ def provenance_lines(provenance: Provenance) -> list[tuple[str, str]]:
         ("network", f"{provenance.network}, layer {provenance.layer}"),
         ("weights", f"{one_line(provenance.weights_label)}{mark}"),
         *([("", one_line(provenance.weights_layout))] if provenance.weights_layout else []),
+        *_quantization_lines(provenance.quantization),
         ("preprocessing", f"{image.name}: {_resized(image)}"),
         ("", f"EXIF orientation {image.exif}, transparency {image.transparency}, {image.channels}"),
         ("", f"colour profiles {image.profile}, {_range(image.value_range)}"),
         ("", f"large JPEGs decoded at {'a reduced' if image.decoding == 'scaled' else 'full'} scale{fast}"),
         ("", f"mean {_numbers(image.mean)}, std {_numbers(image.std)}, of values up to {image.white:g}"),
     ]
+
+
+def _quantization_lines(quantization: Quantization | None) -> list[tuple[str, str]]:
+    if quantization is None:
+        return []
+    measured = f"{quantization.label}, measured on {quantization.calibrated} images: {quantization.calibration}"
+    return [("quantization", one_line(measured)), ("", quantization.agreement)]
 
 
 def _range(rule: str) -> str:
@@ -181,6 +190,7 @@ def counts(summary: dict[str, Any]) -> str:
         "changed",
         "moved",
         "reused",
+        "recomputed",
         "unchanged",
         "removed",
         "damaged",

@@ -41,21 +41,22 @@ class Batch:
     """Features, float32 of shape (n, 2048), of n references in the same order; and failures.
 
     The references carry the size, time and digest of the very bytes that were
-    decoded.
+    decoded. ``recomputed`` counts images that int8 could not represent.
     """
 
     references: tuple[Reference, ...]
     features: NDArray[np.float32]
     failures: tuple[Failure, ...]
+    recomputed: int = 0
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """How an engine computes; none of it changes a vector by more than rounding.
+    """How an engine computes; none of it but int8 changes a vector by more than rounding.
 
     ``backend`` is auto, torch or openvino; ``device`` auto, cpu, cuda or
-    cuda:N; ``precision`` auto, fp32, bf16 or fp16; ``batch_size`` the number
-    of images that the network takes at once, 0 for 16 or more on the CPU and
+    cuda:N; ``precision`` auto, fp32, bf16, fp16 or int8 (for a new store);
+    ``batch_size`` the number of images that the network takes at once, 0 for 16 or more on the CPU and
     what free memory allows on a GPU; ``workers`` the number of decoding
     processes, 0 for one a core.
     """
@@ -73,6 +74,8 @@ class EngineOptions:
             raise DeviceError(f"there is no device {self.device}: use auto, cpu, cuda or cuda:N")
         if self.backend == "openvino" and self.device.startswith("cuda"):
             raise DeviceError(f"OpenVINO computes on the CPU here, not on {self.device}: use --backend torch")
+        if self.precision == "int8" and (self.device.startswith("cuda") or self.backend == "torch"):
+            raise DeviceError("precision int8 needs OpenVINO on the CPU: leave --device and --backend out")
         if self.precision == "fp16" and (self.device == "cpu" or self.backend == "openvino"):
             raise DeviceError("precision fp16 needs a CUDA device: use bf16 or fp32 on the CPU")
 
@@ -82,7 +85,7 @@ class Engine(Protocol):
 
     backend: str
     device: str
-    precision: str  # fp32, bf16 or fp16
+    precision: str  # fp32, bf16, fp16 or int8
     weights_sha256: str  # of the weights that it computes with
 
     @property

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rn50feat.backends.contract import Backend
+from rn50feat.backends.contract import Backend, require_int8
 from rn50feat.durable import limits
 from rn50feat.engines.contract import Batch, EngineOptions, Failure
 from rn50feat.engines.pool import DecoderPool, Outcome
@@ -49,6 +49,7 @@ class LocalEngine:
         self._batch_size = batch_size or backend.batch_size
         self._buffers = min(BUFFERS * self._lanes, len(decoder.crops) // self._batch_size)
         self._network_seconds = 0.0
+        self._backend, self._recomputed = backend, backend.recomputed
 
     @property
     def seconds(self) -> dict[str, float]:
@@ -75,7 +76,8 @@ class LocalEngine:
                     buffer, result = computing.popleft()
                     embedded = result.result()
                     free.append(buffer)
-                    yield embedded
+                    before, self._recomputed = self._recomputed, self._backend.recomputed
+                    yield replace(embedded, recomputed=self._recomputed - before)
                 else:
                     return
 
@@ -124,12 +126,14 @@ def engine(prepare: Callable[[], Backend], preprocessing: Preprocessing, options
 def backend(weights: Weights, provenance: Provenance, options: EngineOptions) -> Backend:
     """Prepare torch's backend on the GPUs that can run the network, else OpenVINO's or torch's on the CPU."""
 
-    def load() -> Network:
-        weights.require()  # before torch is imported, which takes seconds
-        from rn50feat.model import network
+    load = loader(weights, provenance)
+    if provenance.quantization is not None:
+        require_for_int8(options)
+        from rn50feat.backends.int8 import Int8Backend
 
-        return network.load(weights, variants.recorded(provenance.network))
-
+        return Int8Backend(provenance, load)
+    if options.precision == "int8":
+        raise DeviceError("int8 needs ranges, which extract measures for a new store: use another --precision here")
     if _wants_openvino(options):
         from rn50feat.backends.openvino import OpenVinoBackend
 
@@ -145,6 +149,32 @@ def backend(weights: Weights, provenance: Provenance, options: EngineOptions) ->
             raise
         logger.warning("no GPU is used: %s", str(problem).removesuffix(": use --device cpu"))
     return backend(weights, provenance, replace(options, device="cpu"))
+
+
+def loader(weights: Weights, provenance: Provenance) -> Callable[[], Network]:
+    """Return a function that loads the network of `provenance` with `weights`; it raises `WeightsError`."""
+
+    def load() -> Network:
+        weights.require()  # before torch is imported, which takes seconds
+        from rn50feat.model import network
+
+        return network.load(weights, variants.recorded(provenance.network))
+
+    return load
+
+
+def require_for_int8(options: EngineOptions) -> None:
+    """Raise `DeviceError` unless int8 features can be computed here, with these options."""
+    for name, value, fits in (
+        ("precision", options.precision, ("auto", "int8")),
+        ("backend", options.backend, ("auto", "openvino")),
+        ("device", options.device, ("auto", "cpu")),
+    ):
+        if value not in fits:
+            raise DeviceError(f"int8 features come from OpenVINO on the CPU: leave --{name} {value} out")
+    if find_spec("openvino") is None:
+        raise DeviceError("int8 features need OpenVINO: pip install 'rn50feat[openvino]'")
+    require_int8()
 
 
 def _wants_openvino(options: EngineOptions) -> bool:

@@ -13,6 +13,7 @@ import pickle
 import time
 from collections import Counter, deque
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import islice
 from typing import TYPE_CHECKING
 
@@ -206,6 +207,8 @@ def start(
     """
     if options.device.startswith("cuda:"):
         raise DeviceError(f"Ray assigns the GPUs of a cluster itself: use --device cuda, not {options.device}")
+    if provenance.quantization is not None:
+        options = replace(options, backend="openvino")  # also where there are GPUs
     cluster = Cluster(address)
     try:
         return RayEngine(cluster, Assignment(each, weights, provenance, options))

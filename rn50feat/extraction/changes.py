@@ -67,6 +67,7 @@ class Changes:
 
     def take(self, batch: Batch, todo: Todo) -> None:
         """Write what the engine gives back: new rows, changed rows and failures."""
+        self._session.summary.recomputed += batch.recomputed
         paths = [stored_path(self._session.path, reference.location) for reference in batch.references]
         self._session.take(batch.references, batch.features, [self._catalogue.row(path) for path in paths])
         for failure in batch.failures:

@@ -17,7 +17,7 @@ from dataclasses import replace
 import numpy as np
 
 from rn50feat.durable import waiting
-from rn50feat.engines import local
+from rn50feat.engines import calibration, local
 from rn50feat.engines.contract import Engine, EngineOptions, StartEngine
 from rn50feat.errors import MissingWeightsError, SourceError
 from rn50feat.extraction import prune as pruning
@@ -28,6 +28,8 @@ from rn50feat.extraction.changes import Changes, nothing_found
 from rn50feat.extraction.healing import damaged_rows, settle_damaged
 from rn50feat.extraction.moves import Moves
 from rn50feat.extraction.plan import Step, Verdict, plan
+from rn50feat.extraction.quantizing import Quantizing
+from rn50feat.extraction.quantizing import require as require_precision
 from rn50feat.extraction.todo import Todo
 from rn50feat.model.compatibility import agree, require
 from rn50feat.model.weights import Choices, Weights, fetch
@@ -53,6 +55,8 @@ def extract(
     color: str | None = None,
     value_range: str | None = None,
     dtype: str | None = None,
+    calibrate: str | os.PathLike[str] | None = None,
+    int8_bound: float = calibration.BOUND,
     overwrite: bool = False,
     retry_failed: bool = False,
     heal: bool = False,
@@ -73,18 +77,17 @@ def extract(
 
     Settings that are None (`weights` to `dtype`) are the store's; a new one gets ``imagenet-v1``, the variant that
     the weights belong to, its preprocessing, and float32 when computed in fp32, else float16. `overwrite` replaces
-    the store. A failure is tried again once its file, or the extra or limit that it failed by, has changed, and
-    with `retry_failed`. A row that differs from its checksum is computed again; each run checks a part of the rows,
-    with `heal` all of them. Images that decode with a warning are `damaged`: keep gives them a row and a note, skip
-    makes them failures. `prune` removes the rows of images that are gone from these sources, or excluded by the
-    selection (`on_excluded` gets each exclusion); not when a source is empty or more than `prune_limit` percent of
-    its rows would go, unless `force` is set. A commit follows `commit_rows` images or `commit_seconds`. A run ends
-    early, after a commit, when `time_budget` seconds are over or `should_stop` returns a reason. Raises the leaves
-    of `RN50FeatError`; what was committed by then stays.
+    the store. A new store in int8 measures ranges on images in `calibrate`, else on its own, and needs cosines of
+    `int8_bound` with fp32. A failure is tried again once its file, or the extra or limit that it failed by, has
+    changed, and with `retry_failed`. Rows that differ from their checksums are computed again; each run checks
+    some, with `heal` all. Images that decode with a warning are `damaged`: keep gives them a row and a note, skip
+    makes them failures. `prune` removes the rows of images that are gone or excluded (`on_excluded` gets each
+    exclusion); without `force`, not when a source is empty or more than `prune_limit` percent of its rows would go.
+    A commit follows `commit_rows` images or `commit_seconds`. A run ends early, with a commit, after `time_budget`
+    seconds or when `should_stop` returns a reason. Raises the leaves of `RN50FeatError`.
     """
     selection = Selection.of(images)
     pruning.check(selection, prune)
-    path = locate_output(store)
     choices = Choices(weights, variant, preprocess, exif, exact_decode, color, value_range)
     attempts = Attempts(options.max_megapixels * 1_000_000, all_again=retry_failed, damaged=damaged)
     end = float("inf") if time_budget is None else time.monotonic() + time_budget
@@ -94,13 +97,12 @@ def extract(
 
     def once() -> Summary:
         with WriteSession(
-            path, "extract", overwrite=overwrite, damaged=damaged, commit_rows=commit_rows,
+            locate_output(store), "extract", overwrite=overwrite, damaged=damaged, commit_rows=commit_rows,
             commit_changes=float("inf"),  # rows come slowly enough for `commit_seconds` to bound the memory
             commit_seconds=commit_seconds, should_stop=stop, on_progress=on_progress,
         ) as session:  # fmt: skip
-            network = _Network(session, choices, dtype, start, options)
-            if on_progress is not None:
-                threading.Thread(target=_count_files, args=(session, selection), daemon=True).start()
+            network = _Network(session, choices, dtype, start, options, Quantizing(selection, calibrate, int8_bound))
+            threading.Thread(target=_count_files, args=(session, selection, on_progress), daemon=True).start()
             todo = _fill(session, selection, network, attempts, heal, on_excluded)
             if prune and not session.summary.stopped:
                 pruning.prune(session, selection, todo, limit=prune_limit, force=force)
@@ -113,12 +115,20 @@ class _Network:
     """The network of a run: agreed on with the store at once, started for the first image that needs it."""
 
     def __init__(
-        self, session: WriteSession, choices: Choices, dtype: str | None, start: StartEngine, options: EngineOptions
+        self,
+        session: WriteSession,
+        choices: Choices,
+        dtype: str | None,
+        start: StartEngine,
+        options: EngineOptions,
+        quantizing: Quantizing,
     ) -> None:
         """Choose weights and provenance; raise where they are not those of the store."""
+        require_precision(session.old, options)
         self.weights, self._provenance = agree(session.old, choices, dtype)
         session.prepare(self._provenance)
         self._session, self._dtype, self._start, self._options = session, dtype, start, options
+        self._quantizing = quantizing
 
     def start(self, running: ExitStack) -> Engine | None:
         """Start the engine, which may take a minute, and add it to `running`; None when the run is stopped first."""
@@ -126,11 +136,7 @@ class _Network:
         session.tell("preparing the network")
         try:
             with session.summary.timed("start"):
-                engine = waiting.attend(
-                    lambda: self._start(self.weights, self._provenance, self._options),
-                    session.stop,
-                    dispose=lambda engine: engine.__exit__(),
-                )
+                engine = waiting.attend(self._started, session.stop, dispose=lambda engine: engine.__exit__())
         except waiting.Stopped:
             return None
         running.enter_context(engine)
@@ -139,6 +145,13 @@ class _Network:
         dtype = np.dtype(self._dtype or ("float32" if engine.precision == "fp32" else "float16"))
         session.prepare(provenance, dtype, machine=engine)
         return engine
+
+    def _started(self) -> Engine:
+        if self._options.precision == "int8" and self._provenance.quantization is None:
+            self._provenance = self._quantizing.of(self.weights, self._provenance, self._options)
+            assert self._provenance.quantization is not None
+            self._session.summary.int8 = self._provenance.quantization.agreement
+        return self._start(self.weights, self._provenance, self._options)
 
 
 def _fill(
@@ -216,8 +229,10 @@ def _count_left(session: WriteSession, todo: Todo, rest: Iterable[Step]) -> None
         session.commit(ended=True)
 
 
-def _count_files(session: WriteSession, selection: Selection) -> None:
-    """Count the files while the run goes on, so that its progress has an end."""
+def _count_files(session: WriteSession, selection: Selection, on_progress: Callable[[Progress], None] | None) -> None:
+    """Count the files while the run goes on, so that its progress, if it is shown, has an end."""
+    if on_progress is None:
+        return
     with suppress(SourceError):  # of a list that cannot be read: the run itself reports that
         session.total = selection.count()
 

@@ -18,6 +18,7 @@ from rn50feat.extraction import prune as pruning
 from rn50feat.extraction.attempts import Attempts
 from rn50feat.extraction.catalogue import Catalogue
 from rn50feat.extraction.plan import Verdict, plan
+from rn50feat.extraction.quantizing import require as require_precision
 from rn50feat.model.compatibility import agree
 from rn50feat.model.weights import Choices
 from rn50feat.sources.exclusion import Excluded
@@ -86,6 +87,7 @@ def preview(
     path = locate_output(store)
     existing = FeatureStore(path) if path.exists() else None
     old = None if overwrite else existing
+    require_precision(old, options)
     chosen, _ = agree(old, Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), dtype)
     catalogue = Catalogue(old, selection)
     counts: Counter[Verdict] = Counter()
@@ -104,7 +106,6 @@ def preview(
             counts[Verdict.UNCHANGED] += len(step.known.rows)
             counts[Verdict.FAILED_BEFORE] += step.known.failed
             counts[Verdict.IGNORED] += step.known.others
-    counts[Verdict.IGNORED] += counts[Verdict.APPLEDOUBLE]
     left: Counter[int] = Counter()  # the sizes of images that are gone
     if prune and old is not None:
         rows = pruning.gone(old, selection, catalogue.met, limit=prune_limit, force=force, arrived=arrived)
@@ -116,7 +117,7 @@ def preview(
         compute=counts[Verdict.COMPUTE],
         unchanged=counts[Verdict.UNCHANGED],
         failed_before=counts[Verdict.FAILED_BEFORE],
-        ignored=counts[Verdict.IGNORED],
+        ignored=counts[Verdict.IGNORED] + counts[Verdict.APPLEDOUBLE],
         excluded=counts[Verdict.EXCLUDED],
         missing=counts[Verdict.MISSING],
         remove=left.total(),

@@ -2,8 +2,8 @@
 
 In: the choices of a run (weights, preprocessing). Out: one frozen record that
 is stored as JSON with the vectors and compared before vectors are mixed.
-Precision and device are not part of it: they change vectors by rounding only
-and are recorded per run instead.
+Device and precision are not part of it, except int8: they change vectors by
+rounding only and are recorded per run instead.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import Any
 
 from rn50feat.durable.records import typed
 from rn50feat.errors import PreprocessingError, ProvenanceError
+from rn50feat.images.quantization import Quantization
 
 UNSTATED = "unstated"
 _NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)(?:[eE][+-]?\d+)?"
@@ -203,6 +204,7 @@ class Provenance:
     ``weights_path`` is where the file was, and ``weights_layout`` how its
     tensors were named, if not by torchvision's plain names; neither takes part
     in comparisons.
+    ``quantization`` is None unless the network computes in int8.
     """
 
     weights: str
@@ -212,6 +214,7 @@ class Provenance:
     network: str = "torchvision resnet50"
     layer: str = "avgpool"
     preprocessing: Preprocessing = Preprocessing()
+    quantization: Quantization | None = None
 
     @classmethod
     def unstated_but_for(cls, made_by: str) -> Provenance:
@@ -226,6 +229,8 @@ class Provenance:
         record = {**asdict(self), "preprocessing": self.preprocessing.as_record()}
         if not self.weights_layout:
             del record["weights_layout"]
+        if self.quantization is None:
+            del record["quantization"]
         return json.dumps(record)
 
     @classmethod
@@ -233,7 +238,12 @@ class Provenance:
         """Read a record; raise `ProvenanceError` for one that this version does not understand."""
         try:
             record = json.loads(text)
-            return typed(cls(preprocessing=Preprocessing.from_record(record.pop("preprocessing")), **record))
+            preprocessing = Preprocessing.from_record(record.pop("preprocessing"))
+            quantization = record.pop("quantization", None)
+            provenance = typed(cls(preprocessing=preprocessing, **record))
+            if quantization is None:
+                return provenance
+            return replace(provenance, quantization=Quantization.from_record(quantization))
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError, PreprocessingError) as error:
             raise ProvenanceError(
                 f"this version cannot read the provenance record ({error}): upgrade rn50feat"
@@ -260,7 +270,9 @@ class Provenance:
     def _settings(self) -> dict[str, object]:
         preprocessing = asdict(self.preprocessing)
         name = preprocessing.pop("name")
-        return {"network": self.network, "layer": self.layer, "preprocessing": name, **preprocessing}
+        quantization = self.quantization.label if self.quantization else "none"
+        other = {"layer": self.layer, "quantization": quantization, "preprocessing": name}
+        return {"network": self.network, **other, **preprocessing}
 
     @property
     def random(self) -> bool:

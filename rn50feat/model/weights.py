@@ -252,6 +252,7 @@ def provenance(weights: Weights, choices: Choices = Choices(), old: Provenance |
         weights_layout=claims.layout,
         network=chosen.network,
         preprocessing=_adjusted(base.changed(changes), choices),
+        quantization=old.quantization if old else None,
     )
 
 

@@ -51,6 +51,7 @@ class Summary:
     reused: int = 0  # copies and moved files, which needed no network
     moved: int = 0  # of the reused ones, those that kept their rows, under a new path
     unchanged: int = 0
+    recomputed: int = 0  # of the new and changed ones, those that int8 cannot represent
     damaged: int = 0  # among the new, changed and reused ones
     failed: int = 0
     failed_before: int = 0  # not tried again
@@ -65,6 +66,7 @@ class Summary:
     stages: dict[str, float] = field(default_factory=dict)
     stopped: str | None = None
     left: int | None = None
+    int8: str | None = None  # how rows in int8 agreed with those of fp32, where this run checked that
     moved_from: MovedFrom | None = None  # where most images were, as copies of missing ones suggest
 
     @property

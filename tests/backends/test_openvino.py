@@ -71,7 +71,7 @@ def test_what_openvino_cannot_compute_in_is_one_error(monkeypatch: pytest.Monkey
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(openvino.Core, "compile_model", refuse)
-    monkeypatch.setattr(module, "_convert", lambda *_: None)
+    monkeypatch.setattr(module, "convert", lambda *_: None)
     chosen = weights.find("random")
     for precision, remedy in (("bf16", "use --precision fp32, or --backend torch"), ("fp32", "use --backend torch")):
         with pytest.raises(DeviceError, match=rf"in {precision} on this CPU \(prim.*: maxpool\): {remedy}$"):
