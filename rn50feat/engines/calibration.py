@@ -71,9 +71,11 @@ def calibrate(
     return quantization
 
 
-def centred_cosines(rows: NDArray[np.float32], exact: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Compute the cosine of each row with the exact one, both (n, 2048), after subtracting the mean exact row."""
-    mean = exact.mean(axis=0)
+def centred_cosines(
+    rows: NDArray[np.float32], exact: NDArray[np.float32], mean: NDArray[np.float32] | None = None
+) -> NDArray[np.float32]:
+    """Compute the cosine of each row with the exact one, both (n, 2048), after subtracting `mean`, or the exact one."""
+    mean = exact.mean(axis=0) if mean is None else mean
     rows, exact = rows - mean, exact - mean
     lengths = np.linalg.norm(rows, axis=1) * np.linalg.norm(exact, axis=1)
     cosines: NDArray[np.float32] = (rows * exact).sum(axis=1) / np.maximum(lengths, 1e-12)
