@@ -37,7 +37,7 @@ OWNERS = {
     "qdrant_client": {"exchange.qdrant"},
     "ray": {"engines.actor", "engines.cluster", "engines.ray"},
     "safetensors": {"model.tensors"},
-    "simplejpeg": {"images.jpeg"},
+    "simplejpeg": {"images.jpeg", "images.least_work"},
     "torch": {
         "backends",
         "model.network",

@@ -245,9 +245,17 @@ def benchmark_lines(result: Benchmark) -> str:
         ("together", result.together, f"images/s, {count(result.pictures, 'image')} over and over"),
     ]
     table = "".join(f"{name:9} {rate:9.1f}  {unit}\n" for name, rate, unit in lines)
+    if result.cost is not None:
+        table += f"{'spent':9} {_milliseconds(result.cost.spent)}\n"
+        table += f"{'least':9} {_milliseconds(result.cost.least)}: {result.cost.reached:.2f} of what is spent\n"
     if result.left_out:
         table += f"{'left out':9} {result.left_out:9}  images that cannot be read or decoded\n"
     return f"{table}the bottleneck is {result.bottleneck}; what would help: {result.advice}\n"
+
+
+def _milliseconds(stages: dict[str, float]) -> str:
+    parts = ", ".join(f"{name} {value:.2f}" for name, value in stages.items())
+    return f"{sum(stages.values()):9.2f}  ms of a core per image: {parts}"
 
 
 def plan_line(plan: Plan) -> str:

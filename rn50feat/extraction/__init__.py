@@ -5,6 +5,6 @@ Order: `catalogue` (what the store knows), `attempts` (what to try again),
 `moves` (which images only moved), `plan` (what to do with each file), `todo`
 (images for the engine, changes for the rest), `changes` (the one place that
 writes), `healing` (damaged rows), `prune`, `relocate` (new paths for images
-that are elsewhere), `advice`, `quantizing`, `extract`; `preview`, `verify` and
-`bench` report on the same without writing. Never decodes an image or runs the network: engines do.
+that are elsewhere), `advice`, `quantizing`, `extract`; `preview`, `verify`, `cost`
+and `bench` report on the same without writing. Never decodes an image or runs the network: engines do.
 """

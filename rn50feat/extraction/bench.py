@@ -7,6 +7,7 @@ them together, the slowest stage, and what would help.
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,11 +17,15 @@ from typing import Any
 
 import numpy as np
 
+from rn50feat.backends.contract import Backend
 from rn50feat.durable import limits
 from rn50feat.engines import local
 from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import ImageError, SourceError
+from rn50feat.extraction.cost import Cost, cost
 from rn50feat.images import decoding
+from rn50feat.images.least_work import least_work
+from rn50feat.images.provenance import Preprocessing
 from rn50feat.model.weights import find, provenance, with_weights
 from rn50feat.sources.contents import read
 from rn50feat.sources.reference import Reference
@@ -33,7 +38,7 @@ SECONDS = 4.0  # for each stage; the network's first batches are left out
 class Benchmark:
     """Rates in images per second; ``listing`` in files per second, ``decoding`` for one core.
 
-    ``left_out`` images cannot be read or decoded, and count in no rate.
+    ``cost`` is known on a CPU. ``left_out`` images cannot be read or decoded, and count in no rate.
     """
 
     pictures: int
@@ -49,6 +54,7 @@ class Benchmark:
     together: float
     bottleneck: str
     advice: str
+    cost: Cost | None
 
 
 def bench(
@@ -112,7 +118,24 @@ def bench(
         together=together,
         bottleneck=bottleneck,
         advice=_advice(bottleneck, backend.name, backend.device),
+        cost=_cost(backend, sound, origin.preprocessing, {**stages, "decoding": decoded, "together": together}),
     )
+
+
+def _cost(
+    backend: Backend, sound: list[tuple[Reference, bytes]], preprocessing: Preprocessing, rates: dict[str, float]
+) -> Cost | None:
+    """Compare the rates with the least work; None on a GPU, which has another measure."""
+    if backend.device != "cpu":
+        return None
+    from rn50feat.backends.multiplication import least_seconds  # imports torch
+
+    def shrink(content: tuple[Reference, bytes]) -> None:
+        suffix = os.path.splitext(content[0].location)[1]
+        least_work(content[1], preprocessing, suffix=suffix, max_pixels=sys.maxsize)
+
+    multiply = least_seconds(backend.precision, budget=SECONDS / 4)
+    return cost(cores=limits.cores(), shrinking=_rate(shrink, sound), multiply=multiply, **rates)
 
 
 def _read(references: list[Reference]) -> tuple[list[tuple[Reference, bytes]], float]:

@@ -50,11 +50,12 @@ def test_the_command_prints_a_table_or_json(pictures: Path) -> None:
     (pictures / "broken.png").write_text("no picture")
     printed = CliRunner().invoke(main, ["bench", str(pictures)]).output
     assert [line.split()[0] for line in printed.splitlines()] == [
-        "listing", "reading", "decoding", "network", "together", "left", "the",
+        "listing", "reading", "decoding", "network", "together", "spent", "least", "left", "the",
     ]  # fmt: skip
     assert "left out          1  images" in printed
     result = json.loads(CliRunner().invoke(main, ["bench", str(pictures), "--json"]).output)
     assert (result["backend"], result["left_out"]) == ("fake", 1)
+    assert list(result["cost"]["spent"]) == ["read", "decode", "network", "rest"]
 
 
 def test_a_picture_that_fails_on_the_way_counts_in_no_rate() -> None:
