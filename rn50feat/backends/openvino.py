@@ -16,6 +16,7 @@ import queue
 import sys
 import warnings
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -47,6 +48,16 @@ logger = logging.getLogger(__name__)
 BATCH = 2
 
 
+@cache
+def _core() -> openvino.Core:
+    """Return the only core of this process, which stays.
+
+    On a CPU with AMX, each one that is made gives its thread a stack for signal handlers, and puts back the one before
+    when it goes. If that one was a core's that went first, the next signal kills the process (OpenVINO 2026.4).
+    """
+    return openvino.Core()
+
+
 class OpenVinoBackend:
     """The network compiled by OpenVINO; a `Backend`."""
 
@@ -63,7 +74,6 @@ class OpenVinoBackend:
         """
         self.precision = cpu_precision(precision)
         self.weights_sha256 = provenance.weights_sha256
-        self._core = openvino.Core()
         self._settings: dict[str, str | int] = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[self.precision],
@@ -114,7 +124,7 @@ class OpenVinoBackend:
         try:
             self._blob = np.memmap(path, np.uint8, "c")  # stays mapped: the network may refer to it
             content = openvino.Tensor(self._blob, shared_memory=True)
-            return self._core.import_model(content, "CPU", self._settings)
+            return _core().import_model(content, "CPU", self._settings)
         except (RuntimeError, ValueError):  # truncated, or made by another OpenVINO in spite of its name
             logger.warning("%s is damaged: compiling the network again", path)
             return None
@@ -122,7 +132,7 @@ class OpenVinoBackend:
     def _compile(self, network: Network, provenance: Provenance) -> Any:
         model = self._model(network, provenance)
         try:
-            compiled = self._core.compile_model(model, "CPU", self._settings)
+            compiled = _core().compile_model(model, "CPU", self._settings)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             remedy = "use --backend torch" if self.precision == "fp32" else "use --precision fp32, or --backend torch"
@@ -146,7 +156,7 @@ class OpenVinoBackend:
 
     def _path(self, sha256: str, provenance: Provenance) -> Path | None:
         """Return the cache path of the compiled network, named for all that it depends on; None without a cache."""
-        processor = self._core.get_property("CPU", "FULL_DEVICE_NAME")
+        processor = _core().get_property("CPU", "FULL_DEVICE_NAME")
         crops = provenance.preprocessing
         normalisation = (crops.mean, crops.std, crops.white, crops.crop_dtype, crops.crop)
         program = (self._settings, BATCH, openvino.__version__, processor)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import os
 import subprocess
 import sys
@@ -56,6 +58,36 @@ def test_openvino_gives_torchs_rows_whatever_the_batch(
         replace(known, preprocessing=replace(known.preprocessing, std=(1.0, 1.0, 1.0))), load, precision="fp32"
     )
     assert len(loads) == 3  # another normalisation is another network
+
+
+@pytest.mark.slow
+@OPENVINO
+def test_the_stack_for_signal_handlers_outlives_backends_in_any_order(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rn50feat.backends.openvino import OpenVinoBackend
+
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    chosen = weights.find("random")
+    provenance = weights.provenance(chosen)
+    backends = [OpenVinoBackend(provenance, lambda: network.load(chosen), precision="fp32")]
+    stack = signal_stack()
+    backends.append(OpenVinoBackend(provenance, lambda: network.load(chosen), precision="fp32"))
+    while backends:
+        del backends[0]
+        gc.collect()
+        assert signal_stack() == stack
+
+
+def signal_stack() -> tuple[int | None, int]:
+    """Return place and size of this thread's stack for signal handlers."""
+
+    class Stack(ctypes.Structure):
+        _fields_ = (("place", ctypes.c_void_p), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+    stack = Stack()
+    assert ctypes.CDLL(None).sigaltstack(None, ctypes.byref(stack)) == 0
+    return stack.place, stack.size
 
 
 @pytest.mark.slow
