@@ -6,6 +6,7 @@ The public functions::
     search(queries, store)       find a store's most similar images
     index(store)                 build its FAISS index, or bring it up to date
     duplicates(store)            find groups of near-identical images
+    compare(store, other)        find out which images of the other store are in it
     merge(stores, store)         merge the rows of several stores into one
     export(store, file)          write rows for other programs
     import_features(file, store) import rows from other programs
@@ -30,6 +31,7 @@ __all__ = [
     "Selection",
     "Shard",
     "compact",
+    "compare",
     "duplicates",
     "export",
     "extract",
@@ -50,6 +52,7 @@ if TYPE_CHECKING:
     from rn50feat.extraction.extract import extract
     from rn50feat.extraction.relocate import relocate
     from rn50feat.extraction.verify import verify
+    from rn50feat.searching.comparison import compare
     from rn50feat.searching.duplicates import duplicates
     from rn50feat.searching.index import index
     from rn50feat.searching.search import search
@@ -64,6 +67,7 @@ _MODULES = {
     "Selection": "sources.selection",
     "Shard": "sources.selection",
     "compact": "store.compact",
+    "compare": "searching.comparison",
     "duplicates": "searching.duplicates",
     "export": "exchange.export",
     "extract": "extraction.extract",

@@ -20,6 +20,7 @@ from rn50feat import __version__
 from rn50feat.cli import (
     bench,
     compact,
+    compare,
     convert,
     duplicates,
     export,
@@ -132,6 +133,7 @@ def main() -> None:
 for module in (
     bench,
     compact,
+    compare,
     convert,
     duplicates,
     export,

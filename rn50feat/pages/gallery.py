@@ -42,7 +42,7 @@ _UNREAD = Thumbnail(b"", "is in remote storage: use --check to show it")
 
 
 @dataclass(frozen=True)
-class _Scale:
+class Scale:
     """The scores that empty and full bars stand for; `full` is above `empty` unless all scores are equal."""
 
     empty: float
@@ -78,12 +78,12 @@ def search_page(
         for location in (query, *("" if hit.state == "unchecked" else hit.location for hit in result.hits))
     ]
     scores = [hit.score for result in results for hit in result.hits]
-    scale = _Scale(min(scores, default=0.0), max([1.0] if metric == "cosine" else scores, default=0.0))
+    scale = Scale(min(scores, default=0.0), max([1.0] if metric == "cosine" else scores, default=0.0))
     facts = [("score", _SCORES[metric]), ("hits", f"at most {k} for each query")]
     facts += [("bars", f"from {scale.empty:.4f}, the lowest score, to {scale.full:.4f}")] if scores else []
-    with closing(_thumbnails(shown, options)) as images:
+    with closing(thumbnails_at(shown, options)) as images:
         body = _search_body(results, locations, scale, Cards(images, out))
-        yield from _page(f"Similar images in {store.path.name}", body, store, facts)
+        yield from framed(f"Similar images in {store.path.name}", body, store, facts)
 
 
 def groups_page(
@@ -104,13 +104,13 @@ def groups_page(
     members = [member for group in limited for member in group.members]
     locations = [member.location for member in members] + [image.location for pair in pairs for image in pair.images]
     shown = [readable(location, check=check) for location in locations]
-    scale = _Scale(min((member.similarity for member in members), default=0.0), 1.0)
+    scale = Scale(min((member.similarity for member in members), default=0.0), 1.0)
     facts = [("near-identical", f"a cosine of at least {threshold:g} with the first image of the group")]
     facts += _totals(groups)
     facts += [("bars", f"from {scale.empty:.4f}, the lowest similarity, to 1.0000")] if members else []
-    with closing(_thumbnails(shown, options)) as images:
+    with closing(thumbnails_at(shown, options)) as images:
         body = _groups_body(groups, limited, scale, Cards(images, out), check)
-        yield from _page(f"Near-identical images in {store.path.name}", body, store, facts)
+        yield from framed(f"Near-identical images in {store.path.name}", body, store, facts)
 
 
 def _limited(groups: Iterable[Group]) -> Iterator[Group]:
@@ -131,7 +131,7 @@ def _totals(groups: Groups) -> Iterator[tuple[str, str]]:
         yield "pairs across groups", f"{len(groups.pairs):,}"
 
 
-def _thumbnails(locations: Sequence[str], options: EngineOptions) -> Generator[Thumbnail, None, None]:
+def thumbnails_at(locations: Sequence[str], options: EngineOptions) -> Generator[Thumbnail, None, None]:
     """Yield a thumbnail for each location, a blank one for an empty location."""
     wanted, ahead = tee(locations)
     side = SIDE if len(locations) <= _MOST_SHARP else SMALL
@@ -140,7 +140,7 @@ def _thumbnails(locations: Sequence[str], options: EngineOptions) -> Generator[T
             yield next(made) if location else _UNREAD
 
 
-def _page(title: str, body: Iterable[str], store: FeatureStore, facts: Iterable[tuple[str, str]]) -> Iterator[str]:
+def framed(title: str, body: Iterable[str], store: FeatureStore, facts: Iterable[tuple[str, str]]) -> Iterator[str]:
     provenance = store.provenance
     about = [("store", f"{store.path}, {count(len(store), 'image')}"), ("weights", provenance.weights_label), *facts]
 
@@ -152,7 +152,7 @@ def _page(title: str, body: Iterable[str], store: FeatureStore, facts: Iterable[
     return page(title, noted(), facts=about, css=style("gallery.css"), images="data: file: 'self'")
 
 
-def _search_body(results: Sequence[Result], locations: Sequence[str], scale: _Scale, cards: Cards) -> Iterator[str]:
+def _search_body(results: Sequence[Result], locations: Sequence[str], scale: Scale, cards: Cards) -> Iterator[str]:
     if len(results) > 1:
         yield _contents(
             "Queries",
@@ -184,9 +184,9 @@ def _contents(label: str, summary: str, links: Iterable[str], names: Iterable[st
     )
 
 
-def _hit(cards: Cards, hit: Hit, scale: _Scale) -> str:
+def _hit(cards: Cards, hit: Hit, scale: Scale) -> str:
     label = f"hit {hit.rank}"
-    caption = f'<p class="score"><span class="rank">hit {hit.rank}</span> {_labelled("score", hit.score)}</p>\n'
+    caption = f'<p class="score"><span class="rank">hit {hit.rank}</span> {labelled("score", hit.score)}</p>\n'
     caption += scale.bar(hit.score) + _state(hit.state)
     if hit.state in _STATES:
         label += f", {hit.state}"
@@ -196,7 +196,7 @@ def _hit(cards: Cards, hit: Hit, scale: _Scale) -> str:
     return cards.card(label, hit.path, "" if hit.state in ("missing", "unchecked") else hit.location, caption)
 
 
-def _groups_body(groups: Groups, limited: Sequence[Group], scale: _Scale, cards: Cards, check: bool) -> Iterator[str]:
+def _groups_body(groups: Groups, limited: Sequence[Group], scale: Scale, cards: Cards, check: bool) -> Iterator[str]:
     if not groups:
         yield "<p>No near-identical images.</p>\n"
     if sum(len(group.members) for group in groups) > MOST_IMAGES:
@@ -249,16 +249,16 @@ def _pairing(image: PairImage, last: int) -> str:
     return f'<p class="score">{group}</p>\n'
 
 
-def _membership(member: GroupImage, number: int, scale: _Scale) -> str:
+def _membership(member: GroupImage, number: int, scale: Scale) -> str:
     if number == 1:
         return f'<p class="score"><b>first</b></p>\n{scale.bar(1.0)}{_state(member.state)}'
     relation = "the same bytes as the first" if member.is_copy else member.relation
     same = f'<p class="same">{relation}</p>\n' if relation else ""
-    score = f'<p class="score">{_labelled("similarity", member.similarity)}</p>\n'
+    score = f'<p class="score">{labelled("similarity", member.similarity)}</p>\n'
     return score + scale.bar(member.similarity) + same + _state(member.state)
 
 
-def _labelled(name: str, value: float) -> str:
+def labelled(name: str, value: float) -> str:
     return f'<span class="label">{name}</span> <b>{value:.4f}</b>'
 
 

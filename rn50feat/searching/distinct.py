@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rn50feat.searching.best import Rows
 from rn50feat.sources.reference import Reference
@@ -23,12 +24,27 @@ _READ = 8192  # rows at once
 
 
 @dataclass(frozen=True)
+class StoredImage:
+    """An image of a store: its stored path, the ``location`` that opens it, its id, and its file's size in bytes."""
+
+    path: str
+    location: str
+    id: int
+    size: int
+
+
+@dataclass(frozen=True)
 class KnownFile:
     """The stored path and the id of a row, and its file as it was when it was extracted."""
 
     path: str
     id: int
     reference: Reference
+
+    @property
+    def image(self) -> StoredImage:
+        """The file as results name it."""
+        return StoredImage(self.path, self.reference.location, self.id, self.reference.size)
 
 
 class DistinctFiles:
@@ -56,6 +72,7 @@ class DistinctFiles:
         self.rank = np.full(len(keys), len(keys))
         self.rank[self.order] = np.arange(len(self.order))
         self._number = number
+        self._digests = digests.view("V16").reshape(-1)
 
     def reading(self) -> AbstractContextManager[None]:
         """Read the store in a block of work; raise `StoreError` if rows were replaced or removed. New rows are fine."""
@@ -65,6 +82,18 @@ class DistinctFiles:
         """Return the rows of the same file, ordered by id; the first one is in `order`."""
         number = self._number[row]
         return self._by_file[self._bounds[number] : self._bounds[number + 1]]
+
+    def same_bytes(self, other: DistinctFiles) -> list[tuple[int, int]]:
+        """Return the rows in `order` of this store and of `other` with files of the same digest."""
+        (own, mine), (others, theirs) = self._known_digests(), other._known_digests()
+        _, here, there = np.intersect1d(mine, theirs, assume_unique=True, return_indices=True)
+        return list(zip(own[here].tolist(), others[there].tolist()))
+
+    def _known_digests(self) -> tuple[Rows, NDArray[np.void]]:
+        """Return the rows in `order` whose digests are known, and these."""
+        digests = self._digests[self.order]
+        known = digests != np.zeros((), digests.dtype)
+        return self.order[known], digests[known]
 
     def rows(self, ids: Sequence[int]) -> Rows:
         """Return the rows with `ids`."""

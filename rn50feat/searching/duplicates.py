@@ -90,7 +90,7 @@ def duplicates(
     with files.reading():
         groups, pairs = forming.finished()
     uncompared = 0
-    with closing(_relations(store, check)) if verify else nullcontext() as relations:
+    with closing(open_relations(store, check)) if verify else nullcontext() as relations:
         if verify or keep:
             regrouping = Regrouping(files, threshold, keep, relations, check)
             groups, uncompared = regrouping.apply(groups, on_progress)
@@ -99,7 +99,8 @@ def duplicates(
     return Groups(found, pairs, forming.more_pairs, uncompared)
 
 
-def _relations(store: FeatureStore, check: bool) -> Relations:
+def open_relations(store: FeatureStore, check: bool) -> Relations:
+    """Open the relations next to `store`, to compare pixels; raise `QueryError` without OpenCV."""
     try:
         from rn50feat.searching.relations import Relations
     except ImportError as error:
@@ -212,7 +213,7 @@ class _Forming:
         pairs = []
         for (larger, smaller), similarity in zip(rows[order].tolist(), scores.tolist()):
             one, other = (
-                PairImage(file.path, file.reference.location, file.id, file.reference.size, numbers.get(leader))
+                PairImage(**vars(file.image), group=numbers.get(leader))
                 for file, leader in ((known[row], int(self._leader[row])) for row in (larger, smaller))
             )
             pairs.append(Pair(similarity, (one, other)))

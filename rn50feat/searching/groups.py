@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rn50feat.errors import SourceError
-from rn50feat.searching.distinct import KnownFile
+from rn50feat.searching.distinct import KnownFile, StoredImage
 from rn50feat.sources.contents import digest, head
 from rn50feat.sources.presence import Identity, fingerprint, identity, keeper, readable
 from rn50feat.sources.presence import state as file_state
@@ -118,13 +118,9 @@ class Group:
 
 
 @dataclass(frozen=True)
-class PairImage:
+class PairImage(StoredImage):
     """An image in a pair; ``group`` is the number of its group, from 1 on, None if it is in none."""
 
-    path: str
-    location: str
-    id: int
-    size: int
     group: int | None
 
 
