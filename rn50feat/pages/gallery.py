@@ -141,6 +141,7 @@ def thumbnails_at(locations: Sequence[str], options: EngineOptions) -> Generator
 
 
 def framed(title: str, body: Iterable[str], store: FeatureStore, facts: Iterable[tuple[str, str]]) -> Iterator[str]:
+    """Yield a page with images of `store`: what it is about, with more `facts`, and its `body`."""
     provenance = store.provenance
     about = [("store", f"{store.path}, {count(len(store), 'image')}"), ("weights", provenance.weights_label), *facts]
 
@@ -259,6 +260,7 @@ def _membership(member: GroupImage, number: int, scale: Scale) -> str:
 
 
 def labelled(name: str, value: float) -> str:
+    """Mark up a score with its name."""
     return f'<span class="label">{name}</span> <b>{value:.4f}</b>'
 
 
