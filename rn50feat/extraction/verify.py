@@ -77,6 +77,8 @@ def verify(
     report = Findings()
     if _check_shapes(store, report):
         with store.reading():
+            with _reading("a chunk", report):
+                store.require_chunks()
             _check_numbers(store, report)
             _check_paths(store, report)
             _check_records(store, report)

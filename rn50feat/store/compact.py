@@ -125,6 +125,7 @@ def rewrite(
 def _copies(old: h5py.File, new: h5py.File) -> Iterator[Callable[[], object]]:
     """Yield the steps of copying everything, including what other programs have added."""
     layout.check(old)
+    layout.check_chunks(old)
     Record(old)  # raises if the checksums cannot be read
     yield lambda: new.attrs.update(old.attrs)
     for name in old:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from rn50feat.durable.disk import advice
 from rn50feat.errors import StoreError
+from rn50feat.store import layout
 from rn50feat.store.damage import Malformed
 
 Offsets = NDArray[np.int64]
@@ -65,14 +66,7 @@ class Positions:
 def _chunks(dataset: h5py.Dataset) -> Offsets:
     """Look up where each chunk is in the file, in bytes; -1 for one that was never written."""
     offsets = np.full(-(-dataset.shape[0] // dataset.chunks[0]), -1, np.int64)
-
-    def note(chunk: Any) -> None:
-        number = chunk.chunk_offset[0] // dataset.chunks[0]
-        if number >= len(offsets) or chunk.size != dataset.chunks[0] * dataset.shape[1] * dataset.dtype.itemsize:
-            raise Malformed(f"{dataset.name} has a chunk of the wrong size")
-        offsets[number] = chunk.byte_offset
-
-    dataset.id.chunk_iter(note)
+    layout.for_each_chunk(dataset, offsets.__setitem__)
     return offsets
 
 

@@ -27,7 +27,7 @@ from rn50feat.sources.reference import Reference
 from rn50feat.store import layout
 from rn50feat.store.checksums import Record, require_attributes, spans
 from rn50feat.store.damage import LAST_REMEDY, reporting_damage, wrong_row, wrong_table
-from rn50feat.store.layout import ARCHIVES, DAMAGED, LEDGER, TABLES, Column, decode_text
+from rn50feat.store.layout import ARCHIVES, DAMAGED, LEDGER, Column, decode_text
 from rn50feat.store.opening import MOVED, read
 from rn50feat.store.paths import current, location_of
 from rn50feat.store.positions import Positions
@@ -263,6 +263,11 @@ class FeatureStore:
         with self._access():
             return [int(row) for row in self._checksums().wrong_rows(part)]
 
+    def require_chunks(self) -> None:
+        """Raise `DamagedStoreError` if a chunk of a dataset has a wrong size: no run may write then."""
+        with self._access() as file:
+            layout.check_chunks(file)
+
     def require_sound(self, rows: Iterable[int]) -> None:
         """Raise `DamagedStoreError` for the first of `rows` that differs from its checksum."""
         with self._access():
@@ -285,8 +290,7 @@ class FeatureStore:
     def layout(self) -> dict[str, Column]:
         """Read the shape and dtype of each dataset of the layout that this store has."""
         with self._access() as file:
-            columns = {name: layout.column(file, name) for table in TABLES for name in table}
-            return {name: column for name, column in columns.items() if column is not None}
+            return layout.columns(file)
 
     @property
     def next_id(self) -> int:

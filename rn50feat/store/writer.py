@@ -55,6 +55,7 @@ def open_store(path: Path, *, disk: Disk = DISK) -> StoreWriter:
     with reporting_damage(path):
         file = h5py.File(journaled, "r+", libver=VERSION)
         layout.check(file)
+        layout.check_chunks(file)
         return StoreWriter(journaled, file)
 
 

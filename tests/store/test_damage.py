@@ -18,6 +18,7 @@ from rn50feat.cli.description import describe
 from rn50feat.errors import OutOfMemoryError, ProvenanceError, StoreError
 from rn50feat.extraction.catalogue import Catalogue
 from rn50feat.extraction.verify import verify
+from rn50feat.store.compact import compact
 from rn50feat.store.writer import open_store
 
 
@@ -145,3 +146,23 @@ def test_advice_on_damage_says_what_would_be_lost(path: Path) -> None:
         del file.attrs["store_id"]
     with pytest.raises(StoreError, match=r"out.h5 is damaged \(Unable to .*open attribute"):
         FeatureStore(path)
+
+
+@pytest.mark.parametrize("name", ["features", "ids"])
+def test_a_chunk_of_another_size_is_found_before_anything_is_written(sound: Path, name: str) -> None:
+    """HDF5 reads such a chunk as if nothing were wrong, and would free space that it does not own."""
+    with h5py.File(sound) as file:
+        chunk, dimensions = file[name].id.get_chunk_info(0), file[name].ndim
+    data, wanted = sound.read_bytes(), FeatureStore(sound).features(slice(None))
+    # Where HDF5 keeps it: size, filters, place in the dataset, place in the file
+    entry = bytes(4 + 8 * (dimensions + 1)) + chunk.byte_offset.to_bytes(8, "little")
+    before, after = data.split(chunk.size.to_bytes(4, "little") + entry)
+    sound.write_bytes(before + (chunk.size + 16).to_bytes(4, "little") + entry + after)
+    (finding, *_) = verify(sound).findings
+    assert f"/{name} has a chunk of the wrong size" in finding
+    with pytest.raises(StoreError, match="has a chunk of the wrong size.* saves what can be read"):
+        open_store(sound)
+    compact(sound, sound.with_name("new.h5"))
+    saved = FeatureStore(sound.with_name("new.h5"))
+    np.testing.assert_array_equal(saved.features(slice(None)), wanted)
+    assert not verify(saved).findings
