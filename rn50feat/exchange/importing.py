@@ -99,7 +99,7 @@ def import_features(
     file = _open(Path(features), None if paths is None else Path(paths), null, column)
     path = locate_output(store)
     with WriteSession(path, "import", should_stop=should_stop, on_progress=on_progress) as session:
-        session.repair_tables()
+        session.repair()
         provenance = _provenance(
             file, session.old, Choices(weights, variant, preprocess, exif, exact_decode, color, value_range), made_by
         )

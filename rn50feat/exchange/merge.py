@@ -71,7 +71,7 @@ def merge(
     if any(part.path == path for part in parts):
         raise StoreError(f"{path} is among the stores to merge into it: leave it out, it keeps its rows")
     with WriteSession(path, "merge", should_stop=should_stop, on_progress=on_progress) as session:
-        session.repair_tables()
+        session.repair()
         old = [] if session.old is None else [session.old]
         provenance = _common([*old, *parts])
         width = settle_dtype(session.old, dtype, {str(part.path): part.dtype for part in parts})

@@ -165,10 +165,8 @@ def _fill(
     """Find all files, plan what to do with each, settle what needs no network, and compute the rest."""
     if not selection.can_be_read_again:
         network.weights.require()  # a download would begin the run anew
-    session.repair_tables()
     damaged = frozenset[int]() if session.old is None else damaged_rows(session.old, thorough=heal)
-    if damaged:
-        session.renew_paths()
+    session.repair(rows=bool(damaged))
     catalogue = Catalogue(session.old, selection, damaged)
     found = selection.found()
     moves = None if session.old is None else Moves(session.old, selection, catalogue)

@@ -74,7 +74,7 @@ def relocate(
     FeatureStore(path)  # raises if there is no store
     with WriteSession(path, "relocate") as session:
         assert session.old is not None
-        session.repair_tables()
+        session.repair()
         plan = _planned(session.old, os.fspath(old), os.fspath(new))
         session.prepare(session.old.provenance, relocated=[plan.move.old, plan.move.new])
         _write(session, plan)

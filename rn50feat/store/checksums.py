@@ -153,13 +153,22 @@ class Record:
         return [name for name in known if found.get(name) != self.hashes[name]]
 
 
+def accept_tables(file: h5py.File, names: Iterable[str], hashes: Mapping[str, str]) -> None:
+    """Seal a copy of a store that has `hashes`, and take its tables `names` as they are in the copy."""
+    _write(file, {**hashes, **table_hashes(file, names)})
+
+
+def _write(file: h5py.File, hashes: Mapping[str, str]) -> None:
+    file.attrs["checksums"] = json.dumps({"state": state(file), "tables": dict(hashes)})
+
+
 class Seals:
     """Keeps the checksums of a file that is being written up to date."""
 
     def __init__(self, file: h5py.File) -> None:
         """Begin with the checksums of `file`; rows without them get theirs now: some 4 s for a million."""
         self._file = file
-        self._record = record = Record(file)
+        record = Record(file)
         self._hashes, self._open, self._changed = dict(record.hashes), set[int](), set[str]()
         self._known: dict[str, _Known] = {}
         if record.current:
@@ -168,10 +177,6 @@ class Seals:
             self._known = {name: _Known(len(layout.dataset(file, name)), self._hashes[name]) for name in grown}
         else:
             self._begin()
-
-    def wrong_tables(self) -> list[str]:
-        """Return the names of the small tables that differed from their hashes when the file was opened."""
-        return self._record.wrong_tables()
 
     def _begin(self) -> None:
         count = layout.dataset(self._file, "ids").shape[0]
@@ -199,11 +204,6 @@ class Seals:
         """Note that a small table has changed; of the history and the runs, only entries of this session may have."""
         self._changed.add(name)
 
-    def accept(self, name: str) -> None:
-        """Take a small table as it is, whatever its hash."""
-        self._known.pop(name, None)
-        self._changed.add(name)
-
     def is_sound(self, row: int) -> bool:
         """Check whether a row is as it was written."""
         columns = {name: column[row : row + 1] for name, column in self._columns.items()}
@@ -220,4 +220,4 @@ class Seals:
         self.settle()
         self._hashes.update(table_hashes(self._file, self._changed, self._known))
         self._changed.clear()
-        self._file.attrs["checksums"] = json.dumps({"state": state(self._file), "tables": self._hashes})
+        _write(self._file, self._hashes)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -28,6 +28,7 @@ from rn50feat.store.damage import LAST_REMEDY, reporting_damage
 from rn50feat.store.guards import disk_errors, uninterrupted
 from rn50feat.store.opening import read
 from rn50feat.store.reader import FeatureStore, locate_output, locate_store
+from rn50feat.store.repair import copy_damaged_tables
 from rn50feat.store.salvage import salvage
 from rn50feat.store.writer import VERSION
 
@@ -90,11 +91,14 @@ def rewrite(
     *,
     disk: Disk = DISK,
     salvaging: bool = False,
+    repairing: bool = False,
     should_stop: Callable[[], str | None] = lambda: None,
     alone: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Compacted:
     """Rewrite `source` as `target`, whose run lock the caller holds; leave out what is damaged if `salvaging`.
 
+    `repairing` leaves out only what cannot be understood of small tables. Rows that are damaged can then be replaced:
+    HDF5 frees the place of what is replaced, and damage may have made that one that belongs to something else.
     `alone` is held while `target` is replaced. Raises `Stopped` once
     `should_stop` gives a reason.
     """
@@ -104,7 +108,8 @@ def rewrite(
             before = os.path.getsize(source)
             if salvaging:
                 lost_rows, lost = salvage(old, new)
-            for copy in () if salvaging else _copies(old, new):
+            damaged = Record(old).wrong_tables() if repairing else []
+            for copy in () if salvaging else _copies(old, new, damaged):
                 with uninterrupted():
                     copy()
                 if journaled.error is not None:  # all that follows would be held in memory
@@ -122,19 +127,21 @@ def rewrite(
     return Compacted(target, before, os.path.getsize(target), rows, lost_rows, tuple(lost))
 
 
-def _copies(old: h5py.File, new: h5py.File) -> Iterator[Callable[[], object]]:
-    """Yield the steps of copying everything, including what other programs have added."""
+def _copies(old: h5py.File, new: h5py.File, damaged: Sequence[str]) -> Iterator[Callable[[], object]]:
+    """Yield the steps of copying everything, including what other programs have added, and repair `damaged` tables."""
     layout.check(old)
     layout.check_chunks(old)
     Record(old)  # raises if the checksums cannot be read
     yield lambda: new.attrs.update(old.attrs)
     for name in old:
-        if name != "features" and _is_plain(old, name):
+        if name not in ("features", *damaged) and _is_plain(old, name):
             yield partial(old.copy, name, new)
     features = old["features"]  # nearly all of a store
     yield lambda: new.create_dataset_like("features", features).attrs.update(features.attrs)
     for first in range(0, features.shape[0], BLOCK):
         yield partial(_copy_rows, features, new["features"], slice(first, first + BLOCK))
+    if damaged:
+        yield lambda: copy_damaged_tables(old, new, damaged)
 
 
 def _copy_rows(old: h5py.Dataset, new: h5py.Dataset, rows: slice) -> None:

@@ -26,6 +26,9 @@ class Malformed(Exception):
     """A file does not match the layout; to be raised inside `reporting_damage`."""
 
 
+H5PY_ERRORS = (OSError, RuntimeError, LookupError, ValueError, Malformed)  # what reading a damaged file may raise
+
+
 def remedy(path: Path) -> str:
     """Say what to do about a store whose attributes can be read, but not all of its datasets."""
     return f"restore it from a backup; without one, rn50feat compact {path} --to NEW.h5 saves what can be read"

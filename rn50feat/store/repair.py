@@ -1,46 +1,43 @@
-"""Repair what differs from its checksum in a store that is open for writing.
+"""Copy damaged tables into a store that is written anew.
 
-HDF5 frees a text when it is replaced. A damaged entry may refer to a text that
-belongs to another one, so a table with damaged entries is written anew before
-any of them changes.
+In: an open store, and a file that has a copy of everything else. Out: in that
+file, what can be understood of the tables, and checksums that say so.
 """
 
 from __future__ import annotations
 
 import logging
-from pathlib import Path
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Any
 
 import h5py
 
 from rn50feat.store import layout
-from rn50feat.store.checksums import BLOCK, Seals
+from rn50feat.store.checksums import Record, accept_tables
+from rn50feat.store.damage import H5PY_ERRORS
 from rn50feat.store.summary import is_run
 
 logger = logging.getLogger(__name__)
 
-_PATHS: layout.Table = {"paths": layout.ROWS["paths"]}
 
-
-def repair_tables(path: Path, file: h5py.File, seals: Seals) -> None:
-    """Clear damaged tables of the store at `path` that `extract` fills again; keep what can be understood of others."""
-    for name in seals.wrong_tables():
+def copy_damaged_tables(old: h5py.File, new: h5py.File, names: Sequence[str]) -> None:
+    """Copy what can be understood of the tables `names`; nothing of those that `extract` fills again."""
+    for name in names:
         again, table = name in ("failures", "archives"), layout.SMALL_TABLES[name]
         what = "found out again by extract" if again else "kept where it can be read"
-        logger.warning("what %s holds in %s is damaged: %s", path, name, what)
-        kept = {column: file[column][: 0 if again else None] for column in table}
-        if name == "runs":
-            kept = {name: [text for text in kept[name] if is_run(text)]}
-        for column in table:
-            del file[column]
-        layout.create(file, table)
-        layout.append(file, kept)
-        seals.accept(name)
+        logger.warning("what %s holds in %s is damaged: %s", old.filename, name, what)
+        layout.create(new, table)
+        for entry in () if again else _readable(old, table):
+            layout.append(new, {column: [value] for column, value in entry.items()})
+    accept_tables(new, names, Record(old).hashes)
 
 
-def renew_paths(file: h5py.File) -> None:
-    """Write all paths anew, since some of them are damaged."""
-    old = file["paths"]
-    del file["paths"]
-    layout.create(file, _PATHS)
-    for first in range(0, len(old), BLOCK):
-        layout.append(file, {"paths": old[first : first + BLOCK]})
+def _readable(file: h5py.File, table: layout.Table) -> list[dict[str, Any]]:
+    """Read the entries of a table that can be read, and are records where they must be."""
+    entries = list[dict[str, Any]]()
+    with suppress(*H5PY_ERRORS):
+        for i in range(min(len(layout.dataset(file, column)) for column in table)):
+            with suppress(*H5PY_ERRORS):
+                entries.append({column: file[column][i] for column in table})
+    return [entry for entry in entries if "runs" not in entry or is_run(entry["runs"])]

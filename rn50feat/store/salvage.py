@@ -18,11 +18,10 @@ import numpy as np
 
 from rn50feat.store import layout
 from rn50feat.store.checksums import BLOCK, Record, Seals, row_checksums
-from rn50feat.store.damage import Malformed
+from rn50feat.store.damage import H5PY_ERRORS, Malformed
 from rn50feat.store.summary import is_run
 
 NAMED = 10  # lost rows that are named
-_ERRORS = (OSError, RuntimeError, LookupError, ValueError, Malformed)  # what h5py raises on a damaged file
 
 
 def salvage(old: h5py.File, new: h5py.File) -> tuple[int, list[str]]:
@@ -41,7 +40,7 @@ def salvage(old: h5py.File, new: h5py.File) -> tuple[int, list[str]]:
             layout.create(new, layout.SMALL_TABLES[name])
             try:
                 layout.append(new, _table(old, name, record))
-            except _ERRORS:
+            except H5PY_ERRORS:
                 lost.append(name)
     if "history" not in new:
         layout.create(new, layout.HISTORY)
@@ -54,7 +53,7 @@ def _record(file: h5py.File) -> Record | None:
     """Read which commit the checksums are for; None if that cannot be read."""
     try:
         return Record(file)
-    except _ERRORS:
+    except H5PY_ERRORS:
         return None
 
 
@@ -63,7 +62,7 @@ def _copy_rows(old: h5py.File, new: h5py.File, *, checked: bool) -> tuple[int, l
     columns = {name: layout.dataset(old, name) for name in layout.ROWS}
     count, lost, named = len(columns["ids"]), 0, list[str]()
     known = None
-    with suppress(*_ERRORS):
+    with suppress(*H5PY_ERRORS):
         known = layout.dataset(old, "checksum")[:] if checked else None
     for first in range(0, count, BLOCK):
         for part, values in _readable(columns, first, min(count, first + BLOCK)):
@@ -83,7 +82,7 @@ def _readable(columns: Mapping[str, Any], start: int, stop: int) -> Iterator[tup
     """Yield parts of some rows with the values of their columns, None for a row that cannot be read."""
     try:
         yield slice(start, stop), {name: column[start:stop] for name, column in columns.items()}
-    except _ERRORS:
+    except H5PY_ERRORS:
         if stop - start == 1:
             yield slice(start, stop), None
             return
@@ -93,7 +92,7 @@ def _readable(columns: Mapping[str, Any], start: int, stop: int) -> Iterator[tup
 
 
 def _name(paths: h5py.Dataset, row: int) -> str:
-    with suppress(*_ERRORS):
+    with suppress(*H5PY_ERRORS):
         return layout.decode_text(paths[row])
     return f"row {row}"
 

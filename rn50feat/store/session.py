@@ -25,11 +25,12 @@ from rn50feat.errors import RN50FeatError
 from rn50feat.images.provenance import Provenance
 from rn50feat.sources.archive import ArchiveRecord
 from rn50feat.sources.reference import Reference
+from rn50feat.store.compact import rewrite
 from rn50feat.store.damage_notes import refusal
 from rn50feat.store.paths import stored_path
 from rn50feat.store.reader import FeatureStore
 from rn50feat.store.schedule import COMMIT_CHANGES, COMMIT_ROWS, COMMIT_SECONDS, Schedule
-from rn50feat.store.shrinking import shrink
+from rn50feat.store.shrinking import alone, shrink
 from rn50feat.store.storable import not_storable, storable, unstorable_row
 from rn50feat.store.summary import Machine, Progress, RunRecord, Summary
 from rn50feat.store.writer import StoreWriter, create_store, open_store
@@ -281,16 +282,11 @@ class WriteSession:
         with self.summary.timed("write"):
             self._open().note_archive(record)
 
-    def repair_tables(self) -> None:
-        """Repair the small tables that differ from their checksums."""
-        if self.old is not None and self.old.wrong_tables():
+    def repair(self, *, rows: bool = False) -> None:
+        """Write the store anew if some small tables are damaged, or `rows` are, before anything in it changes."""
+        if self.old is not None and (rows or self.old.wrong_tables()):
             with self.summary.timed("write"):
-                self._open().repair_tables()
-            self.commit()
-
-    def renew_paths(self) -> None:
-        """Write all paths anew, before damaged rows change."""
-        self._open().renew_paths()
+                rewrite(self.path, self.path, repairing=True, alone=partial(alone, self.path))
 
     def update_weights_path(self) -> None:
         """Note where the weights are now, if they have moved."""

@@ -42,7 +42,7 @@ def shrink(
         if not (is_wasteful(store) and _may_replace(store)):
             return 0
         on_begin()
-        done = rewrite(store, store, disk=disk, should_stop=should_stop, alone=lambda: _alone(store))
+        done = rewrite(store, store, disk=disk, should_stop=should_stop, alone=lambda: alone(store))
         return done.before - done.after
     except (StoreError, Stopped, OSError) as error:
         level = logging.WARNING if isinstance(error, DamagedStoreError) else logging.INFO
@@ -58,7 +58,7 @@ def _may_replace(store: Path) -> bool:
 
 
 @contextmanager
-def _alone(store: Path) -> Iterator[None]:
+def alone(store: Path) -> Iterator[None]:
     """Keep readers out: on NFS, a file that is replaced can no longer be read elsewhere."""
     handle = os.open(store, os.O_RDWR | os.O_CLOEXEC)
     try:

@@ -34,7 +34,6 @@ from rn50feat.store.guards import disk_errors, uninterrupted
 from rn50feat.store.opening import MOVED, shared
 from rn50feat.store.paths import current, stored_path
 from rn50feat.store.renaming import rename_entries, rename_rows
-from rn50feat.store.repair import renew_paths, repair_tables
 from rn50feat.store.rows import row_number, row_numbers
 from rn50feat.store.storable import for_ledger, require_rows, require_storable, text_for_ledger
 
@@ -257,18 +256,6 @@ class StoreWriter:
                 layout.append(self._file, {"runs": [""]})
                 self._recorded = True
             self._file["runs"][-1] = json.dumps(run)
-
-    def repair_tables(self) -> None:
-        """Repair the small tables that differ from their checksums."""
-        with self._writing():
-            repair_tables(self.path, self._file, self._seals)
-            self._ledger = self._entries("failures")
-            self._archives = None
-
-    def renew_paths(self) -> None:
-        """Write all paths anew, before damaged rows change."""
-        with self._writing():
-            renew_paths(self._file)
 
     def update_provenance(self, provenance: Provenance) -> None:
         """Update the provenance, whose path of the weights may change."""
