@@ -43,12 +43,12 @@ _GUARDED = re.compile(r"layer\d\.\d\.conv2 in")
 class Int8Backend(OpenVinoBackend):
     """The quantized network, and the plain one for images beyond its ranges; a `Backend`."""
 
-    def __init__(self, provenance: Provenance, load: Callable[[], Network]) -> None:
+    def __init__(self, provenance: Provenance, load: Callable[[], Network], *, few: bool = False) -> None:
         """Prepare the network that ``provenance.quantization`` describes; raises what `OpenVinoBackend` does."""
         require_int8()
         load = cache(load)
-        self._plain = OpenVinoBackend(replace(provenance, quantization=None), load, precision="auto")
-        super().__init__(provenance, load, precision="auto")
+        self._plain = OpenVinoBackend(replace(provenance, quantization=None), load, precision="auto", few=True)
+        super().__init__(provenance, load, precision="auto", few=few)
         self.precision = "int8"
         self._counting = Lock()
 
@@ -71,9 +71,9 @@ class Maxima(OpenVinoBackend):
     """The network's largest values, instead of its features."""
 
     def __init__(self, provenance: Provenance, load: Callable[[], Network]) -> None:
-        super().__init__(replace(provenance, weights_sha256=""), load, precision="auto")
+        super().__init__(replace(provenance, weights_sha256=""), load, precision="auto", few=True)
 
-    def _path(self, sha256: str, provenance: Provenance) -> None:
+    def _path(self, sha256: str, provenance: Provenance, few: bool) -> None:
         """Keep no compiled network: it is used once."""
 
     def ranges(self, crops: Crops) -> tuple[float, ...]:

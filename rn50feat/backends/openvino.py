@@ -14,6 +14,7 @@ import logging
 import os
 import queue
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from functools import cache
@@ -41,11 +42,12 @@ import openvino  # noqa: E402
 
 logger = logging.getLogger(__name__)
 
-# Images per request: few, so that requests keep all cores busy and a single
-# query is quick (on 2 cores in bf16: 101, 112, 108 and 97 images/s for 1, 2, 4
-# and 32, and 19, 36 and 72 ms for one request of 1, 2 and 4); requests are
-# always padded, so that a row never depends on the size of its batch.
-BATCH = 2
+# Images per request: few, or else the fastest number, which depends on the processor: 2 with AVX-512 BF16 (112, 108
+# and 97 images/s on 2 cores for 2, 4 and 32), 8 with AMX (10.0, 9.3, 8.6 and 9.3 ms of a core for 2, 4, 8 and 16). A
+# single query takes 36 ms with 2, and 72 with 4. They are always padded, so that a row does not depend on its batch.
+FEW = 2
+LARGER = (4, 8, 16)
+_MEASURED = 32  # images
 
 
 @cache
@@ -66,14 +68,18 @@ class OpenVinoBackend:
     recomputed = 0
     lanes = 2  # the next batch has requests when one runs out of them: a core idles 0.4 ms per image, not 1.2
 
-    def __init__(self, provenance: Provenance, load: Callable[[], Network], *, precision: str) -> None:
+    def __init__(
+        self, provenance: Provenance, load: Callable[[], Network], *, precision: str, few: bool = False
+    ) -> None:
         """Load the compiled network from the cache, or compile the network that `load` returns and cache it.
 
-        Raises `DeviceError` for a precision that the CPU does not support,
-        and the errors of `load`.
+        For `few` images, requests are small; else they have the size that is
+        fastest on this processor. Raises `DeviceError` for a precision that the
+        CPU does not support, and the errors of `load`.
         """
         self.precision = cpu_precision(precision)
         self.weights_sha256 = provenance.weights_sha256
+        self._few = few
         self._settings: dict[str, str | int] = {
             "PERFORMANCE_HINT": "THROUGHPUT",
             "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[self.precision],
@@ -85,11 +91,14 @@ class OpenVinoBackend:
             network = load()
             self.weights_sha256 = network.sha256
             compiled = self._compile(network, provenance)
+        self.request_size = compiled.input(0).shape[0]
         self._widths = [output.shape[1] for output in compiled.outputs]
         self._queues: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.lanes):
             self._queues.put(requests := openvino.AsyncInferQueue(compiled))
-        self.batch_size = max(CPU_BATCH, BATCH * len(requests))  # at least one request for each group of cores
+        self.batch_size = max(
+            CPU_BATCH, self.request_size * len(requests)
+        )  # at least one request for each group of cores
 
     def features(self, crops: Crops) -> NDArray[np.float32]:
         """Compute the features, float32 (n, 2048), of crops of the preprocessing's dtype, (n, 224, 224, 3)."""
@@ -98,18 +107,19 @@ class OpenVinoBackend:
     def _outputs(self, crops: Crops) -> list[NDArray[np.float32]]:
         """Compute what the network has for each crop: its features, and any other outputs."""
         results = [np.empty((len(crops), width), np.float32) for width in self._widths]
+        size = self.request_size
 
         def keep(request: Any, first: int) -> None:
             for i, result in enumerate(results):
-                result[first : first + BATCH] = request.get_output_tensor(i).data[: len(result) - first]
+                result[first : first + size] = request.get_output_tensor(i).data[: len(result) - first]
 
         requests = self._queues.get()
         try:
             requests.set_callback(keep)
-            for first in range(0, len(crops), BATCH):
-                part = crops[first : first + BATCH]
-                if len(part) < BATCH:
-                    part = np.concatenate([part, np.zeros((BATCH - len(part), *part.shape[1:]), part.dtype)])
+            for first in range(0, len(crops), size):
+                part = crops[first : first + size]
+                if len(part) < size:
+                    part = np.concatenate([part, np.zeros((size - len(part), *part.shape[1:]), part.dtype)])
                 requests.start_async({0: part}, first)
             requests.wait_all()
         finally:
@@ -117,7 +127,7 @@ class OpenVinoBackend:
         return results
 
     def _cached(self, provenance: Provenance) -> Any:
-        path = self._path(provenance.weights_sha256, provenance)
+        path = self._path(provenance.weights_sha256, provenance, self._few)
         if path is None or not os.path.exists(path):
             return None
         caches.use(path)
@@ -130,38 +140,67 @@ class OpenVinoBackend:
             return None
 
     def _compile(self, network: Network, provenance: Provenance) -> Any:
+        """Compile the network with small requests and, unless it is for few images, with the fastest ones."""
         model = self._model(network, provenance)
+        fastest = small = self._compiled(model, FEW)
+        self._keep(small, self._path(network.sha256, provenance, True))
+        if self._few:
+            return small
+        least = _seconds(small)
+        for size in LARGER:
+            if (seconds := _seconds(larger := self._compiled(model, size))) > least:
+                break
+            fastest, least = larger, seconds
+        self._keep(fastest, self._path(network.sha256, provenance, False))
+        return fastest
+
+    def _compiled(self, model: Any, size: int) -> Any:
+        model.reshape([size, *model.input(0).shape[1:]])
         try:
-            compiled = _core().compile_model(model, "CPU", self._settings)
+            return _core().compile_model(model, "CPU", self._settings)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
             remedy = "use --backend torch" if self.precision == "fp32" else "use --precision fp32, or --backend torch"
             raise DeviceError(
                 f"OpenVINO cannot compute in {self.precision} on this CPU ({reason}): {remedy}"
             ) from error
-        content = io.BytesIO()
-        compiled.export_model(content)
-        path = self._path(network.sha256, provenance)
+
+    def _keep(self, compiled: Any, path: Path | None) -> None:
         if path is not None:
+            content = io.BytesIO()
+            compiled.export_model(content)
             with contextlib.suppress(OSError, DeviceError):  # without a cache, the next start is just slower
                 path.parent.mkdir(parents=True, exist_ok=True)
                 with atomic.written([path], kind=DeviceError) as (file,):
                     file.write(content.getvalue())
             caches.use(path)
-        return compiled
 
     def _model(self, network: Network, provenance: Provenance) -> Any:
         """Make the OpenVINO model to compile: from crops to features, and any other outputs."""
         return convert(network, provenance.preprocessing)
 
-    def _path(self, sha256: str, provenance: Provenance) -> Path | None:
+    def _path(self, sha256: str, provenance: Provenance, few: bool) -> Path | None:
         """Return the cache path of the compiled network, named for all that it depends on; None without a cache."""
         processor = _core().get_property("CPU", "FULL_DEVICE_NAME")
         crops = provenance.preprocessing
         normalisation = (crops.mean, crops.std, crops.white, crops.crop_dtype, crops.crop)
-        program = (self._settings, BATCH, openvino.__version__, processor)
+        program = (self._settings, FEW if few else LARGER, openvino.__version__, processor)
         facts = (sha256, provenance.network, *normalisation, *program, provenance.quantization)
         return caches.compiled_path(hashlib.sha256(repr(facts).encode()).hexdigest()[:32])
+
+
+def _seconds(compiled: Any) -> float:
+    """Measure the time of the processor for 32 images, as far as other programs let it be measured."""
+    requests = openvino.AsyncInferQueue(compiled)
+    crops = np.zeros(compiled.input(0).shape, compiled.input(0).element_type.to_dtype())
+    times = []
+    for _ in range(3):
+        begun = time.process_time()
+        for _ in range(0, _MEASURED, len(crops)):
+            requests.start_async({0: crops})
+        requests.wait_all()
+        times.append(time.process_time() - begun)
+    return min(times)
 
 
 # What was converted last, while its network is in use: int8 needs four models of it, and converting takes 10 s.
@@ -181,9 +220,9 @@ def _convert(network: Network, preprocessing: Preprocessing) -> Any:
     from rn50feat.model.network import Normalized
 
     dtype = getattr(torch, preprocessing.crop_dtype)
-    example = torch.zeros(BATCH, preprocessing.crop, preprocessing.crop, 3, dtype=dtype)
+    example = torch.zeros(FEW, preprocessing.crop, preprocessing.crop, 3, dtype=dtype)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # from torch.jit, which OpenVINO calls
         model = openvino.convert_model(Normalized(network.module, preprocessing), example_input=example)
-    model.reshape([BATCH, preprocessing.crop, preprocessing.crop, 3])
+    model.reshape([FEW, preprocessing.crop, preprocessing.crop, 3])
     return model

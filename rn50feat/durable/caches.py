@@ -11,8 +11,8 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
-# A network takes 94 MB, and there is one for each precision, variant, set of weights and version of OpenVINO.
-KEPT = 4
+# A network takes 94 MB, and there are up to two for each precision, variant, set of weights and version of OpenVINO.
+KEPT = 6
 KEPT_SECONDS = 30 * 86400.0  # since its last use
 _PATTERN = "openvino-*.blob"
 

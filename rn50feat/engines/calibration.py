@@ -58,8 +58,8 @@ def calibrate(
     measured, checked = crops[::2], crops[1::2]
     ranges = Maxima(provenance, load).ranges(measured)
     quantization = Quantization(ranges, source, len(measured), len(checked))
-    exact = OpenVinoBackend(provenance, load, precision="fp32").features(checked)
-    rows = Int8Backend(replace(provenance, quantization=quantization), load).features(checked)
+    exact = OpenVinoBackend(provenance, load, precision="fp32", few=True).features(checked)
+    rows = Int8Backend(replace(provenance, quantization=quantization), load, few=True).features(checked)
     cosines = centred_cosines(rows, exact)
     worst, median = float(cosines.min()), float(np.median(cosines))
     quantization = replace(quantization, worst=worst, median=median, neighbours=agreement(rows, exact))

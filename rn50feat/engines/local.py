@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rn50feat.backends.contract import Backend, require_int8
+from rn50feat.backends.contract import CPU_BATCH, Backend, require_int8
 from rn50feat.durable import limits
 from rn50feat.engines.contract import Batch, EngineOptions, Failure
 from rn50feat.engines.pool import DecoderPool, Outcome
@@ -131,13 +131,13 @@ def backend(weights: Weights, provenance: Provenance, options: EngineOptions) ->
         require_for_int8(options)
         from rn50feat.backends.int8 import Int8Backend
 
-        return Int8Backend(provenance, load)
+        return Int8Backend(provenance, load, few=_few(options))
     if options.precision == "int8":
         raise DeviceError("int8 needs ranges, which extract measures for a new store: use another --precision here")
     if _wants_openvino(options):
         from rn50feat.backends.openvino import OpenVinoBackend
 
-        return OpenVinoBackend(provenance, load, precision=options.precision)
+        return OpenVinoBackend(provenance, load, precision=options.precision, few=_few(options))
     weights.require()
     from rn50feat.backends.torch import TorchBackend
 
@@ -175,6 +175,11 @@ def require_for_int8(options: EngineOptions) -> None:
     if find_spec("openvino") is None:
         raise DeviceError("int8 features need OpenVINO: pip install 'rn50feat[openvino]'")
     require_int8()
+
+
+def _few(options: EngineOptions) -> bool:
+    """Check whether only a few images are to come, as in a search, so that small requests are quicker."""
+    return 0 < options.batch_size < CPU_BATCH
 
 
 def _wants_openvino(options: EngineOptions) -> bool:

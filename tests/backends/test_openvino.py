@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from networks import OPENVINO, backend, cosines
 
 from rn50feat.backends.contract import cpu_has_bf16
 from rn50feat.errors import DeviceError
+from rn50feat.images.provenance import Provenance
 from rn50feat.model import network, weights
 
 
@@ -50,14 +52,61 @@ def test_openvino_gives_torchs_rows_whatever_the_batch(
     cached = OpenVinoBackend(known, load, precision=precision)
     np.testing.assert_array_equal(cached.features(crops), rows)
     assert len(loads) == 1
-    (blob,) = (tmp_path / "rn50feat").iterdir()
-    blob.write_bytes(blob.read_bytes()[:1000])
+    few = OpenVinoBackend(known, load, precision=precision, few=True)
+    np.testing.assert_allclose(few.features(crops), rows, atol=1e-2 * np.abs(rows).max())
+    assert len(loads) == 1
+    for blob in (tmp_path / "rn50feat").iterdir():
+        blob.write_bytes(blob.read_bytes()[:1000])
     assert OpenVinoBackend(known, load, precision=precision).features(crops).shape == (11, 2048)
     assert len(loads) == 2
     OpenVinoBackend(
         replace(known, preprocessing=replace(known.preprocessing, std=(1.0, 1.0, 1.0))), load, precision="fp32"
     )
     assert len(loads) == 3  # another normalisation is another network
+
+
+@pytest.mark.slow
+@OPENVINO
+def test_requests_have_the_fastest_size_but_for_a_few_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rn50feat.backends import openvino as module
+
+    costs = {2: 3.0, 4: 2.0, 8: 1.0, 16: 2.0}
+    measured = []
+
+    def seconds(compiled: Any) -> float:
+        measured.append(compiled.input(0).shape[0])
+        return costs[measured[-1]]
+
+    monkeypatch.setattr(module, "_seconds", seconds)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    chosen = weights.find("random")
+    provenance, loaded = weights.provenance(chosen), network.load(chosen)
+
+    def size(known: Provenance, *, few: bool) -> int:
+        return module.OpenVinoBackend(known, lambda: loaded, precision="fp32", few=few).request_size
+
+    assert (size(provenance, few=False), measured) == (8, [2, 4, 8, 16])
+    known = replace(provenance, weights_sha256=loaded.sha256)
+    assert (size(known, few=False), size(known, few=True), measured) == (8, 2, [2, 4, 8, 16])  # from the cache
+    costs[4] = 4.0
+    assert size(provenance, few=False) == 2
+
+
+@pytest.mark.slow
+@OPENVINO
+def test_a_measurement_takes_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from rn50feat.backends import openvino as module
+
+    monkeypatch.setattr(module, "_MEASURED", 4)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    chosen = weights.find("random")
+    provenance = weights.provenance(chosen)
+    assert module.OpenVinoBackend(provenance, lambda: network.load(chosen), precision="fp32").request_size in (
+        2,
+        4,
+        8,
+        16,
+    )
 
 
 @pytest.mark.slow

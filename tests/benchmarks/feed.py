@@ -14,8 +14,6 @@ from __future__ import annotations
 import argparse
 import io
 import os
-import platform
-import re
 import sys
 import tempfile
 import time
@@ -33,6 +31,7 @@ from rn50feat.store.summary import Progress
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 from extract import draw
+from machine import processor
 
 
 class Nothing:
@@ -102,13 +101,6 @@ def pillow(paths: list[Path]) -> float:
         side = min(image.size)
         image.resize((224, 224), Image.Resampling.BILINEAR, box=(0, 0, side * 7 / 8, side * 7 / 8))
     return (time.process_time() - begun) / len(blobs)
-
-
-def processor() -> str:
-    try:
-        return re.findall(r"model name\s*:\s*(.+)", Path("/proc/cpuinfo").read_text())[0]
-    except (OSError, IndexError):
-        return platform.processor()
 
 
 def main() -> None:

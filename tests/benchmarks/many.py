@@ -27,6 +27,7 @@ from rn50feat.searching.best import Best, Rows
 sys.path.insert(0, str(Path(__file__).parent.parent))
 sys.path.insert(0, str(Path(__file__).parent))
 from index import blocks, make, peak
+from machine import processor
 from vectors import hard
 
 Queries = NDArray[np.float16]
@@ -55,13 +56,6 @@ def compare(store: FeatureStore, queries: int, rounds: int) -> None:
                 assert all(np.array_equal(a, b) for a, b in zip(new.ranking(), old.ranking()))
     now, before = least
     print(f"{queries} queries, {len(store)} rows: {now:.1f} s of a core, before {before:.1f}: {before / now:.1f} times")
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    facts = dict(line.replace("\t", "").split(":", 1) for line in lines if ":" in line)
-    flags = [flag for flag in ("amx_bf16", "avx512_bf16") if flag in facts.get("flags", "").split()]
-    return f"{facts.get('model name', 'processor').strip()}, model {facts.get('model', '?').strip()}, {' '.join(flags)}"
 
 
 def main() -> None:

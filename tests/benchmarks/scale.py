@@ -34,6 +34,9 @@ from rn50feat.searching.index_file import IndexFacts
 from rn50feat.store import layout
 from rn50feat.store.writer import VERSION, create_store, open_store
 
+sys.path.insert(0, str(Path(__file__).parent.parent))
+from machine import processor
+
 MTIME = 10**18
 BLOCK = 10_000
 NEAR = range(5000, 5200)  # rows that have features: the query and its neighbours
@@ -169,11 +172,6 @@ def commands(store: Path) -> dict[str, tuple[str | Path, ...]]:
         "commit of 100 rows": (sys.executable, "-c", COMMIT, store),
         "run without changes": (*PROGRAM, "extract", store.parent / "photos", store),
     }
-
-
-def processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return next((line.partition(": ")[2] for line in lines if line.startswith("model name")), "unknown processor")
 
 
 @contextmanager
