@@ -6,7 +6,7 @@ The public functions::
     search(queries, store)       find a store's most similar images
     index(store)                 build its FAISS index, or bring it up to date
     duplicates(store)            find groups of near-identical images
-    compare(store, other)        find out which images of the other store are in it
+    compare(first, second)       find out which images of the second store are in the first
     merge(stores, store)         merge the rows of several stores into one
     export(store, file)          write rows for other programs
     import_features(file, store) import rows from other programs

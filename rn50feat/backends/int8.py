@@ -49,7 +49,6 @@ class Int8Backend(OpenVinoBackend):
         load = cache(load)
         self._plain = OpenVinoBackend(replace(provenance, quantization=None), load, precision="auto", few=True)
         super().__init__(provenance, load, precision="auto", few=few)
-        self.precision = "int8"
         self._counting = Lock()
 
     def features(self, crops: Crops) -> NDArray[np.float32]:
@@ -125,7 +124,10 @@ def _layer(node: Any) -> str:
     """Return torchvision's name of the convolution that a node comes from."""
     match = _LAYER.search(node.get_friendly_name())
     if match is None:
-        raise DeviceError(f"this OpenVINO ({openvino.__version__}) names layers otherwise: leave int8 out")
+        raise DeviceError(
+            f"this OpenVINO ({openvino.__version__}) names layers differently:"
+            " use another version, or leave out --precision int8"
+        )
     return match[1]
 
 

@@ -52,10 +52,10 @@ _MEASURED = 32  # images
 
 @cache
 def _core() -> openvino.Core:
-    """Return the only core of this process, which stays.
+    """Return the process's only core, which is never freed.
 
-    On a CPU with AMX, each one that is made gives its thread a stack for signal handlers, and puts back the one before
-    when it goes. If that one was a core's that went first, the next signal kills the process (OpenVINO 2026.4).
+    On CPUs with AMX, each core installs a signal stack for its thread, and restores the previous one when freed. If
+    that one belonged to a core freed earlier, the next signal kills the process (OpenVINO 2026.4).
     """
     return openvino.Core()
 
@@ -77,12 +77,13 @@ class OpenVinoBackend:
         fastest on this processor. Raises `DeviceError` for a precision that the
         CPU does not support, and the errors of `load`.
         """
-        self.precision = cpu_precision(precision)
+        computed = cpu_precision(precision)
+        self.precision = computed if provenance.quantization is None else "int8"
         self.weights_sha256 = provenance.weights_sha256
         self._few = few
         self._settings: dict[str, str | int] = {
             "PERFORMANCE_HINT": "THROUGHPUT",
-            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[self.precision],
+            "INFERENCE_PRECISION_HINT": {"fp32": "f32", "bf16": "bf16"}[computed],
         }
         if (cores := limits.quota()) is not None:  # OpenVINO would start a thread for each core of the machine
             self._settings["INFERENCE_NUM_THREADS"] = cores
@@ -160,7 +161,10 @@ class OpenVinoBackend:
             return _core().compile_model(model, "CPU", self._settings)
         except RuntimeError as error:
             reason = str(error).strip().splitlines()[-1]
-            remedy = "use --backend torch" if self.precision == "fp32" else "use --precision fp32, or --backend torch"
+            remedy = {
+                "fp32": "use --backend torch",
+                "int8": "use another machine, or another store without --precision int8",
+            }.get(self.precision, "use --precision fp32, or --backend torch")
             raise DeviceError(
                 f"OpenVINO cannot compute in {self.precision} on this CPU ({reason}): {remedy}"
             ) from error
@@ -185,7 +189,8 @@ class OpenVinoBackend:
         crops = provenance.preprocessing
         normalisation = (crops.mean, crops.std, crops.white, crops.crop_dtype, crops.crop)
         program = (self._settings, FEW if few else LARGER, openvino.__version__, processor)
-        facts = (sha256, provenance.network, *normalisation, *program, provenance.quantization)
+        ranges = provenance.quantization and provenance.quantization.ranges
+        facts = (sha256, provenance.network, *normalisation, *program, ranges)
         return caches.compiled_path(hashlib.sha256(repr(facts).encode()).hexdigest()[:32])
 
 

@@ -28,7 +28,9 @@ _STORE = click.Path(path_type=Path)
 
 
 @click.command("compare", no_args_is_help=True)
-@argument("first", metavar="A.h5", type=_STORE, missing="name two stores: is an image of the second in the first?")
+@argument(
+    "first", metavar="A.h5", type=_STORE, missing="name the store to look in, then the store whose images to look for"
+)
 @argument("second", metavar="B.h5", type=_STORE, missing="name the store whose images to look for")
 @option(
     "--threshold",
@@ -85,7 +87,7 @@ def command(
         from rn50feat.pages.comparison import comparison_page
         from rn50feat.pages.page import save
 
-        least = 1.0 if exact else threshold
+        least = None if exact else threshold
         save(html, comparison_page(found, reference, opened, out=html, threshold=least, check=check))
     ending.add(**words.facts(found, reference, None if exact else threshold, verified=verify))
     if form != "json":

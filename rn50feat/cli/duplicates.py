@@ -46,7 +46,11 @@ if TYPE_CHECKING:
     help="The image with which a group starts, and which --rest does not print.  [default: the largest file]",
 )
 @option("--pairs", is_flag=True, help="Print near-identical images in different groups, not the groups.")
-@option("--rest", is_flag=True, help="Print all but the first of each group, as far as these are files of their own.")
+@option(
+    "--rest",
+    is_flag=True,
+    help="Print the files that could be deleted: all but the first of each group, without links and second paths.",
+)
 @option("-0", "--null", is_flag=True, help="End each name of --rest with a NUL, not a newline.")
 @quiet_option
 @json_option
@@ -105,7 +109,7 @@ def command(
         from rn50feat.pages.gallery import groups_page
         from rn50feat.pages.page import save
 
-        save(html, groups_page(groups, opened, out=html, threshold=1.0 if exact else threshold, check=check))
+        save(html, groups_page(groups, opened, out=html, threshold=None if exact else threshold, check=check))
     ending.add(**words.facts(groups, opened, None if exact else threshold, verified=verify))
     if form == "rest":
         write(words.rest(groups, null=null))

@@ -175,7 +175,9 @@ def line(groups: Groups) -> str:
     """Summarize the groups in one line."""
     more = sum(group.redundant for group in groups)
     same = sum(member.state == "same file" for group in groups for member in group.members)
-    parts = [f"{count(len(groups), 'group')}, {count(more, 'redundant copy', 'redundant copies')}"]
+    copies = sum(member.is_copy for group in groups for member in group.members[1:])
+    are = f", {copies} of them {'a copy' if copies == 1 else 'copies'}" if copies else ""
+    parts = [f"{count(len(groups), 'group')}, {count(more, 'more image')}{are}"]
     if same:
         parts.append(f"{count(same, 'other path')} to the same files")
     if freed := _reclaimable(groups):

@@ -51,8 +51,8 @@ def calibrate(
     crops = _crops(references, provenance, options)
     if len(crops) < FEWEST:
         raise DeviceError(
-            f"int8 needs {FEWEST} images to measure ranges on, and {source} have {len(crops)}:"
-            " name a folder that holds more with --calibrate"
+            f"int8 needs at least {FEWEST} readable images to measure ranges on, and found {len(crops)} in {source}:"
+            " name a folder with more of them with --calibrate"
         )
     load = cache(loader(weights, provenance))
     measured, checked = crops[::2], crops[1::2]

@@ -24,7 +24,7 @@ LISTED = 10_000  # files among which images are chosen, evenly: the first folder
 
 @dataclass(frozen=True)
 class Quantizing:
-    """What the images of a new store in int8 must show: `folder` has them, else `selection`."""
+    """The images on which ranges are measured, those in `folder` or else of the run, and the lowest cosine allowed."""
 
     selection: Selection
     folder: str | os.PathLike[str] | None
@@ -34,7 +34,10 @@ class Quantizing:
         """Measure ranges for `provenance`; raises `DeviceError`, and `SourceError` for images that cannot be listed."""
         images = self.selection if self.folder is None else Selection(self.folder)
         if not images.can_be_read_again:
-            raise SourceError("int8 needs images to measure ranges on, and a list can be read once: use --calibrate")
+            raise SourceError(
+                "int8 needs images to measure ranges on, and this list can be read only once:"
+                " name a folder with --calibrate"
+            )
         listed = islice(images.references(), LISTED)
         found = [reference for reference in listed if has_image_suffix(reference.location)]
         step = max(1, len(found) / calibration.IMAGES)
@@ -45,7 +48,7 @@ class Quantizing:
 
 
 def require(old: FeatureStore | None, options: EngineOptions) -> None:
-    """Raise `ProvenanceError` if `options` ask for int8 where the rows of `old` are not, or for something else."""
+    """Raise `ProvenanceError` if `options` ask for int8 and the rows of `old` are not in it, or the other way round."""
     if old is None or options.precision == "auto":
         return
     quantization = old.provenance.quantization

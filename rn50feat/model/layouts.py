@@ -2,9 +2,10 @@
 
 In: the names and shapes in a file; what encloses a tensor is a prefix of its
 name. Out: which tensor is which of torchvision's, and what is left out. There
-is one rule: under exactly one prefix, in one of the `SCHEMES`, every tensor of
-a ResNet50 is there in its shape, and every other tensor is known to be no part
-of the trunk. A file that breaks it is refused, with what it is instead.
+is one rule: under some prefix, in one of the `SCHEMES`, every tensor of a
+ResNet50 is there in its shape, and every other tensor is known to be no part of
+it, or belongs to another whole ResNet50 that its authors rank lower. A file
+that breaks it is refused, with what it is instead.
 """
 
 from __future__ import annotations
@@ -172,7 +173,7 @@ def shapes() -> dict[str, tuple[int, ...]]:
 
 
 def recognise(tensors: Mapping[str, Tensor], others: Mapping[str, object]) -> Layout:
-    """Find the ResNet50 among `tensors`; raise `NotThisNetworkError` if there is none, or more than that.
+    """Find the ResNet50 among `tensors`; raise `NotThisNetworkError` if there is none, or anything unknown.
 
     `others` are the names of all else in the file; they only tell its kind.
     """
@@ -190,7 +191,7 @@ def recognise(tensors: Mapping[str, Tensor], others: Mapping[str, object]) -> La
                 f"holds two ResNet50s, {chosen.prefix or 'one without a prefix'} and {rival.prefix}:"
                 " save the state dict of one of them"
             )
-    used = {name for layout in complete for name in _all_names(layout, tensors)}
+    used = {name for layout in complete for name in _all_names(layout)}
     rest = {name: _head(name, chosen.prefix) for name in tensors if name not in used}
     rest = {name: head for name, head in rest.items() if tensors[name].place not in places}
     if unknown := [name for name, head in rest.items() if not head]:
@@ -258,7 +259,7 @@ def _likeliest(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return best
 
 
-def _all_names(layout: Layout, tensors: Mapping[str, Tensor]) -> Iterator[str]:
+def _all_names(layout: Layout) -> Iterator[str]:
     """Yield the names of a network's tensors in a file, the counters of its batch norms included."""
     for own, name in layout.names.items():
         yield name

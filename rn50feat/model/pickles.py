@@ -68,12 +68,10 @@ class Unknown:
     """An object of a class that is not read; it swallows whatever its pickle does to it."""
 
     name = ""
+    state: object = None
 
     def __new__(cls, *_: object, **__: object) -> Unknown:
         return super().__new__(cls)
-
-    def __init__(self, *_: object, **__: object) -> None:
-        self.state: object = None
 
     def __call__(self, *_: object, **__: object) -> Unknown:
         return Unknown()

@@ -44,7 +44,7 @@ def require_network(path: Path, scheme: str) -> None:
     """Raise `NotThisNetworkError` if a record next to the weights says that their network is another one."""
     record = _read(path.with_name(_CONFIG))
     architecture = record.get("architecture")
-    if isinstance(architecture, str) and architecture not in _TIMM and _INSIDE in record:
+    if isinstance(architecture, str) and architecture not in _TIMM and _is_timm(record):
         raise NotThisNetworkError(
             f"is next to a {_CONFIG} of the network {architecture}, which is not the plain ResNet50:"
             " if that is not about these weights, move them to a folder of their own"
@@ -79,11 +79,15 @@ def _found(path: Path, own: Mapping[str, object] | None) -> Iterator[tuple[str, 
         yield f"its own {_INSIDE}", _followed(_timm, own, f"{path.name}'s {_INSIDE}")
     config, processor = (path.with_name(name) for name in (_CONFIG, _PROCESSOR))
     record = _read(config)
-    if "architecture" in record and (_INSIDE in record or "input_size" in record):
+    if _is_timm(record):
         yield _CONFIG, _followed(_timm, record.get(_INSIDE, record), str(config))
     record = _read(processor)
     if "image_mean" in record or "image_processor_type" in record or "feature_extractor_type" in record:
         yield _PROCESSOR, _followed(_hugging_face, record, str(processor))
+
+
+def _is_timm(record: Mapping[str, object]) -> bool:
+    return "architecture" in record and (_INSIDE in record or "input_size" in record)
 
 
 def _read(path: Path) -> dict[str, Any]:

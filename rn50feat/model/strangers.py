@@ -18,7 +18,6 @@ class NotThisNetworkError(ValueError):
 
 
 _OTHER = "use weights of the plain ResNet50, or the program that they come from"
-# By what only they have in their names; the first that fits. What has a ResNet's blocks is told by `_by_shape`.
 _TRUNK = "if the average pool of its trunk will do, save the trunk's state dict alone"
 # By what only they have in their names; the first that fits. What has a ResNet's blocks is told by `_by_shape`.
 _BY_NAME = {

@@ -82,7 +82,7 @@ def data_url(jpeg: bytes) -> str:
 def link(location: str, page: Path) -> str:
     """Return the URL of a file on this machine for a link on `page`, "" for anything else.
 
-    It is relative where a store in the place of the page would hold a relative path.
+    It is relative for a file below the page's folder, or below the folder that holds it.
     """
     url = file_url(location)
     path = stored_path(page, location)

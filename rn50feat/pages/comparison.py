@@ -12,7 +12,7 @@ from pathlib import Path
 from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import count
 from rn50feat.pages.cards import Cards
-from rn50feat.pages.gallery import Scale, framed, labelled, thumbnails_at
+from rn50feat.pages.gallery import Scale, framed, labelled, likeness, thumbnails_at
 from rn50feat.searching.comparison import Comparison, Match
 from rn50feat.sources.presence import readable
 from rn50feat.store.reader import FeatureStore
@@ -26,21 +26,21 @@ def comparison_page(
     second: FeatureStore,
     *,
     out: Path,
-    threshold: float,
+    threshold: float | None,
     check: bool = False,
     options: EngineOptions = EngineOptions(),
 ) -> Iterator[str]:
     """Yield a page that shows the images of `second` found in `first` next to those there, written to `out`.
 
-    The `MOST` most similar ones are shown. `threshold` is the cosine from which images are near. Images in remote
-    storage are read only if `check` is set.
+    The `MOST` most similar ones are shown. `threshold` is the cosine from which images are near, None for
+    copies alone. Images in remote storage are read only if `check` is set.
     """
     shown = found.found[:MOST]
     locations = [image.location for match in shown for image in (match.image, match.original)]
     scale = Scale(min((match.similarity for match in shown), default=0.0), 1.0)
     facts = [
         ("compared with", f"{first.path}, {count(len(first), 'image')}"),
-        ("near-identical", f"a cosine of at least {threshold:g}"),
+        likeness(threshold),
         ("found", f"{len(found.found):,}, of which {count(found.copies, 'is a copy', 'are copies')}"),
         ("new", f"{len(found.new):,}"),
     ]

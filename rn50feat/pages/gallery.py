@@ -91,12 +91,13 @@ def groups_page(
     store: FeatureStore,
     *,
     out: Path,
-    threshold: float,
+    threshold: float | None,
     check: bool = False,
     options: EngineOptions = EngineOptions(),
 ) -> Iterator[str]:
-    """Yield a page of groups of near-identical images, found at a cosine of at least `threshold`, written to `out`.
+    """Yield a page of groups of near-identical images, written to `out`.
 
+    They have a cosine of at least `threshold` with the first of their group, or are copies if it is None.
     The first `MOST_IMAGES` are shown, then the first `MOST_PAIRS` pairs across
     groups. Images in remote storage are read only if `check` is set.
     """
@@ -105,12 +106,19 @@ def groups_page(
     locations = [member.location for member in members] + [image.location for pair in pairs for image in pair.images]
     shown = [readable(location, check=check) for location in locations]
     scale = Scale(min((member.similarity for member in members), default=0.0), 1.0)
-    facts = [("near-identical", f"a cosine of at least {threshold:g} with the first image of the group")]
+    facts = [likeness(threshold, " with the first image of the group")]
     facts += _totals(groups)
     facts += [("bars", f"from {scale.empty:.4f}, the lowest similarity, to 1.0000")] if members else []
     with closing(thumbnails_at(shown, options)) as images:
         body = _groups_body(groups, limited, scale, Cards(images, out), check)
         yield from framed(f"Near-identical images in {store.path.name}", body, store, facts)
+
+
+def likeness(threshold: float | None, what: str = "") -> tuple[str, str]:
+    """Say on a page what its images have in common: a cosine (`what` says with which), or their bytes."""
+    if threshold is None:
+        return "copies", "the same bytes"
+    return "near-identical", f"a cosine of at least {threshold:g}{what}"
 
 
 def _limited(groups: Iterable[Group]) -> Iterator[Group]:

@@ -56,7 +56,7 @@ class Best:
 
     @property
     def limit(self) -> float:
-        """The lowest score, of a distance with a minus, of other rows that may be among the best or tie with them."""
+        """The lowest score (for a distance, its negative) with which a row could still be among the best or tie."""
         if len(self.rows) < self._k:
             return -math.inf
         last = float(self._scores[self._k - 1])

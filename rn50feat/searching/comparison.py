@@ -19,10 +19,10 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from rn50feat.errors import ProvenanceError, QueryError
-from rn50feat.searching.best import NO_ROWS, Ranking, Rows
+from rn50feat.searching.best import NO_ROWS, Best, Rows
 from rn50feat.searching.crowd import most
 from rn50feat.searching.distinct import DistinctFiles, KnownFile, StoredImage
-from rn50feat.searching.duplicates import default_threshold, open_relations
+from rn50feat.searching.duplicates import least_cosine, open_relations
 from rn50feat.searching.exact import best_of
 from rn50feat.searching.groups import Relation
 from rn50feat.searching.scores import Scores, in_order, reaches
@@ -88,8 +88,8 @@ def compare(
     An image is in `first` if that has a file with the same bytes, or one whose
     cosine with it is at least `threshold`, by default
     `duplicates.default_threshold`. `exact` finds only copies. `verify` compares
-    the pixels of near images, of at most 16 for each one of `second`, and only
-    those that come from each other count; `check` also reads images in remote
+    the pixels of near images, at most 16 for each image of `second`, and only
+    those that come from each other count. It remembers relations next to `second`; `check` also reads images in remote
     storage for that. `on_progress` gets (stage, images done, in total).
     Raises `ProvenanceError` for features that cannot be compared, `QueryError`
     for two paths of one store, a threshold that is not a cosine above 0 and
@@ -98,10 +98,7 @@ def compare(
     """
     stores = [store if isinstance(store, FeatureStore) else FeatureStore(store) for store in (first, second)]
     _require_comparable(*stores, exact=exact)
-    threshold = default_threshold(stores[1]) if threshold is None else threshold
-    if not 0 < threshold <= 1:
-        raise QueryError(f"the threshold {threshold:g} is not a similarity: use one above 0 and at most 1")
-    comparing = _Comparing(DistinctFiles(stores[0]), DistinctFiles(stores[1]), threshold)
+    comparing = _Comparing(DistinctFiles(stores[0]), DistinctFiles(stores[1]), least_cosine(stores[1], threshold))
     comparing.take_copies()
     if not exact:
         with closing(open_relations(stores[1], check)) if verify else nullcontext() as relations:
@@ -121,18 +118,27 @@ def _require_comparable(first: FeatureStore, second: FeatureStore, *, exact: boo
         )
 
 
+@dataclass(frozen=True)
+class _Found:
+    """The row of the first store that a file of the second is, their cosine, and how they relate."""
+
+    row: int
+    similarity: float
+    relation: Relation | None
+
+
 class _Comparing:
-    """What is known of the distinct files of the `second` store so far, by rows."""
+    """What is known of the distinct files of the `second` store so far, by their rows."""
 
     def __init__(self, first: DistinctFiles, second: DistinctFiles, threshold: float) -> None:
         self._first, self._second, self._threshold = first, second, threshold
-        self._found: dict[int, tuple[int, float, Relation | None]] = {}  # rows of the first store, and how they relate
+        self._rows = np.sort(first.order)
+        self._found: dict[int, _Found] = {}
         self._uncompared: set[int] = set()
 
     def take_copies(self) -> None:
         """Find the files that have a copy in the first store."""
-        for row, copy in self._second.same_bytes(self._first):
-            self._found[row] = copy, 1.0, "same bytes"
+        self._found |= {row: _Found(copy, 1.0, "same bytes") for row, copy in self._second.same_bytes(self._first)}
 
     def take_near(self, relations: Relations | None, on_progress: Report) -> None:
         """Find near images for all other files, and compare their pixels if `relations` are given."""
@@ -140,68 +146,86 @@ class _Comparing:
         k = 1 if relations is None else _CANDIDATES
         for start in range(0, len(rows), most(k)):
             part = rows[start : start + most(k)]
-            scanned = partial(_scanned, on_progress, start, len(part), len(rows), len(self._first.order))
-            for done, (row, ranked) in enumerate(zip(part.tolist(), self._ranked(part, k, scanned)), 1):
-                self._take(row, *ranked, relations)
-                if relations is not None:
-                    on_progress("comparing pixels", start + done, len(rows))
 
-    def _ranked(self, part: Rows, k: int, on_block: Callable[[int], None]) -> list[Ranking]:
-        """Return the `k` rows of the first store that are most similar to each of a `part` of the second."""
+            def advance(scanned: int, start: int = start, size: int = len(part)) -> None:
+                on_progress("comparing", start + size * scanned // len(self._rows), len(rows))
+
+            near = self._near(part, k, advance)
+            if relations is None:
+                self._found |= {row: _Found(int(others[0]), float(scores[0]), None) for row, others, scores in near}
+            else:
+                self._take_related(near, relations, partial(on_progress, "comparing pixels"))
+
+    def _near(self, part: Rows, k: int, on_block: Callable[[int], None]) -> list[tuple[int, Rows, Scores]]:
+        """Return those of `part` that have near images in the first store, with up to `k` of these, nearest first."""
         with self._second.reading():
             queries = self._second.store.features(part)
-        with self._first.reading():
-            store, ids, rows = self._first.store, self._first.ids, np.sort(self._first.order)
-            bests = best_of(queries, [NO_ROWS] * len(part), store, ids, k, "cosine", rows, on_block)
-        return [best.ranking() for best in bests]
 
-    def _take(self, row: int, rows: Rows, scores: Scores, relations: Relations | None) -> None:
-        """Note which of the most similar `rows` of the first store an image of the second is, if any."""
-        if not len(rows) and len(self._first.order):
-            self._uncompared.add(row)
-        near = reaches(scores, self._threshold)
-        rows, scores = rows[near][:_CANDIDATES], scores[near][:_CANDIDATES]
-        if not len(rows):
-            return
-        if relations is None:
-            self._found[row] = int(rows[0]), float(scores[0]), None
-            return
-        with self._first.reading(), self._second.reading():
-            originals, image = self._first.known(rows.tolist()), self._second.known([row])[row]
-        made = list(relations.of(image.reference, [originals[original].reference for original in rows.tolist()]))
-        for original, score, one in zip(rows.tolist(), scores.tolist(), made):
-            if one is not None and one.relation is not None:
-                self._found[row] = original, score, one.relation
-                return
-        if None in made:
-            self._uncompared.add(row)
+        def work() -> list[Best]:
+            with self._first.reading():
+                own = [NO_ROWS] * len(part)
+                return best_of(queries, own, self._first.store, self._first.ids, k, "cosine", self._rows, on_block)
+
+        near = []
+        for row, best in zip(part.tolist(), self._first.store.steadily(work)):
+            others, scores = best.ranking()
+            if not len(others) and len(self._rows):  # its features are not finite
+                self._uncompared.add(row)
+            reached = reaches(scores, self._threshold)
+            if reached.any():
+                near.append((row, others[reached][:k], scores[reached][:k]))
+        return near
+
+    def _take_related(
+        self, near: list[tuple[int, Rows, Scores]], relations: Relations, on_progress: Callable[[int, int], None]
+    ) -> None:
+        """Compare the pixels of images with those that they are near; the first that is related is taken.
+
+        `relations` are asked how the others come from the image, since it is decoded once then: both ways, a relation
+        has the same name.
+        """
+        with self._first.reading():
+            originals = self._first.known(np.concatenate([NO_ROWS, *(others for _, others, _ in near)]).tolist())
+        with self._second.reading():
+            images = self._second.known([row for row, _, _ in near])
+        for done, (row, others, scores) in enumerate(near, 1):
+            references = [originals[other].reference for other in others.tolist()]
+            made = list(relations.of(images[row].reference, references))
+            related = [i for i, one in enumerate(made) if one is not None and one.relation is not None]
+            if related:
+                best = made[related[0]]
+                assert best is not None
+                self._found[row] = _Found(int(others[related[0]]), float(scores[related[0]]), best.relation)
+            elif None in made:
+                self._uncompared.add(row)
+            on_progress(done, len(near))
 
     def finished(self) -> Comparison:
         """Return the images of all files, with those of their copies."""
         first, second = self._first, self._second
-        with first.reading(), second.reading():
-            originals = first.known([row for row, _, _ in self._found.values()])
+        with first.reading():
+            originals = first.known([found.row for found in self._found.values()])
+        with second.reading():
             images = second.known(range(len(second.ids)))
-        found, other = list[Match](), {True: list[StoredImage](), False: list[StoredImage]()}
+        matches, new, uncompared = list[Match](), list[StoredImage](), list[StoredImage]()
         for row in second.order.tolist():
-            for copy in second.copies(row).tolist():
-                if row in self._found:
-                    original, similarity, relation = self._found[row]
-                    found.append(_match(images[copy], originals[original], similarity, relation))
-                else:
-                    other[row in self._uncompared].append(images[copy].image)
-        order, _ = in_order(np.array([m.similarity for m in found]), np.array([m.image.id for m in found]), "cosine")
-        new, uncompared = (tuple(sorted(other[key], key=lambda image: image.id)) for key in (False, True))
-        return Comparison(tuple(found[i] for i in order), new, uncompared)
+            copies = [images[copy] for copy in second.copies(row).tolist()]
+            if (found := self._found.get(row)) is not None:
+                matches += [_match(copy, originals[found.row], found) for copy in copies]
+            else:
+                others = uncompared if row in self._uncompared else new
+                others += [copy.image for copy in copies]
+        scores, ids = [match.similarity for match in matches], [match.image.id for match in matches]
+        order, _ = in_order(np.array(scores), np.array(ids), "cosine")
+        new.sort(key=lambda image: image.id)
+        uncompared.sort(key=lambda image: image.id)
+        return Comparison(tuple(matches[i] for i in order), tuple(new), tuple(uncompared))
 
 
-def _scanned(on_progress: Report, start: int, size: int, total: int, all_rows: int, scanned: int) -> None:
-    on_progress("comparing", start + size * scanned // all_rows, total)
-
-
-def _match(image: KnownFile, original: KnownFile, similarity: float, relation: Relation | None) -> Match:
+def _match(image: KnownFile, original: KnownFile, found: _Found) -> Match:
+    relation = found.relation
     if relation == "same bytes":
         own = identity(image.reference.location)
         if own is not None and own == identity(original.reference.location):
             relation = "same file"
-    return Match(image.image, original.image, similarity, relation)
+    return Match(image.image, original.image, found.similarity, relation)

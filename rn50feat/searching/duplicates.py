@@ -73,9 +73,7 @@ def duplicates(
     if rows are replaced or removed while this runs.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
-    threshold = default_threshold(store) if threshold is None else threshold
-    if not 0 < threshold <= 1:
-        raise QueryError(f"the threshold {threshold:g} is not a similarity: use one above 0 and at most 1")
+    threshold = least_cosine(store, threshold)
     files = DistinctFiles(store)
     forming = _Forming(files, threshold)
     comparing = partial(on_progress, "comparing")
@@ -124,6 +122,14 @@ def default_threshold(store: FeatureStore) -> float:
     return RANDOM_THRESHOLD if store.provenance.random else THRESHOLD
 
 
+def least_cosine(store: FeatureStore, threshold: float | None) -> float:
+    """Return `threshold`, by default that for `store`; raise `QueryError` if it is not a cosine above 0."""
+    threshold = default_threshold(store) if threshold is None else threshold
+    if not 0 < threshold <= 1:
+        raise QueryError(f"the threshold {threshold:g} is not a similarity: use one above 0 and at most 1")
+    return threshold
+
+
 class _Forming:
     """Groups of distinct files as they form; ``free`` marks the rows that no other has claimed."""
 
@@ -140,7 +146,7 @@ class _Forming:
         """Let the free ones of the firsts claim others, then note the near pairs that stay apart.
 
         Whether a pair has one leader is known by then: all files larger than its first have had their turn. Only the
-        index may find out later; see `pairs`.
+        index may find out later: `finished` leaves these pairs out.
         """
         firsts, rows, near = block.firsts, block.rows, block.near
         some = near.any(axis=1)

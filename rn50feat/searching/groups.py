@@ -103,12 +103,12 @@ class Group:
 
     @property
     def redundant(self) -> int:
-        """The number of redundant copies, without paths to the same file and files that are gone or changed."""
+        """The number of images beyond the first, without paths to the same file and files that are gone or changed."""
         return max(0, sum(member.state in _FILES for member in self.members) - 1)
 
     @property
     def rest(self) -> tuple[GroupImage, ...]:
-        """All but the first, as far as they are separate files on this machine, and the first is present."""
+        """The members that could be deleted: those whose ``kept`` is empty."""
         return tuple(member for member in self.members if not member.kept)
 
     @property

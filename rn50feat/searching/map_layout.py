@@ -22,7 +22,17 @@ from numpy.typing import NDArray
 from rn50feat.durable.atomic import written
 from rn50feat.durable.disk import open_regular
 from rn50feat.errors import IndexingError, QueryError
-from rn50feat.searching.projection import DIMENSIONS, Projection, Report, Single, beside, evenly, principal, tsne
+from rn50feat.searching.projection import (
+    DIMENSIONS,
+    Projection,
+    Report,
+    Single,
+    beside,
+    evenly,
+    open_tsne,
+    principal,
+    tsne,
+)
 from rn50feat.store.layout import WIDTH
 from rn50feat.store.reader import FeatureStore
 
@@ -42,6 +52,10 @@ class Layout:
     xy: Single
     method: Method
     projection: Projection
+
+    def has_any(self, ids: NDArray[np.int64]) -> bool:
+        """Check whether any of the rows with these `ids` has a position."""
+        return bool(np.isin(self.ids, ids).any())
 
     def at(self, ids: NDArray[np.int64]) -> Single:
         """Return the positions of rows by their `ids`: (m, 2), NaN for rows without one."""
@@ -82,11 +96,14 @@ def lay_out(
     """
     if not len(store):
         raise QueryError(f"{store.path} has no rows, so there is nothing to map: extract images into it first")
-    known = None if rebuild else load(store)
-    if known is not None and method in (None, known.method):
+    known = load(store)
+    method = method or (known.method if known else "pca")
+    if known is not None and not rebuild and known.method == method and known.has_any(store.column("ids")):
         done = store.steadily(lambda: _extended(store, known, on_progress))
     else:
-        done = store.steadily(lambda: _fresh(store, method or "pca", on_progress))
+        if method == "tsne":
+            open_tsne()  # raises now, not after the work
+        done = store.steadily(lambda: _fresh(store, method, on_progress))
     if done.built or done.added or done.removed:
         _save(store, done.layout)
     return done
@@ -111,10 +128,10 @@ def _extended(store: FeatureStore, known: Layout, on_progress: Report) -> LaidOu
         project = known.projection.apply
         points = project(store, order[new], lambda done: on_progress("laying out", done, len(new)))
         old = np.flatnonzero(~np.isnan(xy[:, 0]))
-        old = old[evenly(len(old), _OLD)] if len(old) else old
-        if known.method == "pca" or not len(old):
+        if known.method == "pca":
             xy[new] = points[:, :2]
         else:
+            old = old[evenly(len(old), _OLD)]
             xy[new] = beside(project(store, order[old], lambda done: None), xy[old], points)
     removed = len(known.ids) - (len(ids) - len(new))
     return LaidOut(Layout(ids[order], xy, known.method, known.projection), False, len(new), removed)

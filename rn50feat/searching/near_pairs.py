@@ -34,7 +34,7 @@ Report = Callable[[int, int], None]  # gets (images done, images in total)
 class NearBlock:
     """Whether each of m ``firsts``, largest first, may be ``near`` each of n other ``rows``: bool (m, n).
 
-    A pair comes only once, except through an index. Before a file comes first, all pairs of it with larger files came.
+    A pair comes only once, except through an index. When a file is in ``firsts``, all larger ones were.
     """
 
     firsts: Rows

@@ -122,7 +122,7 @@ def points(
 
 @np.errstate(invalid="ignore", over="ignore", divide="ignore", under="ignore")
 def centre_of(queries: NDArray[np.floating[Any]], metric: str) -> Single | None:
-    """Return a point from which to measure all others, (2048,), since rounding moves those less that are near to it.
+    """Return the mean of `queries`, (2048,), on which vectors are centred: rounding moves short vectors less.
 
     Distances do not depend on it. With random weights all cosines are above 0.999, and without it all rows of a store
     are in doubt. Inner products have none.

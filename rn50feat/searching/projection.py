@@ -31,6 +31,7 @@ SAMPLE = 16_384  # rows whose principal components stand for those of all: 2 s o
 _FITTED = 20_000  # rows that t-SNE lays out, in a few minutes; the others are placed next to them
 _FEW = 5000  # rows that one thread lays out faster than several
 _ROUNDS = 750  # of t-SNE: openTSNE's own number
+_EVERY = 25  # rounds from one report to the next
 _BLOCK = 1024
 _STEPS = 30  # of the iteration
 _SPARE = 8  # more axes, which make the iteration faster
@@ -100,8 +101,12 @@ def tsne(points: Single, on_progress: Report) -> Single:
         return points[:, :2]
     some = evenly(len(points), _FITTED)
 
-    def report(done: int, *_: Any) -> None:
-        on_progress("t-SNE", len(some) * done // _ROUNDS, len(some))
+    done = 0
+
+    def report(*_: Any) -> None:  # openTSNE counts its rounds from 0 again when it is half done
+        nonlocal done
+        done += _EVERY
+        on_progress("t-SNE", min(done, _ROUNDS) * len(some) // _ROUNDS, len(some))
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
@@ -111,7 +116,7 @@ def tsne(points: Single, on_progress: Report) -> Single:
             n_jobs=cores() if len(some) > _FEW else 1,
             random_state=0,
             callbacks=report,
-            callbacks_every_iters=25,
+            callbacks_every_iters=_EVERY,
         ).fit(points[some])
     placed = np.empty((len(points), 2), np.float32)
     placed[some] = made

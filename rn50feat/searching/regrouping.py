@@ -53,7 +53,8 @@ class Regrouping:
                 uncompared += len(ordered) - sum(map(len, parts))
                 parts = [part for part in parts if len(part) > 1]
             made += [self._scored(part) for part in parts]
-            on_progress("comparing pixels", number, len(groups))
+            stage = "choosing what to keep" if self.relations is None else "comparing pixels"
+            on_progress(stage, number, len(groups))
         return made, uncompared
 
     @property

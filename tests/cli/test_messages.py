@@ -48,10 +48,10 @@ def test_one_thing_is_no_plural(desk: Path, start: FakeStart) -> None:
     assert "1 row\n" in run("info", "one.h5").stdout
     (desk / "one/copy.png").write_bytes((desk / "one/red.png").read_bytes())
     package.extract("one", "one.h5", start=start)
-    assert "1 group, 1 redundant copy; " in run("duplicates", "one.h5").stderr
+    assert "1 group, 1 more image, 1 of them a copy; " in run("duplicates", "one.h5").stderr
     assert ", 1 newer one is not in it" in run("info", "one.h5").stdout
     assert run("duplicates", "one.h5", "--html", "one.html").exit_code == 0
-    assert "0 groups, 0 redundant copies\n" in run("duplicates", "--exact", "out.h5").stderr
+    assert "0 groups, 0 more images\n" in run("duplicates", "--exact", "out.h5").stderr
 
 
 def test_a_run_in_which_nothing_was_done_says_so_once(start: FakeStart) -> None:

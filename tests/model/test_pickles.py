@@ -12,6 +12,11 @@ import torch
 
 from rn50feat.model import pickles
 
+
+class Options(dict):  # type: ignore[type-arg]
+    """A dict with a name, as libraries for settings have it."""
+
+
 CONTENT = {
     "state_dict": {
         "transposed": torch.arange(6.0).reshape(2, 3).t(),
@@ -22,6 +27,8 @@ CONTENT = {
         "count": torch.tensor(7),
         "empty": torch.zeros(0, 3),
     },
+    "options": Options(lr=0.1),
+    "nothing": argparse.Namespace(),
     "hyper_parameters": argparse.Namespace(lr=0.1, inner=argparse.Namespace(path=Path("x"))),
     "optimizer": {"state": {0: {"exp_avg": torch.ones(1)}}, "param_groups": [{"lr": 0.1}]},
 }
@@ -38,7 +45,8 @@ def test_tensors_are_those_of_torch_next_to_classes_that_are_not_read(tmp_path: 
         assert torch.equal(found.load(), expected.detach())
     assert list(tensors) == ["optimizer.state.0.exp_avg"]
     assert others["optimizer.param_groups.0.lr"] == 0.1
-    assert isinstance(others["hyper_parameters"], pickles.Unknown)
+    for name in ("options", "nothing", "hyper_parameters"):
+        assert isinstance(others[name], pickles.Unknown)
     assert others["hyper_parameters"].name == "argparse.Namespace"
 
 

@@ -193,8 +193,10 @@ def test_what_is_explicit_wins_over_records(file: Path) -> None:
     assert chosen(preprocess="torchvision") == Preprocessing()
 
 
-def test_a_record_of_another_network_is_refused(file: Path) -> None:
-    write(file.parent, "config.json", config(A1, "resnetblur50"))
+@pytest.mark.parametrize("flat", [False, True])
+def test_a_record_of_another_network_is_refused(file: Path, flat: bool) -> None:
+    record = {"architecture": "resnetblur50", **A1} if flat else config(A1, "resnetblur50")
+    write(file.parent, "config.json", record)
     with pytest.raises(
         WeightsError, match="bare.pth is next to a config.json of the network resnetblur50, .*: if that"
     ):

@@ -60,5 +60,7 @@ def test_a_file_that_is_gone_is_told_and_nothing_found_is_said(stores: list[Feat
     (tmp_path / "others/white.png").unlink()
     shown = page(stores, tmp_path / "page.html")
     assert sum(not figure.picture for figure in shown.figures) == 1
-    few = comparison_page(compare(*stores[::-1], exact=True, threshold=1), *stores[::-1], out=tmp_path, threshold=1)
-    assert "Images of a.h5 in b.h5" in "".join(few)
+    few = comparison_page(compare(*stores[::-1], exact=True), *stores[::-1], out=tmp_path, threshold=None)
+    assert "Images of a.h5 in b.h5" in (text := "".join(few))
+    assert "the same bytes" in text
+    assert "cosine of at least" not in text

@@ -233,7 +233,7 @@ def test_the_command(rn50feat: Run, planted: Path, tmp_path: Path) -> None:
     assert [(row["group"], row["exact"], row["similarity"]) for row in table] == [
         (group, "True", "1.0") for group in "1122"
     ]
-    assert re.match(r"2 groups, 2 redundant copies; \S+ kB reclaimable\n", done.stderr)
+    assert re.match(r"2 groups, 2 more images, 2 of them copies; \S+ kB reclaimable\n", done.stderr)
     assert [(row["width"], row["height"], row["kept"]) for row in table] == [
         ("240", "180", "first"),
         ("240", "180", ""),
@@ -280,7 +280,7 @@ def test_pairs_in_every_form(tmp_path: Path, rn50feat: Run) -> None:
     (pair,) = json.loads(rn50feat(*at, "--json", "--html", "page.html").stdout)["pairs"]
     assert [(image["path"], image["group"]) for image in pair["images"]] == [("00001.jpg", 1), ("00002.jpg", 2)]
     assert "1 pair across groups." in (tmp_path / "page.html").read_text()
-    assert rn50feat(*at[:3]).stderr.startswith("2 groups, 0 redundant copies; 1 near pair across groups (--pairs)\n")
+    assert rn50feat(*at[:3]).stderr.startswith("2 groups, 0 more images; 1 near pair across groups (--pairs)\n")
 
 
 def test_a_table_shows_the_first_pairs() -> None:

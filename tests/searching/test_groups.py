@@ -63,7 +63,7 @@ def test_paths_to_one_file_are_no_copies(tmp_path: Path, rn50feat: Run, kind: st
             "same file",
             *["copy"] * copies,
         ]
-        redundant = "1 redundant copy" if copies else "0 redundant copies"
+        redundant = "1 more image, 1 of them a copy" if copies else "0 more images"
         assert done.stderr.startswith(f"1 group, {redundant}; 1 other path to the same")
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from vectors import append, clusters, filled
+from vectors import append, clusters, filled, remove
 
 from rn50feat import FeatureStore
 from rn50feat.errors import IndexingError, QueryError
@@ -50,6 +50,7 @@ def test_rows_that_are_gone_are_dropped(made: FeatureStore) -> None:
 
 def test_a_layout_by_tsne_is_extended_without_openTSNE(made: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("rn50feat.searching.map_layout.tsne", lambda points, on_progress: points[:, :2] * 9)
+    monkeypatch.setattr("rn50feat.searching.map_layout.open_tsne", lambda: None)
     before = lay_out(made, method="tsne").layout
     assert before.projection.axes.shape == (41, 2048)
     first = made.features(0)
@@ -58,6 +59,12 @@ def test_a_layout_by_tsne_is_extended_without_openTSNE(made: FeatureStore, monke
     assert (after.built, after.added, after.layout.method) == (False, 2, "tsne")
     assert after.layout.at(before.ids).tobytes() == before.xy.tobytes()
     assert after.layout.xy[-2:] == pytest.approx(np.stack([before.at(made.column("ids")[:1])[0]] * 2), abs=1e-2)
+    again = lay_out(made, rebuild=True)
+    assert (again.built, again.layout.method) == (True, "tsne")
+    remove(made, list(range(42)))
+    append(made, 900, clusters(6))
+    anew = lay_out(made)  # no row has a place that others could lie beside
+    assert (anew.built, anew.layout.method) == (True, "tsne")
     assert lay_out(made, method="pca").built
 
 
