@@ -9,6 +9,7 @@ import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -152,7 +153,8 @@ def test_what_openvino_cannot_compute_in_is_one_error(monkeypatch: pytest.Monkey
 
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(openvino.Core, "compile_model", refuse)
-    monkeypatch.setattr(module, "convert", lambda *_: None)
+    model = SimpleNamespace(reshape=lambda shape: None, input=lambda i: SimpleNamespace(shape=(2, 224, 224, 3)))
+    monkeypatch.setattr(module, "convert", lambda *_: model)
     chosen = weights.find("random")
     for precision, remedy in (("bf16", "use --precision fp32, or --backend torch"), ("fp32", "use --backend torch")):
         with pytest.raises(DeviceError, match=rf"in {precision} on this CPU \(prim.*: maxpool\): {remedy}$"):

@@ -37,7 +37,9 @@ def test_too_few_images_and_what_int8_cannot_run_with_are_refused(
     monkeypatch.setattr(contract, "_flags", lambda: {"avx512_vnni"})
     chosen = weights.find("random")
     provenance = weights.provenance(chosen)
-    with pytest.raises(DeviceError, match="32 images to measure ranges on, and here have 0: .* --calibrate"):
+    with pytest.raises(
+        DeviceError, match="32 readable images to measure ranges on, and found 0 in here: .* --calibrate"
+    ):
         calibration.calibrate([], chosen, provenance, EngineOptions(), source="here")
     with pytest.raises(DeviceError, match="leave --backend torch out"):
         local.require_for_int8(EngineOptions(backend="torch"))
