@@ -90,7 +90,7 @@ def command(
     from rn50feat.searching.duplicates import default_threshold, duplicates
 
     form = form_of(json=as_json, csv=csv, rest=rest)
-    _require_sense(exact=exact, pairs=pairs, form=form)
+    _require_sense(exact=exact, pairs=pairs, keep=keep, form=form)
     opened = open_store(store, ending)
     threshold = default_threshold(opened) if threshold is None else threshold
     with stages(quiet) as tell:
@@ -122,7 +122,7 @@ def command(
         mark_random(opened)
 
 
-def _require_sense(*, exact: bool, pairs: bool, form: str | None) -> None:
+def _require_sense(*, exact: bool, pairs: bool, keep: str, form: str | None) -> None:
     """Raise `UsageError` for options that are about nothing together."""
     for name, why in (("threshold", "copies need none"), ("scan", "it compares no rows"), ("pairs", "it finds none")):
         if exact and typed(name):
@@ -135,6 +135,8 @@ def _require_sense(*, exact: bool, pairs: bool, form: str | None) -> None:
         raise click.UsageError("--pairs cannot be combined with --rest: pairs are of images to keep.")
     if pairs and form == "json" and typed("pairs"):
         raise click.UsageError("--pairs cannot be combined with --json: it has both groups and pairs.")
+    if typed("keep") and not keep:
+        raise click.UsageError("--keep is empty: name largest, oldest, first-extracted or a pattern.")
     if form != "rest" and typed("null"):
         raise click.UsageError("-0 requires --rest.")
 

@@ -106,10 +106,8 @@ def command(
     if not images and not stored and from_file is None:
         raise click.UsageError("Give a QUERY image, or --stored PATH.")
     images += [] if from_file is None else _listed(from_file, null)
-    if typed("weights") and not images:
-        raise click.UsageError("--weights requires a QUERY image: --stored computes nothing.")
-    if (unlike or together or box) and not images:
-        raise click.UsageError("--unlike, --together and --box require a QUERY image.")
+    if not images:
+        _require_none_typed("weights", "unlike", "together", "box")
     options = EngineOptions(**engine)
     store = open_store(named, ending)
     settings: dict[str, Any] = {"k": k, "metric": metric, "min_score": min_score}
@@ -134,6 +132,12 @@ def command(
         default = report.table if sys.stdout.isatty() else report.tab_separated
         write({"csv": report.comma_separated, "null": report.nul_separated}.get(form or "", default)(results))
     raise_all(failures)
+
+
+def _require_none_typed(*names: str) -> None:
+    """Raise `UsageError` for an option that is about QUERY images."""
+    for name in filter(typed, names):
+        raise click.UsageError(f"--{name} requires a QUERY image: --stored computes nothing.")
 
 
 def _sorted(queries: Sequence[str]) -> tuple[list[str], Path | None]:

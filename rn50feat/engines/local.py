@@ -171,7 +171,10 @@ def require_for_int8(options: EngineOptions) -> None:
         ("device", options.device, ("auto", "cpu")),
     ):
         if value not in fits:
-            raise DeviceError(f"int8 features come from OpenVINO on the CPU: leave --{name} {value} out")
+            raise DeviceError(
+                f"int8 features come from OpenVINO on the CPU: leave --{name} {value} out,"
+                f" and unset RN50FEAT_{name.upper()} if it is set"
+            )
     if find_spec("openvino") is None:
         raise DeviceError("int8 features need OpenVINO: pip install 'rn50feat[openvino]'")
     require_int8()

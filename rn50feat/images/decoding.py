@@ -106,7 +106,9 @@ def excerpt(
         image = _load(data, suffix.lower(), max_pixels, preprocessing, shortest=None).image
         left, top, width, height = box
         if min(left, top) < 0 or min(width, height) < 1 or left + width > image.width or top + height > image.height:
-            raise ImageError(f"has {image.width}x{image.height} pixels, and {box} is not inside")
+            raise ImageError(
+                f"has {image.width}x{image.height} pixels, and {left},{top},{width},{height} is not inside"
+            )
         file = io.BytesIO()
         image.crop((left, top, left + width, top + height)).save(file, "PNG")
         return file.getvalue()

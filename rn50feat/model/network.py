@@ -154,6 +154,8 @@ def _check(state: StateDict, expected: StateDict, weights: Weights) -> None:
             raise _not_resnet50(weights, f"{name} has shape {shapes}")
         if not torch.isfinite(state[name]).all():
             raise _not_resnet50(weights, f"{name} has NaN or infinite values")
+        if name.endswith("running_var") and (state[name] < 0).any():
+            raise _not_resnet50(weights, f"{name} has negative values, which no variance has")
     for name in state:
         if name not in expected and name not in _CLASSIFIER:
             raise _not_resnet50(weights, f"{name} is unexpected")

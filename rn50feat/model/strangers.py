@@ -21,6 +21,7 @@ _OTHER = "use weights of the plain ResNet50, or the program that they come from"
 _TRUNK = "if the average pool of its trunk will do, save the trunk's state dict alone"
 # By what only they have in their names; the first that fits. What has a ResNet's blocks is told by `_by_shape`.
 _BY_NAME = {
+    r"(^|\.)_modules\.": "holds a whole model, not its tensors: save its state_dict() instead",
     r"(^|\.)attnpool\.": "is a ResNet of CLIP, with a stem of three convolutions and a pool by attention in place of"
     f" the average: {_OTHER}",
     r"(^|\.)embeddings\.1\.weight$": "is a copy detector such as SSCD, whose descriptors come from a GeM pool and a"

@@ -45,6 +45,7 @@ def comparison_page(
         ("new", f"{len(found.new):,}"),
     ]
     facts += [("not compared", f"{len(found.uncompared):,}")] if found.uncompared else []
+    facts += [("bars", f"from {scale.empty:.6f}, the lowest similarity, to 1.000000")] if shown else []
     with closing(thumbnails_at([readable(location, check=check) for location in locations], options)) as images:
         body = _body(shown, len(found.found), scale, Cards(images, out), check)
         yield from framed(f"Images of {second.path.name} in {first.path.name}", body, second, facts)

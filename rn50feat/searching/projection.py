@@ -119,7 +119,7 @@ def tsne(points: Single, on_progress: Report) -> Single:
             callbacks_every_iters=_EVERY,
         ).fit(points[some])
     placed = np.empty((len(points), 2), np.float32)
-    placed[some] = made
+    placed[some] = made if np.isfinite(made).all() else points[some, :2]  # equal points have no neighbourhoods
     rest = np.setdiff1d(np.arange(len(points)), some)
     placed[rest] = beside(points[some], placed[some], points[rest])
     return placed

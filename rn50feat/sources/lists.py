@@ -59,17 +59,19 @@ def names(listing: Path, *, null: bool = False) -> Iterator[str]:
         with nullcontext(_standard_input()) if _is_standard_input(listing) else open(listing, "rb") as file:
             for block in _as_utf8(file, listing):
                 *whole, rest = (rest + block).split(mark)
-                ends |= {name.endswith(b"\r") for name in whole}
+                ends |= {name.endswith(b"\r") for name in whole if name}
                 for name in (*whole, rest) if len(rest) > LONGEST else whole:
-                    if name:
+                    if name and (null or name != b"\r"):
                         yield _decoded(name, listing, null)
     except OSError as error:
         raise SourceError(f"{listing} cannot be read ({error.strerror}): name a file that lists images") from error
-    if rest:
+    if rest and (null or rest != b"\r"):
         yield _decoded(rest, listing, null)
     if len(ends) > 1 and not null:
         logger.warning(
-            "%s ends only some of its lines in CR LF: every CR at the end of a line was taken as part of that", listing
+            "%s ends only some of its lines in CR LF: a CR before a line's end was not taken as part of the name;"
+            " for names that end in CR, use -0",
+            listing,
         )
 
 

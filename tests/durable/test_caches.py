@@ -21,11 +21,11 @@ DAY = 86400
 
 @pytest.fixture
 def blobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Seven compiled networks of a kilobyte each; the i-th was used i days ago, the last two 40 and 41 days ago."""
+    """Nine compiled networks of a kilobyte each; the i-th was used i days ago, the last two 40 and 41 days ago."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     (tmp_path / "cache/rn50feat").mkdir(parents=True)
-    paths = [caches.compiled_path(f"{i}") for i in range(7)]
-    for days, path in zip([0, 1, 2, 3, 4, 40, 41], paths):
+    paths = [caches.compiled_path(f"{i}") for i in range(9)]
+    for days, path in zip([0, 1, 2, 3, 4, 5, 6, 40, 41], paths):
         path.write_bytes(bytes(1000))
         os.utime(path, (time.time() - days * DAY,) * 2)
     return paths
@@ -34,22 +34,22 @@ def blobs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Path]:
 def test_the_networks_used_last_are_kept(blobs: list[Path]) -> None:
     (blobs[0].parent / "notes.txt").write_text("not ours")
     caches.use(blobs[3])
-    assert [path for path, _ in caches.compiled()] == [blobs[3], blobs[0], blobs[1], blobs[2]]
+    assert [path for path, _ in caches.compiled()] == [blobs[3], *blobs[:3], *blobs[4:6]]
     assert (blobs[0].parent / "notes.txt").exists()
 
 
 def test_what_was_not_used_for_a_month_goes_unless_it_is_used_now(blobs: list[Path]) -> None:
-    for path in blobs[1:5]:
+    for path in blobs[1:7]:
         path.unlink()
-    caches.use(blobs[6])
-    assert [path for path, _ in caches.compiled()] == [blobs[6], blobs[0]]
+    caches.use(blobs[8])
+    assert [path for path, _ in caches.compiled()] == [blobs[8], blobs[0]]
 
 
 def test_info_shows_where_the_cache_is_and_how_big(rn50feat: Run, store: FeatureStore, blobs: list[Path]) -> None:
     folder = blobs[0].parent
-    assert f"cache          7 compiled networks (7 kB) in {folder}\n" in rn50feat("info").stdout
+    assert f"cache          9 compiled networks (9 kB) in {folder}\n" in rn50feat("info").stdout
     cache = json.loads(rn50feat("info", "--json").stdout)["cache"]
-    assert cache == {"folder": str(folder), "networks": 7, "bytes": 7000}
+    assert cache == {"folder": str(folder), "networks": 9, "bytes": 9000}
 
 
 def test_without_a_home_nothing_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:

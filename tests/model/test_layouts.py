@@ -397,6 +397,10 @@ STRANGERS: dict[str, tuple[Callable[[State], object], str]] = {
     "ResNet V2": (pre_activated, "is a ResNet V2, which normalises before each convolution"),
     "BiT": (lambda s: head("stem.conv.weight", "stages.0.blocks.0.norm1.weight"), r"is a ResNet V2 \(such as BiT\)"),
     "BiT, original": (lambda s: head("resnet.root.conv.weight", "resnet.block1.unit01.conv1.weight"), "is a ResNet V2"),
+    "a whole model": (
+        lambda s: {f"model._modules.{name.replace('.', '._modules.')}": value for name, value in s.items()},
+        r"holds a whole model, not its tensors: save its state_dict\(\) instead",
+    ),
     "CLIP": (
         lambda s: {**renamed(deep_stem(s), (r"^", "visual.")), **head("visual.attnpool.positional_embedding")},
         "is a ResNet of CLIP, with a stem of three convolutions and a pool by attention",

@@ -62,6 +62,7 @@ def state_without(name: str) -> Callable[[State], State]:
         (lambda state: torchvision.models.wide_resnet50_2().state_dict(), "is a Wide ResNet"),
         (state_without("layer2.1.bn3.running_var"), "layer2.1.bn3.running_var is missing"),
         (lambda state: {**state, "bn1.bias": torch.full((64,), torch.nan)}, "bn1.bias has NaN or infinite"),
+        (lambda state: {**state, "bn1.running_var": -torch.ones(64)}, "bn1.running_var has negative values"),
         (lambda state: [1, 2], "holds no tensors"),
         (lambda state: {"epoch": 3}, "holds no tensors"),
     ],

@@ -187,6 +187,11 @@ def test_an_index_that_would_compare_everything_is_not_used(tmp_path: Path, fact
     assert found == rn50feat.duplicates(store, threshold=0.9, scan=True)
 
 
+def test_an_empty_pattern_keeps_nothing_and_is_refused() -> None:
+    done = CliRunner().invoke(main, ["duplicates", "--keep", ""])
+    assert (done.exit_code, "--keep is empty: name largest" in done.output) == (2, True)
+
+
 def test_chains_join_nothing(tmp_path: Path) -> None:
     angles = np.array([0.0, 0.2, 0.4, 0.6])
     rows = np.zeros((4, 2048), np.float32)

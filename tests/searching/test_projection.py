@@ -53,6 +53,13 @@ def test_tsne_needs_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.slow
+def test_tsne_places_equal_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("openTSNE")
+    points = np.ones((12, 4), np.float32)
+    assert np.isfinite(tsne(points, lambda stage, done, total: None)).all()
+
+
 def test_tsne_keeps_neighbours_together(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openTSNE")
     monkeypatch.setattr("rn50feat.searching.projection._FITTED", 60)

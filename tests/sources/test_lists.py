@@ -55,6 +55,14 @@ def test_line_ends_of_both_kinds_are_told_of(tmp_path: Path, caplog: pytest.LogC
     assert "ends only some of its lines in CR LF" in caplog.text
 
 
+@pytest.mark.parametrize("content", [b"a\r\n\r\nb\r\n\r\n", b"\r\na\r\nb\r\n\r", b"a\r\n\nb\r\n"])
+def test_empty_lines_are_no_names_whatever_ends_them(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert list(lists.names(written(tmp_path, content))) == ["a", "b"]
+    assert not caplog.records
+
+
 def test_nuls_end_names_with_line_breaks(tmp_path: Path) -> None:
     odd = [*ODD, "line\nbreak", "end\r"]
     content = b"".join(os.fsencode(name) + b"\0" for name in odd)
