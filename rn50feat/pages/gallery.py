@@ -80,7 +80,7 @@ def search_page(
     scores = [hit.score for result in results for hit in result.hits]
     scale = Scale(min(scores, default=0.0), max([1.0] if metric == "cosine" else scores, default=0.0))
     facts = [("score", _SCORES[metric]), ("hits", f"at most {k} for each query")]
-    facts += [("bars", f"from {scale.empty:.4f}, the lowest score, to {scale.full:.4f}")] if scores else []
+    facts += [("bars", f"from {scale.empty:.6f}, the lowest score, to {scale.full:.6f}")] if scores else []
     with closing(thumbnails_at(shown, options)) as images:
         body = _search_body(results, locations, scale, Cards(images, out))
         yield from framed(f"Similar images in {store.path.name}", body, store, facts)
@@ -108,7 +108,7 @@ def groups_page(
     scale = Scale(min((member.similarity for member in members), default=0.0), 1.0)
     facts = [likeness(threshold, " with the first image of the group")]
     facts += _totals(groups)
-    facts += [("bars", f"from {scale.empty:.4f}, the lowest similarity, to 1.0000")] if members else []
+    facts += [("bars", f"from {scale.empty:.6f}, the lowest similarity, to 1.000000")] if members else []
     with closing(thumbnails_at(shown, options)) as images:
         body = _groups_body(groups, limited, scale, Cards(images, out), check)
         yield from framed(f"Near-identical images in {store.path.name}", body, store, facts)
@@ -239,7 +239,7 @@ def _pairs_body(pairs: Sequence[Pair], last: int, cards: Cards, check: bool) -> 
     yield '<div class="groups">\n'
     for number, pair in enumerate(pairs[:MOST_PAIRS], 1):
         yield f'<section class="group" aria-labelledby="pair-{number}">\n'
-        yield f'<h2 id="pair-{number}">Near-identical, in different groups: {pair.similarity:.4f}</h2>\n'
+        yield f'<h2 id="pair-{number}">Near-identical, in different groups: {pair.similarity:.6f}</h2>\n'
         yield '<ol class="cards" role="list">\n'
         for i, image in enumerate(pair.images, 1):
             label, caption = f"pair {number}, image {i}", _pairing(image, last)
@@ -269,7 +269,7 @@ def _membership(member: GroupImage, number: int, scale: Scale) -> str:
 
 def labelled(name: str, value: float) -> str:
     """Mark up a score with its name."""
-    return f'<span class="label">{name}</span> <b>{value:.4f}</b>'
+    return f'<span class="label">{name}</span> <b>{value:.6f}</b>'
 
 
 def _state(state: str) -> str:

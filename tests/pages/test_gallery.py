@@ -79,11 +79,11 @@ def test_a_query_is_shown_beside_its_hits(store: FeatureStore) -> None:
 
     assert [(figure.alt, words(figure)) for figure in page.figures] == [
         ("query 1: pictures/red.png", f"{size('red')} pixels 40×30 pictures/red.png"),
-        ("hit 1: pictures/red.png", f"hit 1 score 1.0000 {size('red')} pixels 40×30 pictures/red.png"),
-        ("hit 2: pictures/white.png", f"hit 2 score 0.5774 {size('white')} pixels 40×30 pictures/white.png"),
+        ("hit 1: pictures/red.png", f"hit 1 score 1.000000 {size('red')} pixels 40×30 pictures/red.png"),
+        ("hit 2: pictures/white.png", f"hit 2 score 0.577350 {size('white')} pixels 40×30 pictures/white.png"),
         ("query 2: pictures/white.png", f"{size('white')} pixels 40×30 pictures/white.png"),
-        ("hit 1: pictures/white.png", f"hit 1 score 1.0000 {size('white')} pixels 40×30 pictures/white.png"),
-        ("hit 2: pictures/z.png", f"hit 2 score 0.9901 {size('z')} pixels 40×30 pictures/z.png"),
+        ("hit 1: pictures/white.png", f"hit 1 score 1.000000 {size('white')} pixels 40×30 pictures/white.png"),
+        ("hit 2: pictures/z.png", f"hit 2 score 0.990148 {size('z')} pixels 40×30 pictures/z.png"),
     ]
     colors = [Image.open(io.BytesIO(figure.picture)).getpixel((9, 9)) for figure in page.figures]
     red, white, grey = (254, 0, 0), (255, 255, 255), (96, 96, 128)
@@ -98,7 +98,7 @@ def test_a_query_is_shown_beside_its_hits(store: FeatureStore) -> None:
         "cosine, 1 for the same direction",
         "at most 2 for each query",
         "The weights are random: good for trying things out, not for results.",
-        "from 0.5774, the lowest score, to 1.0000",
+        "from 0.577350, the lowest score, to 1.000000",
         '<rect width="0.00%"',
         '<rect width="97.',
     ):
@@ -124,7 +124,7 @@ def test_every_name_shows_as_text_and_links_to_its_file(store: FeatureStore, odd
 def test_what_is_not_as_it_was_is_marked(store: FeatureStore, odd: list[Hit]) -> None:
     figures = {os.path.basename(hit.path): figure for hit, figure in zip(odd, Page(searched(store, odd)).figures[1:])}
     gone, changed, broken, html = (figures[name] for name in ("gone.png", "changed.png", "broken.png", "page.html"))
-    assert words(gone).startswith("The file has vanished hit 9 score 0.4400 missing: the file is gone")
+    assert words(gone).startswith("The file has vanished hit 9 score 0.440000 missing: the file is gone")
     assert "changed: the file has changed since it was extracted" in words(changed)
     assert changed.alt == "hit 10, changed: a folder/changed.png"
     assert words(broken).startswith("The file is not an image in a format that Pillow reads hit 11")
@@ -188,9 +188,9 @@ def test_groups_are_shown_with_what_makes_them_one(store: FeatureStore) -> None:
         ("group 1, image 1: pictures/red.png", "first FILE pictures/red.png"),
         (
             "group 1, image 2: pictures/white.png",
-            "similarity 0.9900 the same bytes as the first FILE pictures/white.png",
+            "similarity 0.990000 the same bytes as the first FILE pictures/white.png",
         ),
-        ("group 1, image 3: pictures/z.png", "similarity 0.9800 FILE pictures/z.png"),
+        ("group 1, image 3: pictures/z.png", "similarity 0.980000 FILE pictures/z.png"),
     ]
     assert re.findall(r'<rect width="(.*?)%', page.source) == ["100.00", "50.00", "0.00"]
     for fact in (
