@@ -72,7 +72,7 @@ class Maxima(OpenVinoBackend):
     def __init__(self, provenance: Provenance, load: Callable[[], Network]) -> None:
         super().__init__(replace(provenance, weights_sha256=""), load, precision="auto", few=True)
 
-    def _path(self, sha256: str, provenance: Provenance, few: bool) -> None:
+    def _path(self, sha256: str, provenance: Provenance, *, few: bool) -> None:
         """Keep no compiled network: it is used once."""
 
     def ranges(self, crops: Crops) -> tuple[float, ...]:

@@ -97,9 +97,8 @@ class OpenVinoBackend:
         self._queues: queue.SimpleQueue[Any] = queue.SimpleQueue()
         for _ in range(self.lanes):
             self._queues.put(requests := openvino.AsyncInferQueue(compiled))
-        self.batch_size = max(
-            CPU_BATCH, self.request_size * len(requests)
-        )  # at least one request for each group of cores
+        # At least one request for each group of cores.
+        self.batch_size = max(CPU_BATCH, self.request_size * len(requests))
 
     def features(self, crops: Crops) -> NDArray[np.float32]:
         """Compute the features, float32 (n, 2048), of crops of the preprocessing's dtype, (n, 224, 224, 3)."""
@@ -128,7 +127,7 @@ class OpenVinoBackend:
         return results
 
     def _cached(self, provenance: Provenance) -> Any:
-        path = self._path(provenance.weights_sha256, provenance, self._few)
+        path = self._path(provenance.weights_sha256, provenance, few=self._few)
         if path is None or not os.path.exists(path):
             return None
         caches.use(path)
@@ -144,7 +143,7 @@ class OpenVinoBackend:
         """Compile the network with small requests and, unless it is for few images, with the fastest ones."""
         model = self._model(network, provenance)
         fastest = small = self._compiled(model, FEW)
-        self._keep(small, self._path(network.sha256, provenance, True))
+        self._keep(small, self._path(network.sha256, provenance, few=True))
         if self._few:
             return small
         least = _seconds(small)
@@ -152,7 +151,7 @@ class OpenVinoBackend:
             if (seconds := _seconds(larger := self._compiled(model, size))) > least:
                 break
             fastest, least = larger, seconds
-        self._keep(fastest, self._path(network.sha256, provenance, False))
+        self._keep(fastest, self._path(network.sha256, provenance, few=False))
         return fastest
 
     def _compiled(self, model: Any, size: int) -> Any:
@@ -183,7 +182,7 @@ class OpenVinoBackend:
         """Make the OpenVINO model to compile: from crops to features, and any other outputs."""
         return convert(network, provenance.preprocessing)
 
-    def _path(self, sha256: str, provenance: Provenance, few: bool) -> Path | None:
+    def _path(self, sha256: str, provenance: Provenance, *, few: bool) -> Path | None:
         """Return the cache path of the compiled network, named for all that it depends on; None without a cache."""
         processor = _core().get_property("CPU", "FULL_DEVICE_NAME")
         crops = provenance.preprocessing

@@ -10,16 +10,18 @@ import click
 from rn50feat.cli import matches as words
 from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import (
-    NumberRange,
     argument,
     check_option,
     csv_option,
+    exact_option,
     form_of,
     html_option,
     json_option,
     option,
     quiet_option,
+    threshold_option,
     typed,
+    verify_option,
 )
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, stages, write
@@ -32,13 +34,9 @@ _STORE = click.Path(path_type=Path)
     "first", metavar="A.h5", type=_STORE, missing="name the store to look in, then the store whose images to look for"
 )
 @argument("second", metavar="B.h5", type=_STORE, missing="name the store whose images to look for")
-@option(
-    "--threshold",
-    type=NumberRange(0, 1, min_open=True),
-    help="Lowest cosine of near-identical images.  [default: 0.95; with random weights 0.9998]",
-)
-@option("--exact", is_flag=True, help="Find only byte-for-byte copies.")
-@option("--verify", is_flag=True, help="Compare pixels, and leave out images that are only similar (extra verify).")
+@threshold_option("Lowest cosine of near-identical images.")
+@exact_option
+@verify_option
 @option("--new", is_flag=True, help="Print the images of B.h5 that are not in A.h5, and exit with 0.")
 @quiet_option
 @json_option

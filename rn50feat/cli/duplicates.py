@@ -11,16 +11,18 @@ import click
 from rn50feat.cli import groups as words
 from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import (
-    NumberRange,
     check_option,
     csv_option,
+    exact_option,
     form_of,
     html_option,
     json_option,
     option,
     quiet_option,
     store_argument,
+    threshold_option,
     typed,
+    verify_option,
 )
 from rn50feat.cli.stores import mark_random, open_store
 from rn50feat.cli.terminal import say, stages, write
@@ -31,14 +33,10 @@ if TYPE_CHECKING:
 
 @click.command("duplicates")
 @store_argument
-@option(
-    "--threshold",
-    type=NumberRange(0, 1, min_open=True),
-    help="Lowest cosine with the first image of a group.  [default: 0.95; with random weights 0.9998]",
-)
-@option("--exact", is_flag=True, help="Find only byte-for-byte copies.")
+@threshold_option("Lowest cosine with the first image of a group.")
+@exact_option
 @option("--scan", is_flag=True, help="Ignore the index and compare all pairs of images.")
-@option("--verify", is_flag=True, help="Compare pixels, and leave out images that are only similar (extra verify).")
+@verify_option
 @option(
     "--keep",
     default="",

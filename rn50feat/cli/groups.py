@@ -6,13 +6,12 @@ the files of a group but its first, or facts for JSON. Names are printed as in `
 
 from __future__ import annotations
 
-import csv
-import io
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from rn50feat.cli.report import csv_lines
 from rn50feat.errors import count, size
 from rn50feat.escape import one_line
 
@@ -103,22 +102,14 @@ def comma_separated(groups: Sequence[Group]) -> str:
     names = ["group", "path", "location", "id", "size", "similarity", "exact", "state", "width", "height", "kept"]
     names.append("relation")
     rows = ([number, *asdict(member).values()] for number, group in enumerate(groups, 1) for member in group.members)
-    return _csv(names, rows)
+    return csv_lines(names, rows)
 
 
 def pairs_comma_separated(pairs: Iterable[Pair]) -> str:
     """Format pairs as CSV with a header."""
     names = [f"{name}_{i}" for i in (1, 2) for name in ("path", "location", "id", "size", "group")]
     rows = ([pair.similarity, *(v for image in pair.images for v in asdict(image).values())] for pair in pairs)
-    return _csv(["similarity", *names], rows)
-
-
-def _csv(names: list[str], rows: Iterable[list[Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(names)
-    writer.writerows(rows)
-    return text.getvalue()
+    return csv_lines(["similarity", *names], rows)
 
 
 def rest(groups: Sequence[Group], *, null: bool) -> str:

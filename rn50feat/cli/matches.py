@@ -7,21 +7,16 @@ store, or else of the new ones. Names are printed as in `report`.
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict, astuple
 from typing import TYPE_CHECKING, Any
 
+from rn50feat.cli.report import csv_lines
 from rn50feat.errors import count
 from rn50feat.escape import one_line
 
 if TYPE_CHECKING:
-    from rn50feat.searching.comparison import Comparison, Match
+    from rn50feat.searching.comparison import Comparison
     from rn50feat.store.reader import FeatureStore
-
-
-def _relation(match: Match) -> str:
-    return match.relation or "near-identical"
 
 
 def table(found: Comparison, *, new: bool) -> str:
@@ -30,7 +25,7 @@ def table(found: Comparison, *, new: bool) -> str:
         return "".join(f"{one_line(image.path)}\n" for image in found.new)
     lines = ["similarity  relation             images"] if found.found else []
     for match in found.found:
-        lines.append(f"{match.similarity:>10.6f}  {_relation(match):<19}  {one_line(match.image.path)}")
+        lines.append(f"{match.similarity:>10.6f}  {match.label:<19}  {one_line(match.image.path)}")
         lines.append(f"{'':>10}  {'':<19}  = {one_line(match.original.path)}")
     return "".join(f"{line}\n" for line in lines)
 
@@ -40,7 +35,7 @@ def tab_separated(found: Comparison, *, new: bool) -> str:
     if new:
         return table(found, new=True)
     return "".join(
-        f"{match.similarity:.6f}\t{_relation(match)}\t{one_line(match.image.path)}\t{one_line(match.original.path)}\n"
+        f"{match.similarity:.6f}\t{match.label}\t{one_line(match.image.path)}\t{one_line(match.original.path)}\n"
         for match in found.found
     )
 
@@ -48,16 +43,11 @@ def tab_separated(found: Comparison, *, new: bool) -> str:
 def comma_separated(found: Comparison, *, new: bool) -> str:
     """Format matches, or the new images, as CSV with a header."""
     fields = ["path", "location", "id", "size"]
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
     if new:
-        writer.writerows([fields, *map(astuple, found.new)])
-    else:
-        writer.writerow(["similarity", "relation", *fields, *(f"original_{name}" for name in fields)])
-        for match in found.found:
-            images = *astuple(match.image), *astuple(match.original)
-            writer.writerow([match.similarity, _relation(match), *images])
-    return text.getvalue()
+        return csv_lines(fields, map(astuple, found.new))
+    names = ["similarity", "relation", *fields, *(f"original_{name}" for name in fields)]
+    rows = ([one.similarity, one.label, *astuple(one.image), *astuple(one.original)] for one in found.found)
+    return csv_lines(names, rows)
 
 
 def nul_separated(found: Comparison, *, new: bool) -> str:
@@ -73,9 +63,9 @@ def facts(found: Comparison, first: FeatureStore, threshold: float | None, *, ve
         "weights": first.provenance.weights,
         "threshold": threshold,
         "verified": verified,
-        "images": len(found.found) + len(found.new) + len(found.uncompared),
+        "images": found.total,
         "copies": found.copies,
-        "found": [{**asdict(match), "relation": _relation(match)} for match in found.found],
+        "found": [{**asdict(match), "relation": match.label} for match in found.found],
         "new": [asdict(image) for image in found.new],
         "uncompared": [asdict(image) for image in found.uncompared],
     }
@@ -83,11 +73,11 @@ def facts(found: Comparison, first: FeatureStore, threshold: float | None, *, ve
 
 def line(found: Comparison, first: FeatureStore, second: FeatureStore) -> str:
     """Summarize a comparison in one line."""
-    near, total = len(found.found) - found.copies, len(found.found) + len(found.new) + len(found.uncompared)
+    near = len(found.found) - found.copies
     parts = [f"{len(found.found):,} in {first.path.name}"]
     if found.found:
         parts[0] += f" ({count(found.copies, 'copy', 'copies')}, {near:,} near-identical)"
     parts.append(f"{len(found.new):,} not in it")
     if found.uncompared:
         parts.append(f"{len(found.uncompared):,} not compared: missing, changed or not readable")
-    return f"{count(total, 'image')} of {second.path.name}: {'; '.join(parts)}"
+    return f"{count(found.total, 'image')} of {second.path.name}: {'; '.join(parts)}"

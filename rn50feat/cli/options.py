@@ -219,9 +219,21 @@ check_option = option(
     help="Access images in remote storage: check them for changes, and show them on HTML pages.",
 )
 
+exact_option = option("--exact", is_flag=True, help="Find only byte-for-byte copies.")
+
+verify_option = option(
+    "--verify", is_flag=True, help="Compare pixels, and leave out images that are only similar (extra verify)."
+)
+
 moved_weights_option = option("--weights", help="The file with the store's weights, if it has moved.")
 
 null_list_option = option("-0", "--null", is_flag=True, help="Names in LIST end with NULs, not newlines.")
+
+
+def threshold_option(what: str) -> Callable[[Command], Command]:
+    """Declare --threshold; `what` says of which cosine it is the lowest."""
+    text = f"{what}  [default: 0.95; with random weights 0.9998]"
+    return option("--threshold", type=NumberRange(0, 1, min_open=True), help=text)
 
 
 def dtype_option(default: str) -> Callable[[Command], Command]:

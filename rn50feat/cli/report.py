@@ -66,11 +66,16 @@ def tab_separated(results: Iterable[Result]) -> str:
 
 def comma_separated(results: Iterable[Result]) -> str:
     """Format results as CSV with a header."""
+    names = ["query", "rank", "score", "path", "location", "id", "state", "damage"]
+    return csv_lines(names, ([result.query, *asdict(hit).values()] for result in results for hit in result.hits))
+
+
+def csv_lines(names: Sequence[str], rows: Iterable[Iterable[Any]]) -> str:
+    """Format a header with `names`, and `rows`, as CSV."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["query", "rank", "score", "path", "location", "id", "state", "damage"])
-    for result in results:
-        writer.writerows([result.query, *asdict(hit).values()] for hit in result.hits)
+    writer.writerow(names)
+    writer.writerows(rows)
     return text.getvalue()
 
 

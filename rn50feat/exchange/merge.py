@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.errors import ProvenanceError, StoreError
+from rn50feat.errors import StoreError
 from rn50feat.extraction.catalogue import Catalogue, path_key
 from rn50feat.images.provenance import Provenance
 from rn50feat.sources.reference import Reference
@@ -98,12 +98,8 @@ def _common(stores: Sequence[FeatureStore]) -> Provenance:
     """Return the stores' common provenance, with the weights' SHA-256 if any store knows it."""
     chosen = next((store for store in stores if store.provenance.weights_sha256), stores[0])
     for store in stores:
-        if difference := chosen.provenance.difference(store.provenance):
-            name, own, other = difference
-            raise ProvenanceError(
-                f"{chosen.path} holds features with {name} {own}, {store.path} with {other}:"
-                " merge only stores of one provenance"
-            )
+        remedy = "merge only stores of one provenance"
+        chosen.provenance.require_same(store.provenance, where=chosen.path, there=store.path, remedy=remedy)
     return chosen.provenance
 
 

@@ -12,6 +12,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import inf
+from pathlib import Path
 from typing import Any
 
 from rn50feat.durable.records import typed
@@ -266,6 +267,12 @@ class Provenance:
         if difference := self.difference(other):
             name, own, others = difference
             raise ProvenanceError(f"{where} holds features with {name} {own}, you asked for {others}: {remedy}")
+
+    def require_same(self, other: Provenance, *, where: Path, there: Path, remedy: str) -> None:
+        """Raise `ProvenanceError` unless the features in two stores, `where` and `there`, were made in the same way."""
+        if difference := self.difference(other):
+            name, own, others = difference
+            raise ProvenanceError(f"{where} holds features with {name} {own}, {there} with {others}: {remedy}")
 
     def _settings(self) -> dict[str, object]:
         preprocessing = asdict(self.preprocessing)

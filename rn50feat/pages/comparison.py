@@ -60,7 +60,7 @@ def _body(shown: Sequence[Match], total: int, scale: Scale, cards: Cards, check:
     yield '<div class="groups">\n'
     for number, match in enumerate(shown, 1):
         yield f'<section class="group" aria-labelledby="title-{number}">\n'
-        yield f'<h2 id="title-{number}">{number}: {match.relation or "near-identical"}</h2>\n'
+        yield f'<h2 id="title-{number}">{number}: {match.label}</h2>\n'
         yield '<ol class="cards" role="list">\n'
         score = f'<p class="score">{labelled("similarity", match.similarity)}</p>\n{scale.bar(match.similarity)}'
         for image, label, caption in ((match.image, "image", score), (match.original, "in the first store", "")):

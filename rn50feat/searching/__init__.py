@@ -7,6 +7,6 @@ In: queries and a store. Out: hits, or groups of images. Order: `products`,
 `index`; `queries` and `embed` turn query images into features; `search` uses
 all of these, and so do `distinct`, `near_pairs`, `groups`, `guesses`,
 `alignment`, `relations`, `regrouping`, `duplicates` and `comparison`; and
-`projection`, `map_layout` and `map_points` for maps. Never changes a store; writes
-indexes, layouts and relations next to it.
+`projection`, `map_layout` and `map_points` for maps. Never changes a store;
+writes indexes, layouts and relations next to it.
 """

@@ -6,10 +6,10 @@ distance with a minus, so that higher is nearer.
 
 Vectors are rounded to bfloat16 where the processor is fast at it (AMX, AVX-512
 BF16): on a Xeon with AMX, 1,024 queries and 4,096 rows take 20 ms of a core in
-bfloat16, and 128 ms in float32. Rounding moves a point by a distance that is measured, and
-changes its distance from another point by no more than both moved. The product
-is half of the squared distance, by additional columns: small where two points
-are near, so it is precise there even in bfloat16. In a hub of 5,000 rows with a
+bfloat16, and 128 ms in float32. Rounding moves a point by a distance that is
+measured, and changes its distance from another point by no more than both
+moved. The product is half of the squared distance, by additional columns: small
+where two points are near, so it is precise there even in bfloat16. In a hub of 5,000 rows with a
 cosine of 0.99 to each other, this leaves up to 164 rows in doubt; the bound of
 a plain product (the residue's length times the other's) leaves 3,954.
 """

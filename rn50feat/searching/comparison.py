@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rn50feat.errors import ProvenanceError, QueryError
+from rn50feat.errors import QueryError
 from rn50feat.searching.best import NO_ROWS, Best, Rows
 from rn50feat.searching.crowd import most
 from rn50feat.searching.distinct import DistinctFiles, KnownFile, StoredImage
@@ -54,6 +54,11 @@ class Match:
         """Whether both files had the same bytes when they were extracted."""
         return self.relation in ("same file", "same bytes")
 
+    @property
+    def label(self) -> str:
+        """The relation in words."""
+        return self.relation or "near-identical"
+
 
 @dataclass(frozen=True)
 class Comparison:
@@ -66,6 +71,11 @@ class Comparison:
     found: tuple[Match, ...]
     new: tuple[StoredImage, ...]
     uncompared: tuple[StoredImage, ...] = ()
+
+    @property
+    def total(self) -> int:
+        """The number of images of the second store."""
+        return len(self.found) + len(self.new) + len(self.uncompared)
 
     @property
     def copies(self) -> int:
@@ -89,8 +99,8 @@ def compare(
     cosine with it is at least `threshold`, by default
     `duplicates.default_threshold`. `exact` finds only copies. `verify` compares
     the pixels of near images, at most 16 for each image of `second`, and only
-    those that come from each other count. It remembers relations next to `second`; `check` also reads images in remote
-    storage for that. `on_progress` gets (stage, images done, in total).
+    those that come from each other count. It keeps relations next to `second`;
+    `check` also reads images in remote storage for that. `on_progress` gets (stage, images done, in total).
     Raises `ProvenanceError` for features that cannot be compared, `QueryError`
     for two paths of one store, a threshold that is not a cosine above 0 and
     `verify` without OpenCV, and `StoreError` if rows are replaced or removed
@@ -109,13 +119,9 @@ def compare(
 def _require_comparable(first: FeatureStore, second: FeatureStore, *, exact: bool) -> None:
     if os.path.samefile(first.path, second.path):
         raise QueryError(f"{first.path} and {second.path} are one store: to find what it has twice, use duplicates")
-    difference = first.provenance.difference(second.provenance)
-    if difference and not exact:
-        name, own, other = difference
-        raise ProvenanceError(
-            f"{first.path} holds features with {name} {own}, {second.path} with {other}:"
-            " extract both in the same way, or use --exact, which compares no features"
-        )
+    if not exact:
+        remedy = "extract both in the same way, or use --exact, which compares no features"
+        first.provenance.require_same(second.provenance, where=first.path, there=second.path, remedy=remedy)
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,8 @@ Report = Callable[[int, int], None]  # gets (images done, images in total)
 class NearBlock:
     """Whether each of m ``firsts``, largest first, may be ``near`` each of n other ``rows``: bool (m, n).
 
-    A pair comes only once, except through an index. When a file is in ``firsts``, all larger ones were.
+    A pair comes only once, except through an index. By the time a file is in ``firsts``, all its pairs with larger
+    files have been yielded.
     """
 
     firsts: Rows

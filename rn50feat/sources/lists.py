@@ -61,11 +61,11 @@ def names(listing: Path, *, null: bool = False) -> Iterator[str]:
                 *whole, rest = (rest + block).split(mark)
                 ends |= {name.endswith(b"\r") for name in whole if name}
                 for name in (*whole, rest) if len(rest) > LONGEST else whole:
-                    if name and (null or name != b"\r"):
+                    if _is_name(name, null):
                         yield _decoded(name, listing, null)
     except OSError as error:
         raise SourceError(f"{listing} cannot be read ({error.strerror}): name a file that lists images") from error
-    if rest and (null or rest != b"\r"):
+    if _is_name(rest, null):
         yield _decoded(rest, listing, null)
     if len(ends) > 1 and not null:
         logger.warning(
@@ -73,6 +73,11 @@ def names(listing: Path, *, null: bool = False) -> Iterator[str]:
             " for names that end in CR, use -0",
             listing,
         )
+
+
+def _is_name(entry: bytes, null: bool) -> bool:
+    """Check whether an entry is not empty; the CR before a line's end is not part of it."""
+    return entry not in ((b"",) if null else (b"", b"\r"))
 
 
 def _as_utf8(file: BufferedReader, listing: Path) -> Iterator[bytes]:

@@ -97,8 +97,8 @@ def rewrite(
 ) -> Compacted:
     """Rewrite `source` as `target`, whose run lock the caller holds; leave out what is damaged if `salvaging`.
 
-    `repairing` leaves out only what cannot be understood of small tables. Rows that are damaged can then be replaced:
-    HDF5 frees the place of what is replaced, and damage may have made that one that belongs to something else.
+    `repairing` leaves out only what cannot be understood of small tables. Damaged rows can then be replaced safely:
+    HDF5 frees the space of what it replaces, and damage may have pointed that at the space of something else.
     `alone` is held while `target` is replaced. Raises `Stopped` once
     `should_stop` gives a reason.
     """

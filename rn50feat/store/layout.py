@@ -219,7 +219,7 @@ def check(file: h5py.File) -> None:
 
 
 def check_chunks(file: h5py.File) -> None:
-    """Raise `Malformed` for a chunk of another size than its dataset's: HDF5 does not look, and frees the wrong space.
+    """Raise `Malformed` for a chunk of the wrong size: HDF5 does not check, and would free space that is not its own.
 
     Takes 50 ms for a million rows.
     """
