@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
@@ -67,6 +65,8 @@ def _failed(url: str, path: Path, reason: str) -> WeightsError:
 
 
 def _fetch(url: str, sha256: str, path: Path, progress: OnDownload, over: Callable[[], str | None]) -> None:
+    import urllib.request  # takes 30 ms, and downloads are rare
+
     request = urllib.request.Request(url, headers={"User-Agent": f"rn50feat/{__version__}"})
     with _network():
         answer = urllib.request.urlopen(request, timeout=2 * PATIENCE)
@@ -92,6 +92,8 @@ def _block(answer: Any) -> bytes:
 @contextmanager
 def _network() -> Iterator[None]:
     """Separate errors of the network from errors of the disk, which are OSErrors too."""
+    from http.client import HTTPException
+
     try:
         yield
     except (OSError, HTTPException) as error:  # URLError is an OSError

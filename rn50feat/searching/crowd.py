@@ -25,7 +25,7 @@ from rn50feat.searching.scores import Vectors, tolerance
 _NEARNESSES = 1 << 23  # of a block: 16 MB in bfloat16
 _WAITING = 256  # rows that wait to be scored, for each query
 _SAMPLE = 32  # one in so many numbers of a row makes up its key, a sum with these factors
-_FACTORS = np.random.default_rng(0).integers(1, 1 << 63, 64, np.uint64)
+_FACTORS = np.array([pow(0x9E3779B97F4A7C15, power, 1 << 64) for power in range(1, 65)], np.uint64)
 _TOGETHER = 4096  # rows to read together, for one query or several
 
 

@@ -59,7 +59,10 @@ class FaissIndex:
     def load(cls, path: Path, *, mapped: bool) -> FaissIndex:
         """Read a FAISS file, or map it: a mapped one reads only what a search needs, and is read-only."""
         with _indexing_errors(f"FAISS cannot read {path}", _REBUILD):
-            return cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0), path)
+            read = cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0), path)
+        if read.mapped:
+            read._inverted.prefetch_nthread = 0  # 32 threads a query, which read its lists twice: half of its time
+        return read
 
     @classmethod
     def load_to_change(cls, path: Path) -> FaissIndex:

@@ -204,5 +204,8 @@ class Nearest:
         """Look up the rows of ids; -1 for ids that the store does not have."""
         if not len(self._ids):
             return np.full(ids.shape, -1)
-        at = np.minimum(np.searchsorted(self._sorted, ids), len(self._ids) - 1)
+        first, last = int(self._sorted[0]), int(self._sorted[-1])
+        gapless = last - first < len(self._ids)  # as long as no row was removed: then an id says where its row is
+        at = np.clip(ids - first, 0, None) if gapless else np.searchsorted(self._sorted, ids)
+        at = np.minimum(at, len(self._ids) - 1)
         return np.where(self._sorted[at] == ids, at if self._order is None else self._order[at], -1)

@@ -129,10 +129,8 @@ def _choose(points: list[_Point], target: float) -> _Point:
 
 
 def _steps(lists: int) -> list[int | None]:
-    """List the numbers of lists to try, ascending; None for an index without lists."""
+    """List the numbers of lists to try, ascending: 8, 12, 16, 24, 32, ...; None for an index without lists."""
     if not lists:
         return [None]
-    steps: list[int | None] = [min(FIRST, lists)]
-    while (last := steps[-1]) is not None and last < lists:
-        steps.append(min(2 * last, lists))
-    return steps
+    powers = [FIRST << i for i in range(lists.bit_length())]
+    return list(sorted({min(step, lists) for power in powers for step in (power, power * 3 // 2)}))
