@@ -8,7 +8,7 @@ cost, and the recall measured with them.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -128,9 +128,9 @@ def _choose(points: list[_Point], target: float) -> _Point:
     return min((point for point in points if point.recall >= most - 0.001), key=lambda point: point.cost)
 
 
-def _steps(lists: int) -> list[int | None]:
+def _steps(lists: int) -> Sequence[int | None]:
     """List the numbers of lists to try, ascending: 8, 12, 16, 24, 32, ...; None for an index without lists."""
     if not lists:
         return [None]
     powers = [FIRST << i for i in range(lists.bit_length())]
-    return list(sorted({min(step, lists) for power in powers for step in (power, power * 3 // 2)}))
+    return sorted({min(step, lists) for power in powers for step in (power, power * 3 // 2)})
