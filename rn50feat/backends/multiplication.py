@@ -14,13 +14,18 @@ SIDE = 2048
 
 
 def least_seconds(precision: str, *, budget: float = 1.0) -> float:
-    """Return the seconds of a core that multiplying matrices takes for the operations of an image, in fp32 or bf16."""
-    matrix = torch.ones((SIDE, SIDE), dtype=torch.bfloat16 if precision == "bf16" else torch.float32)
+    """Return the seconds of a core that multiplying matrices takes for the operations of an image.
+
+    `precision` is fp32, bf16 or int8.
+    """
+    dtype = {"bf16": torch.bfloat16, "int8": torch.int8}.get(precision, torch.float32)
+    matrix = torch.ones((SIDE, SIDE), dtype=dtype)
+    multiply = torch._int_mm if dtype == torch.int8 else torch.mm  # mm overflows in 8 bits
     best, end = float("inf"), time.monotonic() + budget
-    matrix @ matrix  # threads start, and the processor reaches its speed
+    multiply(matrix, matrix)  # threads start, and the processor reaches its speed
     while True:
         begun = time.process_time()
-        matrix @ matrix
+        multiply(matrix, matrix)
         best = min(best, time.process_time() - begun)
         if time.monotonic() > end:
             return best * OPERATIONS / (2 * SIDE**3)

@@ -71,6 +71,17 @@ def calibrate(
     return quantization
 
 
+def unchecked(
+    references: Sequence[Reference], weights: Weights, provenance: Provenance, options: EngineOptions, *, source: str
+) -> Quantization:
+    """Measure ranges on `references`, to find out how fast the network is with them; otherwise like `calibrate`."""
+    require_for_int8(options)
+    from rn50feat.backends.int8 import Maxima
+
+    crops = _crops(references, provenance, options)
+    return Quantization(Maxima(provenance, loader(weights, provenance)).ranges(crops), source, len(crops))
+
+
 def centred_cosines(
     rows: NDArray[np.float32], exact: NDArray[np.float32], mean: NDArray[np.float32] | None = None
 ) -> NDArray[np.float32]:

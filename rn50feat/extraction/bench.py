@@ -11,7 +11,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import cycle, islice
 from typing import Any
 
@@ -19,14 +19,14 @@ import numpy as np
 
 from rn50feat.backends.contract import Backend
 from rn50feat.durable import limits
-from rn50feat.engines import local
+from rn50feat.engines import calibration, local
 from rn50feat.engines.contract import EngineOptions
 from rn50feat.errors import ImageError, SourceError
 from rn50feat.extraction.cost import Cost, cost
 from rn50feat.images import decoding
 from rn50feat.images.least_work import least_work
-from rn50feat.images.provenance import Preprocessing
-from rn50feat.model.weights import find, provenance, with_weights
+from rn50feat.images.provenance import Preprocessing, Provenance
+from rn50feat.model.weights import Weights, find, provenance, with_weights
 from rn50feat.sources.contents import read
 from rn50feat.sources.reference import Reference
 from rn50feat.sources.selection import Selection
@@ -89,7 +89,7 @@ def bench(
 
     sound = _sound(contents, decode, folder)
     decoded = _rate(decode, sound)
-    backend = with_weights(lambda: local.backend(chosen, origin, options))
+    backend = with_weights(lambda: _backend(chosen, origin, options, [reference for reference, _ in sound]))
     side, size = origin.preprocessing.crop, options.batch_size or backend.batch_size
     crops = np.zeros((size, side, side, 3), origin.preprocessing.crop_dtype)
     with ThreadPoolExecutor(backend.lanes) as threads:
@@ -120,6 +120,15 @@ def bench(
         advice=_advice(bottleneck, backend.name, backend.device),
         cost=_cost(backend, sound, origin.preprocessing, {**stages, "decoding": decoded, "together": together}),
     )
+
+
+def _backend(weights: Weights, origin: Provenance, options: EngineOptions, references: Sequence[Reference]) -> Backend:
+    """Prepare the network; in int8, with ranges measured on `references`."""
+    if options.precision == "int8":
+        chosen = references[: calibration.IMAGES]
+        ranges = calibration.unchecked(chosen, weights, origin, options, source="the images of a benchmark")
+        origin = replace(origin, quantization=ranges)
+    return local.backend(weights, origin, options)
 
 
 def _cost(

@@ -14,10 +14,14 @@ from click.testing import CliRunner
 from fake import FakeBackend
 
 from rn50feat.cli.main import main
-from rn50feat.engines import local
-from rn50feat.engines.contract import Batch, Failure
+from rn50feat.engines import calibration, local
+from rn50feat.engines.contract import Batch, EngineOptions, Failure
 from rn50feat.errors import SourceError
 from rn50feat.extraction import bench
+from rn50feat.images.provenance import Provenance
+from rn50feat.images.quantization import Quantization
+from rn50feat.model.weights import Weights
+from rn50feat.sources.reference import Reference
 
 
 class SlowBackend(FakeBackend):
@@ -56,6 +60,24 @@ def test_the_command_prints_a_table_or_json(pictures: Path) -> None:
     result = json.loads(CliRunner().invoke(main, ["bench", str(pictures), "--json"]).output)
     assert (result["backend"], result["left_out"]) == ("fake", 1)
     assert list(result["cost"]["spent"]) == ["read", "decode", "network", "rest"]
+
+
+def test_in_int8_ranges_are_measured_on_the_pictures(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ranges, prepared = Quantization((1.0, 2.0)), []
+
+    def measure(references: list[Reference], *arguments: object, source: str) -> Quantization:
+        assert len(references) == 5
+        return ranges
+
+    def prepare(weights: Weights, provenance: Provenance, options: EngineOptions) -> SlowBackend:
+        prepared.append(provenance.quantization)
+        return SlowBackend()
+
+    monkeypatch.setattr(calibration, "unchecked", measure)
+    monkeypatch.setattr(local, "backend", prepare)
+    bench.bench(pictures, options=EngineOptions(precision="int8"))
+    bench.bench(pictures)
+    assert prepared == [ranges, None]
 
 
 def test_a_picture_that_fails_on_the_way_counts_in_no_rate() -> None:
