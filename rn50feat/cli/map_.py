@@ -63,6 +63,7 @@ def command(
     facts |= {"rows": len(done.layout.ids), "added": done.added, "removed": done.removed}
     ending.add(**facts, out=str(html), shown=len(drawn.paths))
     if not quiet:
-        say(f"{facts['file']}: {count(len(done.layout.ids), 'row')}, {done.added} new, {done.removed} removed")
+        changes = "laid out" if done.built else f"{done.added} new, {done.removed} removed"
+        say(f"{facts['file']}: {count(len(done.layout.ids), 'row')}, {changes}")
         say(f"{html}: {count(len(drawn.paths), 'image')}")
         mark_random(opened)

@@ -123,7 +123,7 @@ def command(
             results += by_image(images, store, on_download=on_download, **settings)
     mark_random(store)
     if html:
-        _save_page(html, results, stored, store, check=check, k=k, metric=metric, options=options)
+        _save_page(html, results, stored, store, check=check, k=k, metric=metric, box=box, options=options)
     ending.add(**report.result_facts(results, store, metric))
     if form != "json":
         for result in results:

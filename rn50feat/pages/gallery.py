@@ -21,6 +21,7 @@ from rn50feat.pages.cards import Cards, marked
 from rn50feat.pages.page import escape, page, style
 from rn50feat.pages.thumbnails import SIDE, SMALL, Thumbnail, thumbnails
 from rn50feat.searching.groups import Group, GroupImage, Groups, Pair, PairImage
+from rn50feat.searching.queries import Box
 from rn50feat.searching.search import Hit, Result
 from rn50feat.sources.presence import readable
 from rn50feat.store.reader import FeatureStore
@@ -65,12 +66,14 @@ def search_page(
     out: Path,
     k: int,
     metric: str,
+    box: Box | None = None,
     options: EngineOptions = EngineOptions(),
 ) -> Iterator[str]:
     """Yield a page of search results, which is written to `out`.
 
     `locations` are those of the queries' files, in the same order, empty for a
-    file that must not be read. Hits that are ``unchecked`` are not read either.
+    file that must not be read. `box` is the part of each that was searched
+    with. Hits that are ``unchecked`` are not read either.
     """
     shown = [
         location
@@ -80,6 +83,7 @@ def search_page(
     scores = [hit.score for result in results for hit in result.hits]
     scale = Scale(min(scores, default=0.0), max([1.0] if metric == "cosine" else scores, default=0.0))
     facts = [("score", _SCORES[metric]), ("hits", f"at most {k} for each query")]
+    facts += [("part", "{2}×{3} pixels of each query image, from {0},{1} on".format(*box))] if box else []
     facts += [("bars", f"from {scale.empty:.6f}, the lowest score, to {scale.full:.6f}")] if scores else []
     with closing(thumbnails_at(shown, options)) as images:
         body = _search_body(results, locations, scale, Cards(images, out))

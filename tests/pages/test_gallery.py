@@ -68,6 +68,12 @@ def words(figure: Figure) -> str:
     return " ".join(figure.text.split())
 
 
+def test_the_part_that_was_searched_with_is_told(store: FeatureStore) -> None:
+    (result,) = search_stored(["pictures/red.png"], store, k=1)
+    page = search_page([result], [""], store, out=Path("page.html"), k=1, metric="l2", box=(3, 4, 20, 10), options=ONE)
+    assert "<dt>part</dt><dd>20×10 pixels of each query image, from 3,4 on</dd>" in "".join(page)
+
+
 def test_a_query_is_shown_beside_its_hits(store: FeatureStore) -> None:
     results = search_stored(["pictures/red.png", "pictures/white.png"], store, k=2)
     locations = [store.locate(result.query) for result in results]

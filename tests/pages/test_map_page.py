@@ -209,7 +209,7 @@ def test_the_command_draws_extends_and_exports(rn50feat: Run, store: FeatureStor
     done = rn50feat("map", "--html", "map.html")
     assert done.returncode == 0, done.stderr
     folder = store.path.parent
-    assert done.stderr.splitlines()[:2] == [f"{folder}/out.map: 5 rows, 5 new, 0 removed", "map.html: 5 images"]
+    assert done.stderr.splitlines()[:2] == [f"{folder}/out.map: 5 rows, laid out", "map.html: 5 images"]
     assert data(folder / "map.html")["names"].count("\n") == 4
     assert rn50feat("map", "--html", "map.html", "--quiet").stderr == ""
     assert rn50feat("export", "out.parquet", "--quiet").returncode == 0
