@@ -45,7 +45,7 @@ OWNERS = {
         "model.structure",
         "model.tensors",
         "searching.blocks",
-        "searching.points",
+        "searching.rounded",
     },
     "torchvision": {"model.network"},
     "tqdm": {"cli.terminal"},
@@ -197,7 +197,7 @@ WITHOUT_A_TEST = """
     exchange.npy exchange.parquet extraction.catalogue extraction.changes extraction.plan
     model.strangers model.weight_files.checkpoint model.weight_files.hdf5 model.weight_files.names
     model.weight_files.protobuf model.weight_files.table model.weight_files.translation pages.figures
-    searching.faiss_index searching.neighbours searching.points searching.recall sources.contents sources.folders
+    searching.faiss_index searching.neighbours searching.recall searching.rounded sources.contents sources.folders
     sources.listing sources.reference sources.tars sources.urls sources.zip_names sources.zips
     store.guards store.layout store.summary
 """.split()

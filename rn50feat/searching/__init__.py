@@ -1,7 +1,7 @@
 """Find images by similarity: queries, duplicates, the FAISS index, and layouts of maps.
 
 In: queries and a store. Out: hits, or groups of images. Order: `products`,
-`scores`, `best`; `points`, `blocks` and `crowd` for many queries at once;
+`scores`, `best`; `rounded`, `blocks` and `many_queries` for many queries at once;
 `exact`, `neighbours`, `inverted_lists`, `faiss_index`, `index_plan`,
 `index_file`, `index_parts`, `index_summary`, `path_file`, `nearest`, `recall`,
 `index`; `queries` and `embed` turn query images into features; `search` uses

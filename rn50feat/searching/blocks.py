@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.searching.points import SUM, TINY, Numbers, Places, Points, Single, points
+from rn50feat.searching.rounded import SUM, TINY, Numbers, Places, Rounded, Single, rounded
 
 _TERMS = 512  # that a product in float32 adds up at once: 1.3 times the work of all at once, a quarter of the error
 # Pairs are multiplied one by one (1 µs each), but for queries with this share of all rows a matrix product is faster
@@ -31,8 +31,8 @@ _PAIRS = 128  # to multiply one by one: 1 MB of each side stays in the cache
 _LEAST = np.float32(-3e38)  # below all products but those of rows that are left out
 
 
-def multiply(queries: Points, rows: Points) -> Any:
-    """Multiply all of `queries` with all of `rows`: (m, n), in float32, or in bfloat16 for points in that."""
+def multiply(queries: Rounded, rows: Rounded) -> Any:
+    """Multiply all of `queries` with all of `rows`: (m, n), in float32, or in bfloat16 for vectors in that."""
     if not isinstance(queries.values, np.ndarray):
         return queries.values @ rows.values.T
     products = np.zeros((len(queries.values), len(rows.values)), np.float32)
@@ -45,7 +45,7 @@ def multiply(queries: Points, rows: Points) -> Any:
 class Bounds:
     """What products of `queries` with a block of `rows` say about the nearness of a pair."""
 
-    def __init__(self, queries: Points, rows: Points, metric: str) -> None:
+    def __init__(self, queries: Rounded, rows: Rounded, metric: str) -> None:
         self._metric = metric
         precise = isinstance(queries.values, np.ndarray)
         self._half = 2.0**-22 if precise else 2.0**-8  # relative error of a rounded product
@@ -90,7 +90,7 @@ class Bounds:
 
 
 def sharper(
-    queries: Points,
+    queries: Rounded,
     features: NDArray[np.floating[Any]],
     i: Places,
     j: Places,
@@ -99,7 +99,7 @@ def sharper(
 ) -> tuple[Numbers, Numbers]:
     """Multiply the pairs (i, j) of `queries` and `features` in float32, and return the ranges of their nearness."""
     wanted, j = np.unique(j, return_inverse=True)
-    rows = points(features[wanted], metric, "fp32", centre=centre)
+    rows = rounded(features[wanted], metric, "fp32", centre=centre)
     dense = np.bincount(i, minlength=len(queries.values)) > _DENSE * len(wanted)
     products, those = np.empty(len(j)), dense[i]
     if those.sum() < _DENSE_PAIRS:
@@ -111,8 +111,8 @@ def sharper(
     return Bounds(queries, rows, metric).ranges(products, i)
 
 
-def multiply_pairs(queries: Points, rows: Points, i: Places, j: Places) -> Single:
-    """Multiply only the pairs (i, j), both (p,), of points in float32."""
+def multiply_pairs(queries: Rounded, rows: Rounded, i: Places, j: Places) -> Single:
+    """Multiply only the pairs (i, j), both (p,), of vectors in float32."""
     parts = [slice(start, start + _PAIRS) for start in range(0, len(i), _PAIRS)]
     products = [np.einsum("ij,ij->i", queries.values[i[part]], rows.values[j[part]]) for part in parts]
     return np.concatenate([np.empty(0, np.float32), *products])

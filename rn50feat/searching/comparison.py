@@ -20,11 +20,11 @@ import numpy as np
 
 from rn50feat.errors import QueryError
 from rn50feat.searching.best import NO_ROWS, Best, Rows
-from rn50feat.searching.crowd import most
 from rn50feat.searching.distinct import DistinctFiles, KnownFile, StoredImage
 from rn50feat.searching.duplicates import least_cosine, open_relations
 from rn50feat.searching.exact import best_of
 from rn50feat.searching.groups import Relation
+from rn50feat.searching.many_queries import most
 from rn50feat.searching.scores import Scores, in_order, reaches
 from rn50feat.sources.presence import identity
 from rn50feat.store.reader import FeatureStore

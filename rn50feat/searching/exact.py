@@ -13,9 +13,9 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.searching import crowd, points
+from rn50feat.searching import many_queries, rounded
 from rn50feat.searching.best import Best, Ranking, Rows
-from rn50feat.searching.crowd import Crowd
+from rn50feat.searching.many_queries import ManyQueries
 from rn50feat.searching.products import FEW, product, widened
 from rn50feat.searching.scores import Vectors, in_order, score
 from rn50feat.store.reader import FeatureStore
@@ -59,7 +59,7 @@ def best_of(
         return []
     if len(queries) < MANY or k > MOST_HITS:
         return _best_of_few(queries, own, store, ids, k, metric, rows)
-    bests, most = [], crowd.most(k)
+    bests, most = [], many_queries.most(k)
     for first in range(0, len(queries), most):
         part = slice(first, first + most)
         bests += _best_of_many(queries[part], own[part], store, ids, k, metric, rows, on_block)
@@ -77,8 +77,8 @@ def _best_of_many(
     on_block: Callable[[int], None],
 ) -> list[Best]:
     count, done = len(ids) if rows is None else len(rows), 0
-    found = Crowd(queries, own, k, metric, points.fastest(len(queries) * count), ids, store.features)
-    for numbers in _in_blocks(rows, count, crowd.size_of_blocks(len(queries))):
+    found = ManyQueries(queries, own, k, metric, rounded.fastest(len(queries) * count), ids, store.features)
+    for numbers in _in_blocks(rows, count, many_queries.size_of_blocks(len(queries))):
         found.look_at(numbers, store.features(numbers))
         store.give_way()
         done += len(numbers)

@@ -21,7 +21,7 @@ from rn50feat.searching.best import NO_ROWS, Rows
 from rn50feat.searching.distinct import DistinctFiles
 from rn50feat.searching.exact import BLOCK
 from rn50feat.searching.nearest import Nearest, OpenIndex
-from rn50feat.searching.points import centre_of, fastest, points
+from rn50feat.searching.rounded import centre_of, fastest, rounded
 from rn50feat.searching.scores import TIE, reaches
 
 _LEADERS = 1024  # images per query of the index
@@ -52,13 +52,13 @@ def by_scan(files: DistinctFiles, threshold: float, on_progress: Report) -> Iter
         with files.reading():
             features = files.store.features(firsts)
         centre = centre_of(features, "cosine")
-        left, fine = (points(features, "cosine", kind, centre=centre, queries=True) for kind in (precision, "fp32"))
+        left, fine = (rounded(features, "cosine", kind, centre=centre, queries=True) for kind in (precision, "fp32"))
         limits = np.full(len(firsts), threshold - TIE)
         for other in range(start, len(order), BLOCK):
             rows = order[other : other + BLOCK]
             with files.reading():
                 features = files.store.features(rows)
-                right = points(features, "cosine", precision, centre=centre, room=room)
+                right = rounded(features, "cosine", precision, centre=centre, room=room)
                 products, bounds = blocks.multiply(left, right), blocks.Bounds(left, right, "cosine")
                 near = blocks.reached(products, bounds.least(limits))
                 doubtful = np.flatnonzero(near & ~blocks.reached(products, bounds.enough(limits)))

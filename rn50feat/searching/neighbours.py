@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rn50feat.searching import crowd, exact
+from rn50feat.searching import exact, many_queries
 from rn50feat.searching.best import Best
 from rn50feat.searching.exact import MOST_HITS
 from rn50feat.store.snapshot import Snapshot
@@ -58,7 +58,7 @@ class NeighbourSearch:
 
     def _next(self) -> Neighbours:
         snapshot, total = self._snapshot, len(self._snapshot)
-        rows = np.arange(self._done, min(self._done + crowd.most(self.k), total))
+        rows = np.arange(self._done, min(self._done + many_queries.most(self.k), total))
 
         def work() -> list[Best]:
             snapshot.require_unmoved()

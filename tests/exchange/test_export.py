@@ -21,7 +21,7 @@ import rn50feat
 from rn50feat import FeatureStore, export
 from rn50feat.durable.disk import Disk
 from rn50feat.errors import ExchangeError, StoreError
-from rn50feat.searching import crowd
+from rn50feat.searching import many_queries
 from rn50feat.searching.neighbours import Neighbours, NeighbourSearch
 from rn50feat.sources import lists
 from rn50feat.sources.reference import Reference
@@ -248,7 +248,7 @@ def nearest_by_hand(opened: FeatureStore, k: int) -> list[list[int]]:
 
 @pytest.mark.parametrize("at_once", [3, 16, 4096])
 def test_parquet_has_the_neighbours_of_every_row(tmp_path: Path, at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crowd, "most", lambda k: at_once)
+    monkeypatch.setattr(many_queries, "most", lambda k: at_once)
     opened = made(tmp_path, [f"{i}.jpg" for i in range(40)])
     assert export(opened, tmp_path / "rows.parquet", neighbours=4) == 40
     table = pandas.read_parquet(tmp_path / "rows.parquet")
@@ -283,7 +283,7 @@ def test_neighbours_need_a_parquet_file_and_a_number(tmp_path: Path) -> None:
 def test_rows_that_come_while_neighbours_are_sought_are_left_out_and_moved_ones_end_it(
     tmp_path: Path, moved: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crowd, "most", lambda k: 16)
+    monkeypatch.setattr(many_queries, "most", lambda k: 16)
     opened, changed = made(tmp_path, [f"{i}.jpg" for i in range(40)]), []
     find = NeighbourSearch._next
 

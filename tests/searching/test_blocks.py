@@ -7,9 +7,9 @@ import pytest
 from numpy.typing import NDArray
 from vectors import clusters, hard
 
-from rn50feat.searching import blocks, points
+from rn50feat.searching import blocks, rounded
 from rn50feat.searching.blocks import Bounds
-from rn50feat.searching.points import Precision
+from rn50feat.searching.rounded import Precision
 from rn50feat.searching.scores import METRICS
 
 
@@ -38,13 +38,13 @@ def drawn(kind: str) -> NDArray[np.float32]:
 @pytest.mark.parametrize("metric", METRICS)
 @pytest.mark.parametrize("precision", ["bf16", "fp32"])
 def test_ranges_and_limits(precision: Precision, metric: str, kind: str) -> None:
-    if precision == "bf16" and not points._adds_in_float32():
+    if precision == "bf16" and not rounded._adds_in_float32():
         pytest.skip("torch adds bfloat16 in bfloat16 here, and the program never uses it")
     vectors = drawn(kind)
     queries, rows = vectors[:50], vectors[30:]
-    centre, expected = points.centre_of(queries, metric), truth(queries, rows, metric)
-    left = points.points(queries, metric, precision, centre=centre, queries=True)
-    right = points.points(rows, metric, precision, centre=centre)
+    centre, expected = rounded.centre_of(queries, metric), truth(queries, rows, metric)
+    left = rounded.rounded(queries, metric, precision, centre=centre, queries=True)
+    right = rounded.rounded(rows, metric, precision, centre=centre)
     products, bounds = blocks.multiply(left, right), Bounds(left, right, metric)
     i, j = (places.reshape(-1) for places in np.indices(expected.shape))
     low, high = bounds.ranges(blocks.at(products, i, j), i)

@@ -21,7 +21,7 @@ from vectors import append, clusters, filled, hard
 from rn50feat import EngineOptions, FeatureStore, compare, extract
 from rn50feat.cli.main import main
 from rn50feat.errors import ProvenanceError, QueryError
-from rn50feat.searching import crowd
+from rn50feat.searching import many_queries
 
 
 def by_definition(first: FeatureStore, second: FeatureStore, threshold: float) -> tuple[dict[int, int], set[int]]:
@@ -38,7 +38,7 @@ def by_definition(first: FeatureStore, second: FeatureStore, threshold: float) -
 def test_images_are_found_as_a_product_of_all_with_all_finds_them(
     tmp_path: Path, threshold: float, many: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(crowd, "size_of_blocks", lambda queries: 100)
+    monkeypatch.setattr(many_queries, "size_of_blocks", lambda queries: 100)
     monkeypatch.setattr("rn50feat.searching.comparison.most", lambda k: 300 if many else 10)
     rows = np.concatenate(list(hard(900)))
     for name, part in (("a", rows[:500]), ("b", rows[500:])):

@@ -1,4 +1,4 @@
-"""crowd: many queries at once find what each finds alone in float64, in any precision."""
+"""many_queries: many queries at once find what each finds alone in float64, in any precision."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from vectors import clusters, filled, hard
 
 from rn50feat import FeatureStore
-from rn50feat.searching import crowd, exact, points
+from rn50feat.searching import exact, many_queries, rounded
 from rn50feat.searching.scores import METRICS, in_order, score
 
 NONE = np.empty(0, np.int64)
@@ -19,16 +19,16 @@ NONE = np.empty(0, np.int64)
 @pytest.fixture(params=["bf16", "fp32"])
 def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Force a precision, whatever this processor prefers."""
-    if request.param == "bf16" and not points._adds_in_float32():
+    if request.param == "bf16" and not rounded._adds_in_float32():
         pytest.skip("torch adds bfloat16 in bfloat16 here, and the program never uses it")
-    monkeypatch.setattr(points, "fastest", lambda pairs: request.param)
+    monkeypatch.setattr(rounded, "fastest", lambda pairs: request.param)
     return str(request.param)
 
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exact, "MANY", 1)
-    monkeypatch.setattr(crowd, "size_of_blocks", lambda queries: 300)
+    monkeypatch.setattr(many_queries, "size_of_blocks", lambda queries: 300)
 
 
 def check(store: FeatureStore, queries: NDArray[np.generic], own: list[NDArray[np.int64]], metric: str, k: int) -> None:
@@ -60,7 +60,7 @@ def test_hard_rows(tmp_path: Path, metric: str, dtype: str, precision: str) -> N
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_copies_tie_by_id(tmp_path: Path, metric: str, precision: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(crowd, "_WAITING", 4)
+    monkeypatch.setattr(many_queries, "_WAITING", 4)
     rng = np.random.default_rng(3)
     features = both(900)
     copies = rng.choice(900, 180, replace=False)

@@ -1,6 +1,6 @@
 """Prepare vectors for products of many with many: rounded, and with a measure of what that changed.
 
-In: vectors. Out: `Points`, in bfloat16 where the processor is fast at it, else
+In: vectors. Out: `Rounded`, in bfloat16 where the processor is fast at it, else
 in float32. `blocks` multiplies them.
 """
 
@@ -49,7 +49,7 @@ def fastest(pairs: int) -> Precision:
 
 
 @dataclass(frozen=True)
-class Points:
+class Rounded:
     """Vectors for products: (n, 2048 + `COLUMNS`) in torch's bfloat16 or numpy's float32; of length 1 for cosines.
 
     ``lengths`` (n,) are at least theirs, and ``moved`` (n,) at least the distances by which rounding moved them.
@@ -63,17 +63,17 @@ class Points:
     unclear: Places
     column: int  # is added to all products of a vector
 
-    def __getitem__(self, places: Places) -> Points:
-        """Select some of the points."""
-        return Points(self.values[places], self.lengths[places], self.moved[places], NO_PLACES, self.column)
+    def __getitem__(self, places: Places) -> Rounded:
+        """Select some of the vectors."""
+        return Rounded(self.values[places], self.lengths[places], self.moved[places], NO_PLACES, self.column)
 
     def leave_out(self, places: Places) -> None:
-        """Make the products of the points at `places` -inf."""
+        """Make the products of the vectors at `places` -inf."""
         self.values[places, self.column] = -np.inf
 
 
 @np.errstate(invalid="ignore", over="ignore", divide="ignore", under="ignore")
-def points(
+def rounded(
     vectors: NDArray[np.floating[Any]],
     metric: str,
     precision: Precision,
@@ -81,10 +81,10 @@ def points(
     centre: Single | None,
     queries: bool = False,
     room: Any = None,
-) -> Points:
+) -> Rounded:
     """Prepare `vectors`, (n, 2048), for products by `metric`, as `queries` or as the rows that these meet.
 
-    `centre` is that of `centre_of`, the same for both. Uses `room`, the values of points that are no longer needed,
+    `centre` is that of `centre_of`, the same for both. Uses `room`, the values of others that are no longer needed,
     if that is large enough: fresh memory takes time.
     """
     count, width = vectors.shape
@@ -115,7 +115,7 @@ def points(
     column, ones = (width, width + _PARTS) if queries else (width + _PARTS, width)
     values[:, ones : ones + _PARTS] = 1
     _add(values[:, column : column + _PARTS], -squares / 2 if metric != "ip" else np.zeros(count))
-    made = Points(values, np.sqrt(squares) * (1 + SUM) + moved, moved, unclear, column)
+    made = Rounded(values, np.sqrt(squares) * (1 + SUM) + moved, moved, unclear, column)
     made.leave_out(np.concatenate([np.flatnonzero(damaged), unclear]))
     return made
 
@@ -164,7 +164,7 @@ def _widen(vectors: NDArray[np.floating[Any]], into: Single, precision: Precisio
 
 
 def _round(piece: Single, into: Any, kept: Single) -> Single:
-    """Round `piece` into a part of the points, and return in `kept` what it became."""
+    """Round `piece` into a part of the values, and return in `kept` what it became."""
     import torch
 
     source, result = torch.from_numpy(piece), torch.from_numpy(kept)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rn50feat.searching import blocks
 from rn50feat.searching.best import Best, Rows
 from rn50feat.searching.blocks import Bounds
-from rn50feat.searching.points import NO_PLACES, Numbers, Places, Precision, centre_of, points
+from rn50feat.searching.rounded import NO_PLACES, Numbers, Places, Precision, centre_of, rounded
 from rn50feat.searching.scores import Vectors, tolerance
 
 _NEARNESSES = 1 << 23  # of a block: 16 MB in bfloat16
@@ -66,7 +66,7 @@ def size_of_blocks(queries: int) -> int:
     return max(1024, min(4096, _NEARNESSES // queries))
 
 
-class Crowd:
+class ManyQueries:
     """The best rows for each of many queries so far."""
 
     def __init__(
@@ -85,9 +85,9 @@ class Crowd:
         """
         self._metric, self._k, self._ids, self._read = metric, k, ids, read
         self._centre = centre_of(queries, metric)
-        self._points = self._fine = points(queries, metric, precision, centre=self._centre, queries=True)
+        self._rounded = self._fine = rounded(queries, metric, precision, centre=self._centre, queries=True)
         if precision != "fp32":
-            self._fine = points(queries, metric, "fp32", centre=self._centre, queries=True)
+            self._fine = rounded(queries, metric, "fp32", centre=self._centre, queries=True)
         self._precision, self._room = precision, None
         self._bests = [Best(query, k, metric) for query in queries]
         self._lows = np.full((len(queries), k), -np.inf)  # what the k best rows reach at least
@@ -100,17 +100,17 @@ class Crowd:
     @property
     def unclear(self) -> Places:
         """The queries that have no products, and so find nothing."""
-        return self._points.unclear
+        return self._rounded.unclear
 
     def look_at(self, numbers: Rows, features: Vectors) -> None:
         """Compare all queries with the rows `numbers`, ascending, and their `features`, (n, 2048)."""
-        rows = points(features, self._metric, self._precision, centre=self._centre, room=self._room)
+        rows = rounded(features, self._metric, self._precision, centre=self._centre, room=self._room)
         self._room = rows.values if self._room is None else self._room
         surplus = _surplus(features, self._ids[numbers], self._enough)
         rows.leave_out(surplus)
-        products = blocks.multiply(self._points, rows)
+        products = blocks.multiply(self._rounded, rows)
         self._exclude_own(products, numbers)
-        bounds = Bounds(self._points, rows, self._metric)
+        bounds = Bounds(self._rounded, rows, self._metric)
         self._begin(products, bounds)
         i, j = np.divmod(np.flatnonzero(blocks.reached(products, bounds.least(self._limits))), len(numbers))
         found = _Pairs(i, j, *bounds.ranges(blocks.at(products, i, j), i))
