@@ -106,11 +106,13 @@ def part_rows(rows: int, row_size: int, lists: int, max_ram: int) -> int:
     return min(rows, max(LEAST_PART, room // (row_size * GROWTH)))
 
 
-def larger(factory: str, rows: int, max_ram: int) -> str:
-    """Return the options for an index with larger codes than `factory`."""
+def larger(factory: str, rows: int, max_ram: int) -> str | None:
+    """Return a factory string for an index with larger codes than `factory`; None if its codes are whole rows."""
+    if factory.endswith((",SQfp16", ",Flat")):
+        return None
     found = re.fullmatch(r"(IVF\d+(?:_HNSW32)?),RaBitQ(\d?)", factory)
     lists = found[1] if found else f"IVF{_lists(rows, max_ram)}"
-    return f"--factory {lists}," + ("RaBitQ4" if found and not found[2] else "SQfp16")
+    return f"{lists}," + ("RaBitQ4" if found and not found[2] else "SQfp16")
 
 
 def chosen_by_user(factory: str) -> str | None:

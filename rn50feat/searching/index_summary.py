@@ -65,5 +65,6 @@ def _advice(store: FeatureStore, facts: IndexFacts, max_ram: int, *, rebuild: bo
     shortfall = f"recall@10 is {facts.recall:.3f}, less than the {facts.target:g} of --target-recall"
     if rebuild:
         return f"{shortfall}, since many rows are newer than the index's training: {command}"
-    options = index_plan.larger(facts.factory, facts.rows, max_ram)
-    return f"{shortfall}: larger codes find more, for example with {command} {options}"
+    if larger := index_plan.larger(facts.factory, facts.rows, max_ram):
+        return f"{shortfall}: larger codes find more, for example with {command} --factory {larger}"
+    return f"{shortfall}, and larger codes would not help: search --exact compares every row"

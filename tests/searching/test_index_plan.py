@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from rn50feat.errors import IndexingError
-from rn50feat.searching.index_plan import LEAST_PART, MAX_RAM, Plan, choose, custom
+from rn50feat.searching.index_plan import LEAST_PART, MAX_RAM, Plan, choose, custom, larger
 
 
 def test_small_stores_get_a_flat_index() -> None:
@@ -62,3 +62,17 @@ def test_a_kind_of_the_users_choice_is_trained_on_what_fits() -> None:
     assert LEAST_PART < planned("IVF64,SQ8", 5_000_000, 2056).part < 500_000
     with pytest.raises(IndexingError, match="8.41 GB of memory"):
         planned("Flat", 1_000_000, 8200, lists=0, trained=True)
+
+
+@pytest.mark.parametrize(
+    ("factory", "expected"),
+    [
+        ("IVF1024,RaBitQ", "IVF1024,RaBitQ4"),
+        ("IVF8192_HNSW32,RaBitQ4", "IVF8192_HNSW32,SQfp16"),
+        ("IVF64,PQ16", "IVF1024,SQfp16"),
+        ("IVF64,SQfp16", None),
+        ("IDMap2,Flat", None),
+    ],
+)
+def test_larger_codes_end_with_whole_rows(factory: str, expected: str | None) -> None:
+    assert larger(factory, 300_000, MAX_RAM) == expected
