@@ -9,6 +9,8 @@ version is ignored, and written anew.
 from __future__ import annotations
 
 import logging
+import sys
+import time
 import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
@@ -34,20 +36,23 @@ logger = logging.getLogger(__name__)
 
 _HEADER = f"rn50feat relations {VERSION}\n".encode()
 _RECORD = np.dtype([("first", "V16"), ("second", "V16"), ("relation", "u1"), ("contained", "u1")])
+_PATIENCE = 30.0  # seconds; writing a million relations takes 5
 _VIEWS = 64  # in memory at once, about 3 MB each
 _NAMES = (None, *RELATIONS)
 
 
 class Relations:
-    """Relations of images, from pixels or from the file of a `store`; to be closed, which writes the file.
+    """Relations of images, from pixels or from the file of a `store`; to be closed.
 
-    Images in remote storage are read only if `check` is set.
+    What is new is written every `_PATIENCE` seconds and at the end, so that
+    little has to be compared again after a crash. Images in remote storage are
+    read only if `check` is set.
     """
 
     def __init__(self, store: Path, *, check: bool, options: EngineOptions = EngineOptions()) -> None:
         self._path, self._check = relations_file(store), check
         self._known = _read(self._path)
-        self._before = len(self._known)
+        self._kept, self._saved = len(self._known), time.monotonic()
         self._views: OrderedDict[bytes, View | None] = OrderedDict()
         self._workers = options.workers or cores()
         self._max_pixels = options.max_megapixels * 1_000_000
@@ -65,6 +70,8 @@ class Relations:
                 pairs = [(other, one, two) for other, one, two in pairs if one is not None and two is not None]
                 made = self._threads.map(lambda pair: compare(pair[1], pair[2]), pairs)
                 self._known |= {(first.digest, pair[0].digest): found for pair, found in zip(pairs, made)}
+                if time.monotonic() - self._saved > _PATIENCE:
+                    self._save()
             yield from (self._known.get((first.digest, other.digest)) for other in part)
 
     def _viewed(self, references: Sequence[Reference]) -> dict[bytes, View | None]:
@@ -100,11 +107,17 @@ class Relations:
         return views
 
     def close(self) -> None:
-        """End the processes, and write what is new."""
+        """End the processes, and write what is still to be written."""
         self._threads.shutdown()
         if self._pool is not None:
             self._pool.close()
-        if len(self._known) > self._before:
+        self._save()
+
+    def _save(self) -> None:
+        """Write all relations, if some are new."""
+        self._saved = time.monotonic()
+        if len(self._known) > self._kept:
+            self._kept = len(self._known)
             records = [
                 (*pair, _NAMES.index(found.relation), found.contained) for pair, found in sorted(self._known.items())
             ]
@@ -114,6 +127,7 @@ class Relations:
                     file.write(_HEADER + zlib.crc32(body).to_bytes(4, "little") + body)
             except ExchangeError as error:
                 logger.warning("relations are not kept for the next time: %s", error)
+                self._kept = sys.maxsize  # once is enough
 
 
 def relations_file(store: Path) -> Path:

@@ -10,6 +10,7 @@ import pytest
 from scenes import encoded, scene
 
 from rn50feat import EngineOptions
+from rn50feat.searching import relations as module
 from rn50feat.searching.alignment import Compared
 from rn50feat.searching.relations import Relations, relations_file
 from rn50feat.sources import contents
@@ -40,6 +41,20 @@ def test_they_are_read_from_their_file_the_next_time(tmp_path: Path, files: list
     assert found(tmp_path, files) == EXPECTED
     relations_file(tmp_path / "out.h5").unlink()
     assert found(tmp_path, files) == [None, None]
+
+
+def test_they_are_written_on_the_way(
+    tmp_path: Path, files: list[Reference], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    place = relations_file(tmp_path / "out.h5")
+    with closing(Relations(tmp_path / "out.h5", check=False, options=EngineOptions(workers=1))) as relations:
+        assert next(relations.of(files[0], files[1:])) == EXPECTED[0]
+        assert place.exists()
+    place.unlink()
+    place.mkdir()  # now it cannot be written
+    found(tmp_path, files)
+    assert caplog.text.count("relations are not kept") == 1
 
 
 @pytest.mark.parametrize("damage", [b"", b"rn50feat relations 0\n", b"rn50feat relations 1\n", None])
