@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 def find_store() -> Path:
     """Find the store to use if none is named; raise `StoreError` unless there is exactly one."""
     if named := os.environ.get("RN50FEAT_STORE"):
+        if not os.path.exists(named):
+            raise StoreError(f"{named}, which RN50FEAT_STORE names, is not there: name a store, or unset the variable")
         return Path(named)
     from rn50feat.store.opening import is_store
     from rn50feat.store.reader import SUFFIXES

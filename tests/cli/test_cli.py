@@ -300,6 +300,7 @@ def test_the_store_is_named_or_alone(rn50feat: Run, store: Path) -> None:
     assert done.returncode == 1
     assert "2 stores (other.hdf5, out.h5): name one" in done.stderr
     assert rn50feat("info", RN50FEAT_STORE="out.h5").returncode == 0
+    assert "gone.h5, which RN50FEAT_STORE names, is not there" in rn50feat("info", RN50FEAT_STORE="gone.h5").stderr
     assert rn50feat("info", "other.hdf5").stdout.startswith(f"store          {store.parent}/other.hdf5")
     assert rn50feat("search", "other.hdf5", "--stored", "pictures/plain.png").returncode == 0
     for path in store.parent.glob("*.h*5"):
