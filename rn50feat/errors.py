@@ -37,6 +37,7 @@ them into one ``Error:`` line::
 A message names the thing, the cause and the fix.
 """
 
+import shlex
 from collections.abc import Sequence
 from typing import Any
 
@@ -182,6 +183,11 @@ def raise_all(errors: Sequence[RN50FeatError]) -> None:
     """Raise the one error in `errors`, or `SeveralErrors`; do nothing if it is empty."""
     if errors:
         raise errors[0] if len(errors) == 1 else SeveralErrors(errors)
+
+
+def invocation(command: str, *words: object) -> str:
+    """Write a command as a shell takes it: rn50feat index 'my store.h5' --rebuild."""
+    return shlex.join(["rn50feat", command, *map(str, words)])
 
 
 def count(number: int, thing: str, things: str | None = None) -> str:

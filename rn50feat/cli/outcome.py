@@ -13,7 +13,7 @@ from rn50feat.cli.ending import Ending
 from rn50feat.cli.relocate import relocation
 from rn50feat.cli.stores import mark_random
 from rn50feat.cli.terminal import STOPS, say
-from rn50feat.errors import count, size
+from rn50feat.errors import count, invocation, size
 
 if TYPE_CHECKING:
     from rn50feat.store.summary import Summary
@@ -46,7 +46,7 @@ def _print(summary: Summary, out: Path) -> None:
         say(f"rewrote {out} without unused space: {size(summary.compacted)} freed")
     if summary.failed or summary.damaged:
         what = "could not be read" if summary.failed else "are damaged"
-        say(f"to see which images {what} and why: rn50feat info {out} --failures")
+        say(f"to see which images {what} and why: {invocation('info', out, '--failures')}")
     if out.exists():
         from rn50feat.store.reader import FeatureStore
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +12,7 @@ from rn50feat.cli.ending import Ending, pass_ending
 from rn50feat.cli.options import argument, json_option, option, store_argument
 from rn50feat.cli.stores import open_store
 from rn50feat.cli.terminal import say
-from rn50feat.errors import count
+from rn50feat.errors import count, invocation
 
 if TYPE_CHECKING:
     from rn50feat.extraction.relocate import Relocated
@@ -50,7 +49,7 @@ def command(ending: Ending, old: str, new: str, store: Path | None, apply: bool,
 
 def relocation(old: str, new: str, store: Path) -> str:
     """Return the command that relocates, as text for a shell."""
-    return shlex.join(["rn50feat", "relocate", old, new, str(store)])
+    return invocation("relocate", old, new, store)
 
 
 def _lines(done: Relocated) -> list[str]:

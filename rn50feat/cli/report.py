@@ -273,10 +273,12 @@ def index_line(done: IndexSummary) -> str:
     """Say in one line what was done to an index, and its state."""
     facts = done.facts
     changes = [f"{number} {name}" for number, name in ((done.added, "added"), (done.removed, "removed")) if number]
-    words = [count(facts.rows, "row"), ", ".join(changes) or "nothing to do"]
-    if done.built:
-        words[1] = f"recall@10 {facts.recall:.3f}" if facts.recall is not None else "too few rows to measure recall"
+    words = [count(facts.rows, "row"), *(() if done.built else changes)]
+    if done.built or done.tuned:
+        words += [f"recall@10 {facts.recall:.3f}" if facts.recall is not None else "too few rows to measure recall"]
         words += [f"scans {count(facts.nprobe, 'list')}"] if facts.nprobe else []
+    elif not changes:
+        words += ["nothing to do"]
     if done.behind:
         words[1:] = [f"{count(done.behind, 'newer one')} left for later: too few to write {size(facts.size)} again"]
     return ", ".join(words)

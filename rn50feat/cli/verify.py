@@ -21,7 +21,7 @@ from rn50feat.cli.options import (
 from rn50feat.cli.stores import open_store
 from rn50feat.cli.terminal import downloads, say, write
 from rn50feat.engines.contract import EngineOptions
-from rn50feat.errors import VerifyError, count
+from rn50feat.errors import VerifyError, count, invocation
 from rn50feat.escape import one_line
 from rn50feat.store.damage import LAST_REMEDY, remedy
 
@@ -83,8 +83,9 @@ def _advice(store: Path, result: Findings) -> str:
         if result.unreadable:
             fix = remedy(store)
         elif result.differing:
-            fix = f"run rn50feat extract SOURCE... {store} --heal, which computes damaged rows again from their images"
+            heal = invocation("extract", "SOURCE...", store, "--heal")
+            fix = f"run {heal}, which computes damaged rows again from their images"
         words.append(f"{store} has {count(faults, 'fault')}: {fix}")
     if result.index_fault:
-        words.append(f"the index of {store} is faulty: build it again with rn50feat index {store} --rebuild")
+        words.append(f"the index of {store} is faulty: build it again with {invocation('index', store, '--rebuild')}")
     return "; ".join(words)

@@ -16,6 +16,7 @@ from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rn50feat.backends.contract import Backend
 from rn50feat.durable import limits
@@ -74,7 +75,7 @@ def bench(
     listing = len(found) / (time.perf_counter() - begun)
     references = [reference for reference in found if decoding.has_image_suffix(reference.location)][:count]
     if not references:
-        raise SourceError(f"{folder} holds no image among its first 10,000 files: name a folder that does")
+        raise SourceError(_no_image(folder))
     chosen = find(weights)
     origin = provenance(chosen)
     contents, reading = _read(references)
@@ -90,8 +91,8 @@ def bench(
     sound = _sound(contents, decode, folder)
     decoded = _rate(decode, sound)
     backend = with_weights(lambda: _backend(chosen, origin, options, [reference for reference, _ in sound]))
-    side, size = origin.preprocessing.crop, options.batch_size or backend.batch_size
-    crops = np.zeros((size, side, side, 3), origin.preprocessing.crop_dtype)
+    size = options.batch_size or backend.batch_size
+    crops = _crops(sound, origin.preprocessing, size)
     with ThreadPoolExecutor(backend.lanes) as threads:
         batches = [crops] * backend.lanes
 
@@ -122,6 +123,16 @@ def bench(
     )
 
 
+def _crops(sound: list[tuple[Reference, bytes]], preprocessing: Preprocessing, size: int) -> NDArray[Any]:
+    """Decode a batch of `size` images, with copies if there are fewer: in int8, the time depends on what they show."""
+
+    def crop(content: tuple[Reference, bytes]) -> NDArray[Any]:
+        suffix = os.path.splitext(content[0].location)[1]
+        return decoding.decode(content[1], preprocessing, suffix=suffix, max_pixels=sys.maxsize).crop
+
+    return np.stack(list(islice(cycle(map(crop, sound[:size])), size)))
+
+
 def _backend(weights: Weights, origin: Provenance, options: EngineOptions, references: Sequence[Reference]) -> Backend:
     """Prepare the network; in int8, with ranges measured on `references`."""
     if options.precision == "int8":
@@ -145,6 +156,12 @@ def _cost(
 
     multiply = least_seconds(backend.precision, budget=SECONDS / 4)
     return cost(cores=limits.cores(), shrinking=_rate(shrink, sound), multiply=multiply, **rates)
+
+
+def _no_image(folder: str | os.PathLike[str]) -> str:
+    if os.path.isfile(folder):
+        return f"{folder} is no image, and what archives and lists hold is not measured: name a folder with images"
+    return f"{folder} holds no image among its first 10,000 files: name a folder that does"
 
 
 def _read(references: list[Reference]) -> tuple[list[tuple[Reference, bytes]], float]:

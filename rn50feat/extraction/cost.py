@@ -34,7 +34,8 @@ def cost(
     """
     spent = {"read": 1 / reading, "decode": 1 / decoding, "network": cores / network}
     spent["rest"] = max(0.0, (cores / together if together else 0.0) - sum(spent.values()))
-    least = {"read": 1 / reading, "decode": min(1 / shrinking, spent["decode"]), "network": multiply, "rest": 0.0}
+    least = {"read": 1 / reading, "decode": min(1 / shrinking, spent["decode"])}
+    least |= {"network": min(multiply, spent["network"]), "rest": 0.0}
     return Cost(
         {stage: 1000 * spent[stage] for stage in STAGES},
         {stage: 1000 * least[stage] for stage in STAGES},

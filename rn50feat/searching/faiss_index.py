@@ -46,6 +46,8 @@ class FaissIndex:
         with _indexing_errors(f"FAISS cannot make the index {factory}", _OTHER_FACTORY):
             index = faiss.index_factory(WIDTH, factory, _METRICS[metric])
             made = cls(index)
+            if made._ivf is not None and not made.lists:
+                raise RuntimeError("an index needs at least one list")
             made._require_ids(_OTHER_FACTORY)
             if made._ivf is None and not isinstance(index, faiss.IndexIDMap):
                 made = cls(faiss.IndexIDMap2(index))  # other kinds cannot store ids

@@ -59,9 +59,10 @@ def index(
 
     `metric` (cosine by default) and `factory`, a FAISS factory string, apply
     when an index is built; they cannot be changed later. `target_recall` is
-    `TARGET_RECALL` unless the index has another or one is given; then recall is
-    measured again. Building takes at most `max_ram` bytes. `on_plan` gets the kind of index before it is built,
-    `on_progress` (stage, rows done, rows in total).
+    `TARGET_RECALL` unless the index has another or one is given; then recall
+    is measured again. What is not given stays as it was when an index is
+    rebuilt. Building takes at most `max_ram` bytes. `on_plan` gets the kind of
+    index before it is built, `on_progress` (stage, rows done, rows in total).
 
     An index that belongs to another history of the store, as after restoring
     a backup, is rebuilt. Raises `IndexingError` for an index that is damaged
@@ -70,7 +71,6 @@ def index(
     existing index is then left as it was.
     """
     store = store if isinstance(store, FeatureStore) else FeatureStore(store)
-    target = TARGET_RECALL if target_recall is None else target_recall
     if metric not in (None, *METRICS):
         raise IndexingError(f"there is no metric {metric}: use one of {', '.join(METRICS)}")
     with lock.run_lock(index_file.faiss_path(store.path)):
@@ -78,18 +78,28 @@ def index(
         if not rebuild and (postponed := _postponed(store, metric, factory, max_ram, target_recall)):
             return postponed
         loaded = None if rebuild else index_file.load(store.path, FaissIndex.load_to_change, thorough=True)
-        if loaded is None:
-            return _build(store, metric or "cosine", factory, max_ram, target, on_plan, on_progress)
-        try:
-            require_same(store, loaded[1])
-        except HistoryError:
-            logger.warning(
-                "%s belongs to another history of %s: rebuilding it", index_file.faiss_path(store.path), store.path
-            )
-            metric, factory = metric or loaded[1].metric, factory or index_plan.chosen_by_user(loaded[1].factory)
-            return _build(store, metric, factory, max_ram, target, on_plan, on_progress)
-        _require_kind(store, loaded[1], metric, factory)
-        return _update(store, *loaded, max_ram, target_recall, on_progress)
+        if loaded is not None:
+            try:
+                require_same(store, loaded[1])
+            except HistoryError:
+                logger.warning(
+                    "%s belongs to another history of %s: rebuilding it", index_file.faiss_path(store.path), store.path
+                )
+            else:
+                _require_kind(store, loaded[1], metric, factory)
+                return _update(store, *loaded, max_ram, target_recall, on_progress)
+        return _build(store, *_choices(store, metric, factory, target_recall), max_ram, on_plan, on_progress)
+
+
+def _choices(
+    store: FeatureStore, metric: str | None, factory: str | None, target: float | None
+) -> tuple[str, str | None, float]:
+    """Complete the choices for an index that is to be built by those for the last one of `store`, if there was one."""
+    last = index_file.last_facts(store.path)
+    if last is not None and last.store_id == store.id:
+        metric, factory = metric or last.metric, factory or index_plan.chosen_by_user(last.factory)
+        target = last.target if target is None and last.target else target
+    return metric or "cosine", factory, TARGET_RECALL if target is None else target
 
 
 def _postponed(
@@ -124,8 +134,8 @@ def _build(
     store: FeatureStore,
     metric: str,
     factory: str | None,
-    max_ram: int,
     target: float,
+    max_ram: int,
     on_plan: Callable[[Plan], None],
     on_progress: OnProgress,
 ) -> IndexSummary:
@@ -275,7 +285,8 @@ def _update(
             facts, write = _tuned(store, made, facts, queries), made.save
         path_file.save(store)
         facts = index_file.save(store.path, write, facts, before)
-    return summary(store, facts, max_ram, added=added, removed=gone, rebuild=should_rebuild(facts, wanted))
+    rebuild = should_rebuild(facts, wanted)
+    return summary(store, facts, max_ram, added=added, removed=gone, tuned=aimed, rebuild=rebuild)
 
 
 def _difference(made: FaissIndex, wanted: Rows, remedy: str) -> tuple[list[Lists], NDArray[np.bool_], int]:

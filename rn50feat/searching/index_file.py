@@ -24,7 +24,7 @@ from typing import Any, TypeVar
 
 from rn50feat.durable.disk import DISK, Disk, advice, close, open_regular
 from rn50feat.durable.records import typed
-from rn50feat.errors import HistoryError, IndexingError, ProvenanceError
+from rn50feat.errors import HistoryError, IndexingError, ProvenanceError, invocation
 from rn50feat.images.provenance import Provenance
 from rn50feat.searching.scores import METRICS
 from rn50feat.store.reader import FeatureStore
@@ -126,6 +126,14 @@ def read_facts(store: Path, *, thorough: bool = False) -> IndexFacts | None:
     raise IndexingError(f"{faiss_path(store)} keeps changing: try again later")
 
 
+def last_facts(store: Path) -> IndexFacts | None:
+    """Read the facts of the last index next to `store`, even if its FAISS file is damaged; None if they are unknown."""
+    with suppress(OSError, IndexingError):
+        if text := _text(facts_path(store)):
+            return _parsed(store, text)[0]
+    return None
+
+
 def load(store: Path, read: Callable[[Path], Index], *, thorough: bool = False) -> tuple[Index, IndexFacts] | None:
     """Read the FAISS file with `read`, and its facts like `read_facts`; None if there is none."""
     for _ in range(_ATTEMPTS):
@@ -190,7 +198,8 @@ def _text(path: Path) -> bytes | None:
 
 def remedy(store: Path) -> str:
     """Return the fix for an index that cannot be used, whichever command found it."""
-    return f"rebuild it with rn50feat index {store} --rebuild, or ignore it: search --exact, duplicates --scan"
+    again = invocation("index", store, "--rebuild")
+    return f"rebuild it with {again}, or ignore it: search --exact, duplicates --scan"
 
 
 def _fitting(store: Path, seen: _State, thorough: bool) -> IndexFacts:

@@ -108,7 +108,7 @@ def part_rows(rows: int, row_size: int, lists: int, max_ram: int) -> int:
 
 def larger(factory: str, rows: int, max_ram: int) -> str | None:
     """Return a factory string for an index with larger codes than `factory`; None if its codes are whole rows."""
-    if factory.endswith((",SQfp16", ",Flat")):
+    if factory.endswith((",SQfp16", ",Flat")) or re.fullmatch(r"(HNSW|NSG)\d+", factory):
         return None
     found = re.fullmatch(r"(IVF\d+(?:_HNSW32)?),RaBitQ(\d?)", factory)
     lists = found[1] if found else f"IVF{_lists(rows, max_ram)}"

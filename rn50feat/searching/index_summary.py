@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from rn50feat.errors import invocation
 from rn50feat.searching import index_plan
 from rn50feat.searching.best import Rows
 from rn50feat.searching.index_file import IndexFacts
@@ -20,7 +21,7 @@ class IndexSummary:
     ``behind`` rows of the store are not in the index yet, since adding a few
     to a large index does not pay; searches scan them. ``advice`` is what to do
     about an index that finds less than it should, or that is slow; "" if it is
-    fine.
+    fine. ``tuned`` if another target was set for its recall.
     """
 
     facts: IndexFacts
@@ -30,6 +31,7 @@ class IndexSummary:
     rebuild_pays: bool
     behind: int = 0
     advice: str = ""
+    tuned: bool = False
 
 
 def should_rebuild(facts: IndexFacts, ids: Rows) -> bool:
@@ -48,23 +50,24 @@ def summary(
     added: int = 0,
     removed: int = 0,
     behind: int = 0,
+    tuned: bool = False,
     rebuild: bool = False,
 ) -> IndexSummary:
     """Sum up what was done to an index that has `facts` now."""
     advice = _advice(store, facts, max_ram, rebuild=rebuild)
-    return IndexSummary(facts, built, added, removed, rebuild, behind, advice)
+    return IndexSummary(facts, built, added, removed, rebuild, behind, advice, tuned)
 
 
 def _advice(store: FeatureStore, facts: IndexFacts, max_ram: int, *, rebuild: bool) -> str:
     """Say what would make the index better; "" if it is fine."""
-    command = f"rn50feat index {store.path} --rebuild"
+    again = invocation("index", store.path, "--rebuild")
     if rebuild and not facts.short:
-        return f"the store has grown too large for a full scan: {command}"
+        return f"the store has grown too large for a full scan: {again}"
     if not facts.short:
         return ""
-    shortfall = f"recall@10 is {facts.recall:.3f}, less than the {facts.target:g} of --target-recall"
+    shortfall = f"recall@10 is {facts.recall:.4f}, less than the {facts.target:g} of --target-recall"
     if rebuild:
-        return f"{shortfall}, since many rows are newer than the index's training: {command}"
+        return f"{shortfall}, since many rows are newer than the index's training: {again}"
     if larger := index_plan.larger(facts.factory, facts.rows, max_ram):
-        return f"{shortfall}: larger codes find more, for example with {command} --factory {larger}"
+        return f"{shortfall}: larger codes find more, for example with {again} --factory {larger}"
     return f"{shortfall}, and larger codes would not help: search --exact compares every row"

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rn50feat.durable.disk import advice
-from rn50feat.errors import DamagedStoreError, OutOfMemoryError, StoreError
+from rn50feat.errors import DamagedStoreError, OutOfMemoryError, StoreError, invocation
 
 LAST_REMEDY = (
     "restore it from a backup; without one, move it away and extract again, which recomputes every image but cannot"
@@ -31,7 +31,8 @@ H5PY_ERRORS = (OSError, RuntimeError, LookupError, ValueError, Malformed)  # wha
 
 def remedy(path: Path) -> str:
     """Say what to do about a store whose attributes can be read, but not all of its datasets."""
-    return f"restore it from a backup; without one, rn50feat compact {path} --to NEW.h5 saves what can be read"
+    saving = invocation("compact", path, "--to", "NEW.h5")
+    return f"restore it from a backup; without one, {saving} saves what can be read"
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from types import NoneType
 from typing import Any, Protocol
 
 from rn50feat import __version__
-from rn50feat.errors import TooManyFailuresError
+from rn50feat.errors import TooManyFailuresError, invocation
 from rn50feat.store.damage import Malformed
 
 Limit = tuple[float, bool]  # a number, and whether it is a percentage
@@ -116,7 +116,7 @@ class Summary:
         return [
             TooManyFailuresError(
                 f"{count} of {whole} {what}, more than {limit[0]:g}{' %' if limit[1] else ''}:"
-                f" see rn50feat info {store} --failures"
+                f" see {invocation('info', store, '--failures')}"
             )
             for limit, count, whole, what in counted
             if limit is not None and count > (whole * limit[0] / 100 if limit[1] else limit[0])

@@ -94,6 +94,20 @@ def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
         bench.bench(tmp_path)
 
 
+def test_archives_and_lists_are_not_measured(tmp_path: Path) -> None:
+    (tmp_path / "list.txt").write_text("a.jpg\n")
+    with pytest.raises(SourceError, match=r"list.txt is no image, and what archives and lists hold is not measured"):
+        bench.bench(tmp_path / "list.txt")
+
+
+def test_the_network_gets_the_pictures_themselves(pictures: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[np.ndarray] = []
+    monkeypatch.setattr(SlowBackend, "features", lambda self, crops: seen.append(crops) or np.zeros((len(crops), 2048)))
+    bench.bench(pictures)
+    assert seen[0].shape == (4, 224, 224, 3)
+    assert len({crop.tobytes() for crop in seen[0]}) == 4
+
+
 def test_a_picture_that_cannot_be_decoded_is_an_error_of_one_line(tmp_path: Path) -> None:
     (tmp_path / "broken.jpg").write_text("x\n")
     done = CliRunner().invoke(main, ["bench", str(tmp_path / "broken.jpg")])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -134,6 +135,33 @@ def test_an_index_without_a_target_gets_the_usual_one(store: FeatureStore, monke
     assert (facts.target, facts.measured_rows, facts.short) == (0.98, 403, False)
 
 
+@pytest.mark.parametrize("damaged", [False, True])
+def test_a_rebuild_keeps_what_was_chosen(store: FeatureStore, damaged: bool) -> None:
+    rn50feat.index(store, metric="l2", factory="IVF8,SQ8", target_recall=0.9)
+    if damaged:
+        faiss_file = index_file.faiss_path(store.path)
+        faiss_file.write_bytes(faiss_file.read_bytes()[:1000])
+    done = rn50feat.index(store, rebuild=True)
+    assert done.built
+    assert (done.facts.metric, done.facts.factory, done.facts.target) == ("l2", "IVF8,SQ8", 0.9)
+    done = rn50feat.index(store, rebuild=True, metric="ip", factory="IVF4,SQfp16", target_recall=1.0)
+    assert (done.facts.metric, done.facts.factory, done.facts.target) == ("ip", "IVF4,SQfp16", 1.0)
+
+
+def test_another_target_is_said(rn50feat: Run, store: FeatureStore) -> None:
+    rn50feat("index", "--factory", "IVF8,RaBitQ")
+    assert re.search(r"400 rows, recall@10 1.000, scans \d lists?\n", rn50feat("index", "--target-recall", "1").stderr)
+
+
+def test_a_command_to_run_can_be_pasted(tmp_path: Path) -> None:
+    (tmp_path / "my store").mkdir()
+    moved = filled(tmp_path / "my store" / "out.h5", clusters(60))
+    rn50feat.index(moved)
+    index_file.faiss_path(moved.path).write_bytes(b"")
+    with pytest.raises(IndexingError, match=f"rn50feat index '{moved.path}' --rebuild"):
+        rn50feat.index(moved)
+
+
 def test_rows_that_move_while_an_index_is_built_are_in_it(store: FeatureStore, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(index, "BLOCK", 64)
     stages: list[tuple[str, int, int]] = []
@@ -174,6 +202,7 @@ def test_an_id_that_a_damaged_store_has_twice_does_not_keep_a_build_busy_for_eve
     ("settings", "message"),
     [
         ({"factory": "nonsense"}, "FAISS cannot make the index nonsense \\("),
+        ({"factory": "IVF0,Flat"}, "the index IVF0,Flat .*at least one list.*: use another --factory"),
         ({"factory": "IDMap2,IVF4,Flat"}, "has ids of its own, without IDMap: use another --factory"),
         ({"factory": "IVF1000,SQ8"}, "cannot train|training points"),
         ({"max_ram": 1000}, "takes about 200 MB of memory, but --max-ram allows 1 kB: raise it"),

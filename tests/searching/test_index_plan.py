@@ -72,6 +72,7 @@ def test_a_kind_of_the_users_choice_is_trained_on_what_fits() -> None:
         ("IVF64,PQ16", "IVF1024,SQfp16"),
         ("IVF64,SQfp16", None),
         ("IDMap2,Flat", None),
+        ("HNSW32", None),
     ],
 )
 def test_larger_codes_end_with_whole_rows(factory: str, expected: str | None) -> None:
