@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -30,6 +31,8 @@ from rn50feat.sources import remote
 
 if TYPE_CHECKING:
     from ray.cluster_utils import Cluster
+
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup, what tests start would ignore it
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 # The program, but for the line that says every 30 seconds how far it is: no test is about the speed of a machine.

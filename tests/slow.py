@@ -38,7 +38,9 @@ def stopped(process: subprocess.Popen[str], number: int) -> tuple[str, str]:
     process.send_signal(number)
     errors = ""
     while "stopping" not in errors:
-        errors += process.stderr.readline()
+        line = process.stderr.readline()
+        assert line, f"it has ended: {errors}"
+        errors += line
     process.stdin.close()
     return process.stdout.read(), errors + process.stderr.read()
 
