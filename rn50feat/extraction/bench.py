@@ -81,9 +81,8 @@ def bench(
     contents, reading = _read(references)
 
     def decode(content: tuple[Reference, bytes]) -> str:
-        suffix = os.path.splitext(content[0].location)[1]
         try:
-            decoding.decode(content[1], origin.preprocessing, suffix=suffix, max_pixels=options.max_megapixels * 10**6)
+            _decoded(content, origin.preprocessing, options.max_megapixels * 1_000_000)
         except ImageError as error:
             return str(error)
         return ""
@@ -123,14 +122,16 @@ def bench(
     )
 
 
+def _decoded(content: tuple[Reference, bytes], preprocessing: Preprocessing, max_pixels: int) -> NDArray[Any]:
+    reference, data = content
+    suffix = os.path.splitext(reference.location)[1]
+    return decoding.decode(data, preprocessing, suffix=suffix, max_pixels=max_pixels).crop
+
+
 def _crops(sound: list[tuple[Reference, bytes]], preprocessing: Preprocessing, size: int) -> NDArray[Any]:
     """Decode a batch of `size` images, with copies if there are fewer: in int8, the time depends on what they show."""
-
-    def crop(content: tuple[Reference, bytes]) -> NDArray[Any]:
-        suffix = os.path.splitext(content[0].location)[1]
-        return decoding.decode(content[1], preprocessing, suffix=suffix, max_pixels=sys.maxsize).crop
-
-    return np.stack(list(islice(cycle(map(crop, sound[:size])), size)))
+    crops = (_decoded(content, preprocessing, sys.maxsize) for content in sound[:size])
+    return np.stack(list(islice(cycle(crops), size)))
 
 
 def _backend(weights: Weights, origin: Provenance, options: EngineOptions, references: Sequence[Reference]) -> Backend:
@@ -160,7 +161,7 @@ def _cost(
 
 def _no_image(folder: str | os.PathLike[str]) -> str:
     if os.path.isfile(folder):
-        return f"{folder} is no image, and what archives and lists hold is not measured: name a folder with images"
+        return f"{folder} is no image or folder, and bench reads no archives or lists: name a folder of images"
     return f"{folder} holds no image among its first 10,000 files: name a folder that does"
 
 

@@ -63,7 +63,7 @@ class FaissIndex:
         with _indexing_errors(f"FAISS cannot read {path}", _REBUILD):
             read = cls(faiss.read_index(str(path), faiss.IO_FLAG_MMAP if mapped else 0), path)
         if read.mapped:
-            read._inverted.prefetch_nthread = 0  # 32 threads a query, which read its lists twice: half of its time
+            read._inverted.prefetch_nthread = 0  # else 32 threads read a query's lists before it does: half of its time
         return read
 
     @classmethod

@@ -94,9 +94,8 @@ def index(
 def _choices(
     store: FeatureStore, metric: str | None, factory: str | None, target: float | None
 ) -> tuple[str, str | None, float]:
-    """Complete the choices for an index that is to be built by those for the last one of `store`, if there was one."""
-    last = index_file.last_facts(store.path)
-    if last is not None and last.store_id == store.id:
+    """Complete the choices for an index that is to be built by those for the last one next to `store`, if any."""
+    if last := index_file.last_facts(store.path):
         metric, factory = metric or last.metric, factory or index_plan.chosen_by_user(last.factory)
         target = last.target if target is None and last.target else target
     return metric or "cosine", factory, TARGET_RECALL if target is None else target

@@ -28,6 +28,8 @@ WORK = 200_000_000  # bytes: a block of rows as stored, as float32 and as float3
 SAMPLE_A_LIST = 39  # rows: with fewer, FAISS warns that centroids are poor
 HELD_OUT = 200  # rows that are excluded from training to measure recall
 LEAST_PART = 50_000  # rows
+# Kinds whose codes are whole rows. What comes before the lists, such as PCA64, would shorten them.
+_WHOLE = re.compile(r"(IDMap2?,)?(IVF\d+(_HNSW\d+)?,)?(Flat|SQfp16|(HNSW|NSG)\d+(,Flat)?)")
 SAMPLE = 50_000  # rows that a user's choice of index is trained on
 
 
@@ -108,7 +110,7 @@ def part_rows(rows: int, row_size: int, lists: int, max_ram: int) -> int:
 
 def larger(factory: str, rows: int, max_ram: int) -> str | None:
     """Return a factory string for an index with larger codes than `factory`; None if its codes are whole rows."""
-    if factory.endswith((",SQfp16", ",Flat")) or re.fullmatch(r"(HNSW|NSG)\d+", factory):
+    if _WHOLE.fullmatch(factory):
         return None
     found = re.fullmatch(r"(IVF\d+(?:_HNSW32)?),RaBitQ(\d?)", factory)
     lists = found[1] if found else f"IVF{_lists(rows, max_ram)}"

@@ -100,10 +100,7 @@ class Nearest:
         if index is not None:
             self._ids = self._sorted = store.column("ids")
             self._order: Rows | None = None  # the rows in the order of their ids, where that is another one
-            self._gapless = False  # as long as no row was removed: then an id says where its row is
-            if (self._ids[1:] > self._ids[:-1]).all():
-                self._gapless = bool(len(self._ids)) and int(self._ids[-1] - self._ids[0]) == len(self._ids) - 1
-            else:
+            if not (self._ids[1:] > self._ids[:-1]).all():
                 self._order = np.argsort(self._ids, kind="stable")
                 self._sorted = self._ids[self._order]
             self._recent = np.flatnonzero(self._ids >= index.facts.next_id)
@@ -207,6 +204,5 @@ class Nearest:
         """Look up the rows of ids; -1 for ids that the store does not have."""
         if not len(self._ids):
             return np.full(ids.shape, -1)
-        at = np.maximum(ids - self._ids[0], 0) if self._gapless else np.searchsorted(self._sorted, ids)
-        at = np.minimum(at, len(self._ids) - 1)
+        at = np.minimum(np.searchsorted(self._sorted, ids), len(self._ids) - 1)
         return np.where(self._sorted[at] == ids, at if self._order is None else self._order[at], -1)

@@ -31,12 +31,12 @@ from rn50feat.searching.groups import RELATIONS
 from rn50feat.searching.guesses import SIDE, View
 from rn50feat.sources.presence import readable
 from rn50feat.sources.reference import Reference
+from rn50feat.store.schedule import COMMIT_SECONDS
 
 logger = logging.getLogger(__name__)
 
 _HEADER = f"rn50feat relations {VERSION}\n".encode()
 _RECORD = np.dtype([("first", "V16"), ("second", "V16"), ("relation", "u1"), ("contained", "u1")])
-_PATIENCE = 30.0  # seconds; writing a million relations takes 5
 _VIEWS = 64  # in memory at once, about 3 MB each
 _NAMES = (None, *RELATIONS)
 
@@ -44,9 +44,9 @@ _NAMES = (None, *RELATIONS)
 class Relations:
     """Relations of images, from pixels or from the file of a `store`; to be closed.
 
-    What is new is written every `_PATIENCE` seconds and at the end, so that
-    little has to be compared again after a crash. Images in remote storage are
-    read only if `check` is set.
+    What is new is written every `COMMIT_SECONDS` and at the end: a kill costs
+    no more than during a run. Images in remote storage are read only if `check`
+    is set.
     """
 
     def __init__(self, store: Path, *, check: bool, options: EngineOptions = EngineOptions()) -> None:
@@ -70,7 +70,7 @@ class Relations:
                 pairs = [(other, one, two) for other, one, two in pairs if one is not None and two is not None]
                 made = self._threads.map(lambda pair: compare(pair[1], pair[2]), pairs)
                 self._known |= {(first.digest, pair[0].digest): found for pair, found in zip(pairs, made)}
-                if time.monotonic() - self._saved > _PATIENCE:
+                if time.monotonic() - self._saved > COMMIT_SECONDS:
                     self._save()
             yield from (self._known.get((first.digest, other.digest)) for other in part)
 
@@ -118,10 +118,10 @@ class Relations:
         self._saved = time.monotonic()
         if len(self._known) > self._kept:
             self._kept = len(self._known)
-            records = [
-                (*pair, _NAMES.index(found.relation), found.contained) for pair, found in sorted(self._known.items())
-            ]
-            body = np.array(records, _RECORD).tobytes()
+            body = b"".join(
+                first + second + bytes((_NAMES.index(found.relation), found.contained))
+                for (first, second), found in self._known.items()
+            )
             try:
                 with written([self._path]) as (file,):
                     file.write(_HEADER + zlib.crc32(body).to_bytes(4, "little") + body)

@@ -84,7 +84,7 @@ def rounded(
 ) -> Rounded:
     """Prepare `vectors`, (n, 2048), for products by `metric`, as `queries` or as the rows that these meet.
 
-    `centre` is that of `centre_of`, the same for both. Uses `room`, the values of others that are no longer needed,
+    `centre` is that of `centre_of`, the same for both. Uses `room`, the values of vectors that are no longer needed,
     if that is large enough: fresh memory takes time.
     """
     count, width = vectors.shape

@@ -96,7 +96,9 @@ def test_a_folder_without_pictures_is_told(tmp_path: Path) -> None:
 
 def test_archives_and_lists_are_not_measured(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\n")
-    with pytest.raises(SourceError, match=r"list.txt is no image, and what archives and lists hold is not measured"):
+    with pytest.raises(
+        SourceError, match=r"list.txt is no image or folder, and bench reads no archives or lists: name"
+    ):
         bench.bench(tmp_path / "list.txt")
 
 

@@ -148,6 +148,16 @@ def test_a_rebuild_keeps_what_was_chosen(store: FeatureStore, damaged: bool) -> 
     assert (done.facts.metric, done.facts.factory, done.facts.target) == ("ip", "IVF4,SQfp16", 1.0)
 
 
+def test_a_rebuild_keeps_what_was_chosen_for_another_store_in_the_same_place(store: FeatureStore) -> None:
+    rn50feat.index(store, metric="l2", factory="IVF8,SQ8")
+    store.path.unlink()
+    again = filled(store.path, clusters(200))
+    with pytest.raises(IndexingError, match="belongs to another store"):
+        rn50feat.index(again)
+    done = rn50feat.index(again, rebuild=True)
+    assert (done.facts.metric, done.facts.factory) == ("l2", "IVF8,SQ8")
+
+
 def test_another_target_is_said(rn50feat: Run, store: FeatureStore) -> None:
     rn50feat("index", "--factory", "IVF8,RaBitQ")
     assert re.search(r"400 rows, recall@10 1.000, scans \d lists?\n", rn50feat("index", "--target-recall", "1").stderr)

@@ -72,7 +72,12 @@ def test_a_kind_of_the_users_choice_is_trained_on_what_fits() -> None:
         ("IVF64,PQ16", "IVF1024,SQfp16"),
         ("IVF64,SQfp16", None),
         ("IDMap2,Flat", None),
+        ("Flat", None),
         ("HNSW32", None),
+        ("HNSW32,Flat", None),
+        ("IVF64_HNSW32,Flat", None),
+        ("PCA64,IVF16,Flat", "IVF1024,SQfp16"),
+        ("HNSW32,SQ8", "IVF1024,SQfp16"),
     ],
 )
 def test_larger_codes_end_with_whole_rows(factory: str, expected: str | None) -> None:

@@ -46,7 +46,7 @@ def test_they_are_read_from_their_file_the_next_time(tmp_path: Path, files: list
 def test_they_are_written_on_the_way(
     tmp_path: Path, files: list[Reference], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr(module, "_PATIENCE", 0.0)
+    monkeypatch.setattr(module, "COMMIT_SECONDS", 0.0)
     place = relations_file(tmp_path / "out.h5")
     with closing(Relations(tmp_path / "out.h5", check=False, options=EngineOptions(workers=1))) as relations:
         assert next(relations.of(files[0], files[1:])) == EXPECTED[0]
